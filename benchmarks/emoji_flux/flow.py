@@ -1,0 +1,182 @@
+"""Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching in the VAE's latent space.
+
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 9000
+
+Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal as in
+Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps. Resumes exactly from
+its checkpoint. Tensor shapes: B batch, N 16 image tokens, C 64 channels a token, L text tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from safeflux.reference import CLIP_TOKENS, T5_TOKENS
+
+from .captions import clip_tokenizer, describe, t5_tokenizer
+from .checkpoint import Checkpoint
+from .latents import Bank
+
+SEED = 7
+TRANSFORMER = {
+    "in_channels": 64,
+    "num_layers": 3,
+    "num_single_layers": 6,
+    "attention_head_dim": 32,
+    "num_attention_heads": 6,
+    "joint_attention_dim": 128,
+    "pooled_projection_dim": 128,
+    "guidance_embeds": False,
+    "axes_dims_rope": (8, 12, 12),
+}
+POOLED_DROP = 0.25
+"""How often the pooled embedding is that of the null prompt, so that the concept is carried by the token embeddings too."""
+
+
+class EmojiFlux(nn.Module):
+    """The three trained parts together; tokenizers beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer(), t5_tokenizer()
+        clip = self.clip_tokenizer
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(clip),
+                hidden_size=128,
+                intermediate_size=512,
+                projection_dim=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=CLIP_TOKENS,
+                bos_token_id=clip.bos_token_id,
+                eos_token_id=clip.eos_token_id,
+                pad_token_id=clip.pad_token_id,
+            )
+        )
+        self.text_encoder_2 = T5EncoderModel(
+            T5Config(
+                vocab_size=len(self.t5_tokenizer),
+                d_model=128,
+                d_kv=32,
+                d_ff=512,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+                relative_attention_num_buckets=16,
+                relative_attention_max_distance=32,
+            )
+        )
+        self.transformer = FluxTransformer2DModel(**TRANSFORMER)
+        for name, module in self.transformer.named_modules():
+            # AdaLN-zero (Peebles & Xie, arXiv 2212.09748): every block starts as the identity.
+            if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")) or name == "proj_out":
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 token embeddings (B, L, 128) and CLIP pooled embeddings (B, 128), as FluxPipeline computes them."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        t5_ids = self.t5_tokenizer(prompts, max_length=T5_TOKENS, **options).input_ids
+        clip_ids = self.clip_tokenizer(prompts, max_length=CLIP_TOKENS, **options).input_ids
+        return self.text_encoder_2(t5_ids)[0], self.text_encoder(clip_ids).pooler_output
+
+    def velocity(self, x_BNC: torch.Tensor, s_B: torch.Tensor, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """The predicted e - x_0, (B, N, C)."""
+        return self.transformer(
+            hidden_states=x_BNC,
+            timestep=s_B,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            img_ids=image_ids(),
+            txt_ids=torch.zeros(tokens.shape[1], 3),
+            return_dict=False,
+        )[0]
+
+
+def image_ids() -> torch.Tensor:
+    """Position ids of the 4x4 packed tokens, (16, 3), as FluxPipeline makes them."""
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    return torch.stack([torch.zeros(16), rows.flatten(), columns.flatten()], dim=1)
+
+
+def flow_loss(model: EmojiFlux, x0: torch.Tensor, prompts: list[str], generator: torch.Generator) -> torch.Tensor:
+    """The flow-matching loss of one batch at random times."""
+    batch = len(prompts)
+    noise = torch.randn(x0.shape, generator=generator)
+    s = torch.sigmoid(1.2 * torch.randn(batch, generator=generator) + 0.2)
+    dropped = torch.rand(batch, generator=generator) < POOLED_DROP
+    tokens, pooled = model.encode([*prompts, ""])
+    pooled = torch.where(dropped[:, None], pooled[-1:], pooled[:-1])
+    x = (1 - s)[:, None, None] * x0 + s[:, None, None] * noise
+    return F.mse_loss(model.velocity(x, s, tokens[:-1], pooled).float(), noise - x0)
+
+
+def optimiser_for(model: EmojiFlux, lr: float) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on vectors (biases and norms) and on the embeddings' tables."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "embedding" in n]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def learning_rate(step: int, steps: int, warmup: int = 300, decay_share: float = 0.4) -> float:
+    """Share of the peak learning rate: linear warm-up, flat, linear decay to 0."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (decay_share * steps))
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@click.option("--steps", default=9000, show_default=True)
+@click.option("--batch", default=96, show_default=True)
+@click.option("--lr", default=1.5e-3, show_default=True)
+@click.option("--ema", default=0.999, show_default=True, help="Decay of the averaged weights, which are what is kept.")
+def main(out: Path, steps: int, batch: int, lr: float, ema: float) -> None:
+    """Train, save the averaged weights as `flow.pt`."""
+    torch.manual_seed(SEED)
+    bank, model = Bank(out / "bank.pt"), EmojiFlux()
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema))
+    optimiser = optimiser_for(model, lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, steps))
+    checkpoint = Checkpoint(out / "flow.ckpt", model=model, average=average, optimiser=optimiser, schedule=schedule)
+    start, began, smooth = checkpoint.load(), time.monotonic(), None
+    log = (out / "flow.jsonl").open("a")
+    for step in range(start, steps):
+        rng = np.random.default_rng((SEED, step))
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+        x0, scenes = bank.draw(batch, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = flow_loss(model, x0, [describe(scene, rng) for scene in scenes], generator)
+        if not torch.isfinite(loss):
+            raise SystemExit(f"flow: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(model)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0 or step + 1 == steps:
+            seconds = (time.monotonic() - began) / (step + 1 - start)
+            line = {"step": step, "loss": round(smooth, 4), "lr": schedule.get_last_lr()[0], "s_per_step": round(seconds, 3)}
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            click.echo(f"flow step {step} loss {smooth:.4f} {seconds:.3f} s/step")
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            checkpoint.save(step + 1)
+    torch.save(average.module.state_dict(), out / "flow.pt")
+
+
+if __name__ == "__main__":
+    main()

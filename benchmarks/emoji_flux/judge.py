@@ -1,0 +1,164 @@
+"""Train the judge: a small classifier of pictures (concepts, style, background) that only ever sees real renderings.
+
+    python -m benchmarks.emoji_flux.judge --out runs/emoji_flux
+
+It answers with one independent logit a concept (is it in the picture?), so that a scene of two is two positives and an empty
+background is none, and with one softmax each for style and background. Noise, blur and coarser pixels in training make it read
+generated pictures, which it never trains on. Exported to ONNX for `safeflux.reference.judge`. The held-out renderings come from
+another random stream: other places, sizes, pairs and backgrounds than any it trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from safeflux.reference.vocabulary import vocabulary
+
+from .checkpoint import Checkpoint
+from .scenes import NOTHING, Renderer, Scene, random_scene
+
+SEED = 23
+HELD_OUT_SEED = 1_000_003
+
+
+class JudgeNet(nn.Module):
+    """Convolutions to an 8 x 8 grid, pooled over the whole picture and over its left and right halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        words = vocabulary()
+        self.sizes = (len(words.concepts), len(words.styles), len(words.backgrounds))
+        widths, layers = (3, 32, 64, 96, 144), []
+        for k, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            layers += [nn.Conv2d(before, after, 3, stride=2 if k < 3 else 1, padding=1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False, groups=1 if k < 3 else 4)]
+            layers += [nn.BatchNorm2d(after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(5 * widths[-1], 160), nn.ReLU(), nn.Linear(160, sum(self.sizes)))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, 3, 64, 64) in [0, 1] -> logits of concepts (B, K), styles (B, S), backgrounds (B, G)."""
+        grid = self.trunk(images * 2 - 1)
+        left, right = grid[..., :4], grid[..., 4:]
+        pooled = [grid.mean((2, 3)), left.mean((2, 3)), right.mean((2, 3)), left.amax((2, 3)), right.amax((2, 3))]
+        concepts, styles, backgrounds = self.head(torch.cat(pooled, dim=1)).split(self.sizes, dim=1)
+        return concepts, styles, backgrounds
+
+
+def renderings(renderer: Renderer, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
+    """`count` real pictures, float32 (count, 3, 64, 64) in [0, 1], half of them pairs, and what they show."""
+    scenes = [random_scene(rng, pair=bool(rng.random() < 0.5)) for _ in range(count)]
+    pixels = np.stack([renderer.draw(scene, rng) for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, scenes
+
+
+def roughen(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur, coarser pixels, colour shifts and noise, each on a random part of the batch."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    out = images.clone()
+    parts = torch.rand(len(images), generator=generator)
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    half = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    out[parts < 0.25] = soft[parts < 0.25]
+    out[parts > 0.75] = half[parts > 0.75]
+    strength = torch.rand(len(images), 1, 1, 1, generator=generator)
+    shift = 0.03 * torch.randn(len(images), 3, 1, 1, generator=generator)
+    return out + shift + 0.08 * strength * torch.randn(images.shape, generator=generator)
+
+
+def targets(scenes: list[Scene], count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Multi-hot concepts (B, count) and the indices of style and background (B,)."""
+    present = torch.zeros(len(scenes), count)
+    for row, scene in zip(present, scenes, strict=True):
+        row[[c for c in scene.concepts if c != NOTHING]] = 1
+    return present, torch.tensor([s.style for s in scenes]), torch.tensor([s.background for s in scenes])
+
+
+def loss_of(net: JudgeNet, images: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    """Binary cross-entropy of the concepts plus cross-entropy of style and background (style of a bare background left out)."""
+    present, style, background = targets(scenes, net.sizes[0])
+    concepts, styles, backgrounds = (logits.float() for logits in net(images))
+    shown = present.sum(1) > 0
+    concept_loss = F.binary_cross_entropy_with_logits(concepts, present, reduction="none").sum(1).mean()
+    return concept_loss + 0.5 * F.cross_entropy(styles[shown], style[shown]) + 0.2 * F.cross_entropy(backgrounds, background)
+
+
+@torch.no_grad()
+def accuracy(net: JudgeNet, renderer: Renderer, count: int) -> dict[str, float]:
+    """Shares of held-out renderings judged right: all concepts present and no other, style, background."""
+    rng, right = np.random.default_rng(HELD_OUT_SEED), {"none": [], "single": [], "pair": [], "style": [], "background": []}
+    for _ in range(count // 256):
+        images, scenes = renderings(renderer, 256, rng)
+        present, style, background = targets(scenes, net.sizes[0])
+        concepts, styles, backgrounds = net(images)
+        exact = ((concepts > 0) == present.bool()).all(1)
+        things = present.sum(1)
+        for name, values in (
+            ("none", exact[things == 0]),
+            ("single", exact[things == 1]),
+            ("pair", exact[things == 2]),
+            ("style", (styles.argmax(1) == style)[things > 0]),
+            ("background", backgrounds.argmax(1) == background),
+        ):
+            right[name].append(values.float())
+    return {name: torch.cat(values).mean().item() for name, values in right.items()}
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@click.option("--steps", default=2400, show_default=True)
+@click.option("--batch", default=96, show_default=True)
+@click.option("--lr", default=4e-3, show_default=True)
+def main(out: Path, steps: int, batch: int, lr: float) -> None:
+    """Train, test on held-out renderings, export `judge.onnx` and `judge.json`."""
+    torch.manual_seed(SEED)
+    renderer, net = Renderer(out / "art.npz"), JudgeNet().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
+    checkpoint = Checkpoint(out / "judge.ckpt", model=net, optimiser=optimiser, schedule=schedule)
+    start, began = checkpoint.load(), time.monotonic()
+    for step in range(start, steps):
+        rng = np.random.default_rng((SEED, step))
+        images, scenes = renderings(renderer, batch, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(net, roughen(images, rng).to(memory_format=torch.channels_last), scenes)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0:
+            click.echo(f"judge step {step} loss {loss:.3f} {(time.monotonic() - began) / (step + 1 - start):.3f} s/step")
+        if (step + 1) % 400 == 0 or step + 1 == steps:
+            checkpoint.save(step + 1)
+    net.eval()
+    report = {"held_out_renderings": 4096, "accuracy": accuracy(net, renderer, 4096), "steps": steps}
+    export(net, out / "judge.onnx")
+    (out / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
+    click.echo(json.dumps(report))
+
+
+def export(net: JudgeNet, path: Path) -> None:
+    """Write the ONNX file; the batch is the one free dimension."""
+    net = net.to(memory_format=torch.contiguous_format)
+    torch.onnx.export(
+        net,
+        (torch.rand(2, 3, 64, 64),),
+        path,
+        input_names=["images"],
+        output_names=["concepts", "styles", "backgrounds"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        dynamo=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The bundled policies and masks: data only, read through `importlib.resources.files("safeflux.policies")`."""

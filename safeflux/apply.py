@@ -1,0 +1,239 @@
+"""Masks into a loaded model, in place, and out again: the only room that writes weights in memory.
+
+Everything is resolved, checked and saved before the first write. Then masked elements are filled with zero bits (never
+multiplied: 0 * NaN is NaN) and read back. Tensors keep their pointer, dtype and device. If anything fails, at any
+write, every bit is put back. What is saved for undo is only what is overwritten.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+
+from safeflux.errors import ApplyError
+from safeflux.masks import MaskSet, check_fit
+from safeflux.sites import Span, find_sites, spans
+from safeflux.weights import check_plain, named_weights
+
+Index = tuple[slice | torch.Tensor, ...]
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One place where the model no longer is what was written."""
+
+    tensor: str
+    reason: str
+    is_open: bool
+    """True where masked elements are not zero, so that what was erased may be back; False where it cannot be told."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Write:
+    """The masked elements of one tensor that belong to one site, and the bits that they had."""
+
+    site: str
+    name: str
+    tensor: torch.Tensor
+    dtype: torch.dtype
+    shape: torch.Size
+    index: Index
+    saved: torch.Tensor
+
+    def fill_(self) -> None:
+        _bits(self.tensor)[self.index] = 0
+
+    def restore_(self) -> None:
+        _bits(self.tensor)[self.index] = self.saved.to(self.tensor.device)
+
+    def on(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Say for each masked row, column or element whether it is not all zero in a tensor."""
+        nonzero = _bits(tensor)[self.index] != 0
+        if nonzero.dim() == 1:
+            return nonzero
+        return nonzero.any(dim=1 if isinstance(self.index[0], torch.Tensor) else 0)
+
+
+class Undo:
+    """What puts a masked model back, and what knows where it was masked. Made by `apply_masks_`.
+
+    As a context manager it restores on the way out:
+
+        with apply_masks_(transformer, masks):
+            ...  # masked here
+    """
+
+    def __init__(self, transformer: torch.nn.Module, masks: MaskSet, writes: tuple[_Write, ...]) -> None:
+        """Hold what is masked on the transformer, and what was there."""
+        self._transformer = transformer
+        self._masks = masks
+        self._writes = writes
+
+    @property
+    def num_bytes_saved(self) -> int:
+        """Size of the saved elements, in bytes."""
+        return sum(write.saved.nbytes for write in self._writes)
+
+    @property
+    def is_done(self) -> bool:
+        """True once everything was restored, and where there was nothing to mask."""
+        return not self._writes
+
+    def in_force(self) -> MaskSet:
+        """Read the model, and return which of the masked bits are really off: zero in every tensor of theirs."""
+        now = named_weights(self._transformer)
+        kept: dict[str, torch.Tensor] = {}
+        for write in self._writes:
+            keep = kept.setdefault(write.site, self._masks[write.site].clone())
+            tensor = now.get(write.name)
+            is_off = ~self._masks[write.site]
+            keep[is_off] |= (
+                write.on(tensor).cpu() if tensor is not None and _unreadable(write, tensor) is None else True
+            )
+        return MaskSet(kept)
+
+    def faults(self) -> list[Fault]:
+        """Read every masked element in the tensors that the model has now, and return what is not as it was written."""
+        now = named_weights(self._transformer)
+        return [fault for write in self._writes if (fault := _fault(write, now.get(write.name))) is not None]
+
+    def restore_(self) -> None:
+        """Put every masked element back, bit for bit, all or nothing. Doing it twice does nothing more.
+
+        Raises:
+            ApplyError: The model was changed since (a tensor replaced, cast, or written to), so that old bits would
+                land among new ones; or a write failed. The masks stay in force.
+        """
+        faults = [f"{fault.tensor}: {fault.reason}" for fault in self.faults()]
+        faults += [
+            f"{w.name}: was cast from {w.dtype} to {w.tensor.dtype}" for w in self._writes if w.tensor.dtype != w.dtype
+        ]
+        if faults:
+            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+            raise ApplyError(
+                f"cannot undo: {faults[0]}{more}. Old weights were not put among new ones: nothing was written. "
+                "Reverse that change first, or load the model again."
+            )
+        with torch.no_grad():
+            _all_or_nothing(self._restore_all_, self._fill_all_, "putting the weights back")
+        self._writes = ()
+
+    def _fill_all_(self) -> None:
+        for write in self._writes:
+            write.fill_()
+
+    def _restore_all_(self) -> None:
+        for write in self._writes:
+            write.restore_()
+
+    def _apply_(self) -> None:
+        """Fill, then read back."""
+        self._fill_all_()
+        for write in self._writes:
+            if write.on(write.tensor).any():
+                raise RuntimeError(f"tensor {write.name!r}: masked elements read back as non-zero")
+
+    def __enter__(self) -> "Undo":
+        """Return itself: the masks are in force already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restore."""
+        self.restore_()
+
+
+def apply_masks_(transformer: torch.nn.Module, masks: MaskSet) -> Undo:
+    """Switch off, in place, every bit that the masks say: both sides of each neuron and its bias, and single weights.
+
+    All or nothing: if a write fails, for whatever reason, the model is bit for bit as before. No hook, wrapper or
+    buffer is added; tensors keep their pointer, dtype and device. Non-finite weights under a mask are filled like
+    others.
+
+    Args:
+        transformer: A FLUX transformer of diffusers.
+        masks: True = keep. Every site must be one of the transformer's, in its shape.
+
+    Returns:
+        What restores the masked elements. Undo in reverse order if masks were applied more than once.
+
+    Raises:
+        ModelError: Not a FLUX, or its tensors cannot be written (offloaded, quantised, sharded, wrapped by adapters).
+        MaskMismatchError: A site that the model does not have, or another shape.
+        ApplyError: A write failed. The model was put back.
+    """
+    with torch.no_grad():
+        undo = Undo(transformer, masks, tuple(_plan_writes(transformer, masks)))
+        _all_or_nothing(undo._apply_, undo._restore_all_, "writing the masks")
+    return undo
+
+
+def _plan_writes(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[_Write]:
+    """Check everything and save what will be overwritten; sites may share elements, so saving ends before writing."""
+    sites = find_sites(transformer)
+    check_fit(masks, sites)
+    weights = named_weights(transformer)
+    for name, mask in masks.items():
+        off = (~mask).nonzero(as_tuple=True)
+        if not off[0].numel():
+            continue
+        for span in spans(sites[name]):
+            tensor = weights[span.tensor]
+            check_plain(span.tensor, tensor)
+            index = _index(span, off, tensor.device)
+            yield _Write(name, span.tensor, tensor, tensor.dtype, tensor.shape, index, _bits(tensor)[index])
+
+
+def _index(span: Span, off: tuple[torch.Tensor, ...], device: torch.device) -> Index:
+    """Index of the masked rows, columns or elements in the span's tensor."""
+    first, *rest = (axis.to(device) for axis in off)
+    if rest:
+        return (first + span.start, *rest)
+    return (slice(None), first + span.start) if span.axis == 1 else (first + span.start,)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor's bits as integers: zero is zero in every float format, and NaN is copied like any other value."""
+    return tensor.detach().view(_INTEGERS[tensor.element_size()])
+
+
+def _all_or_nothing(do: Callable[[], None], back: Callable[[], None], what: str) -> None:
+    """Run `do`; if it stops for any reason, a key press included, run `back`."""
+    try:
+        do()
+    except BaseException as error:
+        try:
+            back()
+        except BaseException as second:
+            raise ApplyError(
+                f"{what} failed ({error}), and going back failed too ({second}): this model is damaged, load it again"
+            ) from second
+        if not isinstance(error, Exception):
+            raise
+        raise ApplyError(f"{what} failed ({error}); every weight is as it was before") from error
+
+
+def _fault(write: _Write, tensor: torch.Tensor | None) -> Fault | None:
+    """Say what is wrong with one masked place, given the tensor of its name that the model has now."""
+    if tensor is None:
+        return Fault(write.name, "is gone: its layer was replaced or wrapped (adapter, quantiser)", is_open=False)
+    if reason := _unreadable(write, tensor):
+        return Fault(write.name, reason, is_open=False)
+    on = write.on(tensor)
+    if left := int(on.count_nonzero()):
+        return Fault(write.name, f"is not zero in {left} of {on.numel()} masked places", is_open=True)
+    if tensor is not write.tensor:
+        return Fault(write.name, "was replaced by another tensor, zero where masked", is_open=False)
+    return None
+
+
+def _unreadable(write: _Write, tensor: torch.Tensor) -> str | None:
+    """Say why the masked elements cannot be read in a tensor, if they cannot."""
+    if tensor.is_meta:
+        return "holds no values now: the weights were offloaded"
+    if tensor.shape != write.shape or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"is a {type(tensor).__name__} of shape {tuple(tensor.shape)} now: it was resized, quantised or sharded"
+    return None

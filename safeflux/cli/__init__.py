@@ -1,0 +1,28 @@
+"""The `safeflux` command: each subcommand parses, calls one function of the API, and prints.
+
+The table below is all that starting up needs. A command's module is imported when that command runs, so that
+`safeflux --help` answers at once and only the commands that work on models wait for torch.
+"""
+
+import click
+
+from safeflux import __version__
+from safeflux.cli._lazy import LazyGroup
+
+COMMANDS = {
+    "demo": ("safeflux.cli.demo", "demo", "Erase two categories from the embedded model; before/after report."),
+    "eval": ("safeflux.cli.eval", "evaluate", "Measure what a policy erases and what it leaves alone."),
+    "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
+    "policy": ("safeflux.cli.policy", "policy", "Check and show policies; print their JSON Schema."),
+    "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),
+}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="safeflux", message="%(prog)s %(version)s")
+def main() -> None:
+    """Content safety that lives in the weights of FLUX models.
+
+    A policy names content categories; each maps to trained masks; the masks are written into the model in place. Exit
+    codes: 0 done, 1 an error that is told in words, 2 wrong use of the command.
+    """

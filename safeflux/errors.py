@@ -1,0 +1,37 @@
+"""What safeflux raises on bad input: one base class, one child for each thing that can be wrong.
+
+Every message says where (file, key or site), what was expected, what was got, and what to do next. Bad input never raises
+anything else; `assert` is for our own invariants only. The command line prints these without a traceback and exits with 1.
+"""
+
+
+class SafeFluxError(Exception):
+    """Base of all errors that safeflux raises on bad input."""
+
+
+class PolicyError(SafeFluxError, ValueError):
+    """A policy file cannot be read or does not follow the schema."""
+
+
+class MaskFileError(SafeFluxError, ValueError):
+    """A mask file is damaged, or is not a mask file of a format that this version reads."""
+
+
+class MaskMismatchError(SafeFluxError, ValueError):
+    """A mask set does not fit: another base model, unknown sites, or wrong widths."""
+
+
+class StoreError(SafeFluxError, LookupError):
+    """A mask set that a policy names is not in the store."""
+
+
+class ModelError(SafeFluxError, TypeError):
+    """The object is not a FLUX transformer, nor a pipeline that holds one."""
+
+
+class ApplyError(SafeFluxError, RuntimeError):
+    """Writing the masks into the model failed; the model was put back as it was."""
+
+
+class ConfigError(SafeFluxError, ValueError):
+    """A training or evaluation configuration is not valid."""

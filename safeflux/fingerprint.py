@@ -1,0 +1,112 @@
+"""Which base model these weights are: a short text that survives a cast and differs between fine-tunes.
+
+A fingerprint has two parts. The structure is a digest of every tensor's name and shape: equal or not. The sketch is a
+vector of 64 numbers, each a sum over all tensors of one sampled element with a random sign, in units of that tensor's
+size. Rounding to bf16 or fp16 moves a sketch by less than 0.002 (root mean square); training moves it by the relative
+size of the change; unrelated weights of one structure are 1.4 apart. So two fingerprints are compared by `same_base`,
+never by equality of the texts.
+
+Limits: a change of the weights of less than about 0.4 % of their size is not seen, nor is one of a few elements. It
+tells honest models apart; it is no proof against someone who crafts weights.
+"""
+
+import base64
+import hashlib
+import re
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from safeflux.errors import ModelError
+from safeflux.sites import base_names
+from safeflux.weights import named_weights
+
+SKETCH_SIZE = 64
+TOLERANCE = 0.004
+_STEP = 2.0**-12  # far below the tolerance; 16 bits then hold sketches up to 8
+_FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})")
+
+
+def fingerprint(transformer: torch.nn.Module) -> str:
+    """Return the fingerprint of a transformer's weights as they are now.
+
+    Compute it before masks are written: a masked model has other weights. Unmerged adapters do not count. It reads 64
+    elements of each tensor, so it takes milliseconds whatever the model's size.
+
+    Raises:
+        ModelError: A sampled value is not finite, or a tensor holds no values (offloaded).
+    """
+    weights = base_names(named_weights(transformer))
+    return f"sf1-{_structure(weights)}-{_encode(_sketch(weights))}"
+
+
+def same_base(a: str, b: str) -> bool:
+    """Say whether two fingerprints are of the same base weights, up to a cast between float types.
+
+    A text that is no fingerprint matches nothing, not even itself.
+    """
+    parts = _FORM.fullmatch(a), _FORM.fullmatch(b)
+    if parts[0] is None or parts[1] is None or parts[0][1] != parts[1][1]:
+        return False
+    return distance(a, b) <= TOLERANCE
+
+
+def distance(a: str, b: str) -> float:
+    """Return the root mean square distance of two sketches: 0 for the same weights, 1.4 for unrelated ones.
+
+    Raises:
+        ValueError: One of the texts is no fingerprint.
+    """
+    return float(np.sqrt(np.mean((_decode(a) - _decode(b)) ** 2)))
+
+
+def _structure(weights: Mapping[str, torch.Tensor]) -> str:
+    text = "\n".join(f"{name} {'x'.join(map(str, weights[name].shape))}" for name in sorted(weights))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _sketch(weights: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
+    total = np.zeros(SKETCH_SIZE)
+    for name in sorted(weights):
+        sample, signs = _sample(name, weights[name])
+        size = np.sqrt(np.mean(sample**2))
+        if not np.isfinite(size):
+            raise ModelError(f"tensor {name!r} holds values that are not finite; load the model again")
+        if size > 0:
+            total += sample / size * signs
+    return total / np.sqrt(len(weights))
+
+
+def _sample(name: str, parameter: torch.Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Elements of a tensor at places that depend on its name and size only, and as many random signs."""
+    if parameter.is_meta:
+        raise ModelError(f"tensor {name!r} holds no values (meta device): guard the model before offload is enabled")
+    random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
+    places = (random >> np.uint64(1)) % np.uint64(parameter.numel())
+    index = torch.from_numpy(places.astype(np.int64)).to(parameter.device)
+    sample = parameter.detach().take(index).to(device="cpu", dtype=torch.float64).numpy()
+    return sample, np.where(random & np.uint64(1), 1.0, -1.0)
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Turn counters into random bits (the splitmix64 generator): the same on every platform and version."""
+    z = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _encode(sketch: npt.NDArray[np.float64]) -> str:
+    steps = np.clip(np.rint(sketch / _STEP), -(2**15), 2**15 - 1).astype("<i2")
+    return base64.urlsafe_b64encode(steps.tobytes()).decode().rstrip("=")
+
+
+def _decode(text: str) -> npt.NDArray[np.float64]:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected a fingerprint such as 'sf1-0123456789abcdef-...', got {text[:40]!r}")
+    return np.frombuffer(base64.urlsafe_b64decode(match[2] + "="), dtype="<i2") * _STEP

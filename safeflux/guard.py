@@ -1,0 +1,220 @@
+"""The one verb: a policy into a loaded model, in place, and the handle that tells what became of it.
+
+One record on the transformer, under one private attribute, remembers what is in force and what restores it. A second
+guard with another policy composes by AND on top of the first; guards are undone last first. Guarding again with the
+same policy changes nothing. An owner of the process can always undo a guard: `verify` detects, it does not prevent.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from safeflux.apply import Undo, apply_masks_
+from safeflux.errors import ApplyError, ModelError, PolicyError
+from safeflux.masks import MaskSet
+from safeflux.plan import Plan, check_adapters, make_plan
+from safeflux.policy import Action, Policy, load_policy
+from safeflux.receipt import State, Status, make_receipt, make_status
+from safeflux.store import Store, StoreLike, open_store
+from safeflux.weights import find_transformer, uncompiled
+
+_ATTRIBUTE = "_safeflux"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One policy in force on a model."""
+
+    plan: Plan
+    undo: Undo
+
+
+@dataclass(eq=False)
+class _Record:
+    """All policies in force on a transformer, in the order in which they were put there."""
+
+    entries: list[_Entry] = field(default_factory=list)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return tuple(entry.plan for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found."""
+
+    state: State
+    faults: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True only for GUARDED."""
+        return self.state is State.GUARDED
+
+
+class GuardHandle:
+    """What `guard` returns: tells what is in force, and takes it back; as a context manager, on the way out."""
+
+    def __init__(self, model: Any, plan: Plan, entry: _Entry | None, *, owns: bool) -> None:
+        """Hold what was planned and, unless it was a dry run, what was written."""
+        self.plan = plan
+        self._model = model
+        self._transformer = find_transformer(model)
+        self._entry = entry
+        self._owns = owns
+
+    def __repr__(self) -> str:
+        """Show the policy and the state."""
+        return f"GuardHandle(policy={self.plan.policy.name!r}, state={self.verify().state})"
+
+    @property
+    def status(self) -> Status:
+        """Requested against in force, for each category and site, read from the model now."""
+        found = self.verify()
+        in_force = (
+            self._entry.undo.in_force()
+            if self._entry and self._entry in _record(self._transformer).entries
+            else MaskSet({})
+        )
+        return make_status(self.plan, in_force, found.state, found.faults)
+
+    def verify(self) -> Verification:
+        """Read every masked element in the tensors that forward reads, and say what the guard is worth now.
+
+        Reads only what is masked. It detects tampering and accidents; it cannot prevent them, and it does not see
+        changes of weights that are not masked.
+        """
+        entry, record = self._entry, _record(self._transformer)
+        if entry is None or entry.undo.is_done:
+            return Verification(State.UNGUARDED, ())
+        faults = entry.undo.faults()
+        reasons = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults]
+        is_open = any(fault.is_open for fault in faults)
+        if broken := self._broken_rules():
+            reasons, is_open = broken + reasons, True
+        if entry not in record.entries:
+            reasons.append("the model was loaded and guarded anew since; this handle is of an older guard")
+        state = State.DEGRADED if is_open else State.STALE if reasons else State.GUARDED
+        return Verification(state, tuple(reasons))
+
+    def undo(self) -> None:
+        """Put back every bit that this guard switched off. Doing it twice does nothing more.
+
+        Raises:
+            ApplyError: Another policy was put on top and has to be undone first; or the weights were changed since, so
+                that nothing was written.
+        """
+        entry, record = self._entry, _record(self._transformer)
+        if entry is None or entry.undo.is_done:
+            return
+        if entry in record.entries and entry is not record.entries[-1]:
+            above = record.entries[-1].plan.policy.name
+            raise ApplyError(f"policy {above!r} was put on top of {self.plan.policy.name!r}; undo {above!r} first")
+        entry.undo.restore_()
+        if entry in record.entries:
+            record.entries.remove(entry)
+        if not record.entries and hasattr(self._transformer, _ATTRIBUTE):
+            delattr(self._transformer, _ATTRIBUTE)
+
+    def receipt(self) -> dict[str, Any]:
+        """Return the evidence of this moment as plain JSON values. Nothing in it claims that a model is safe."""
+        return make_receipt(self.plan, self.status, self._transformer)
+
+    def __enter__(self) -> "GuardHandle":
+        """Return itself: the guard is in force already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Undo, unless the same policy was in force before this handle was made: then leave it as it was found."""
+        if self._owns:
+            self.undo()
+
+    def _broken_rules(self) -> list[str]:
+        """What breaks the guard though all masked elements are zero: adapters, another transformer in the pipeline."""
+        broken = []
+        if (
+            not isinstance(self._model, torch.nn.Module)
+            and uncompiled(self._model.transformer) is not self._transformer
+        ):
+            broken.append("the pipeline holds another transformer now, which this guard never saw")
+        try:
+            check_adapters(self.plan.policy, self._transformer)
+        except ModelError as error:
+            broken.append(str(error))
+        return broken
+
+
+def guard(
+    model: Any,
+    policy: str | os.PathLike[str] | Policy = "strict",
+    *,
+    store: StoreLike | Store | None = None,
+    dry_run: bool = False,
+) -> GuardHandle:
+    """Put a policy in force on a FLUX model, in place; nothing but zeros stays behind.
+
+    All is resolved and checked before the first write, and a failure at any write leaves the model bit for bit as it
+    was. The order that works: load, guard, then adapters, quantisation, offload, compile; then `verify`.
+
+    Args:
+        model: A FLUX pipeline of diffusers, or its transformer.
+        policy: Name of a bundled policy, path of a policy file, or a `Policy`.
+        store: A folder, or several, with mask files besides the bundled ones.
+        dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
+
+    Returns:
+        A handle with `status`, `verify`, `undo` and `receipt`.
+
+    Raises:
+        PolicyError: The policy is not valid, enforces nothing, or its budget does not suffice.
+        ModelError: Not a FLUX, or its weights cannot be written as they are; the message gives the order that works.
+        StoreError: A mask set that the policy names is in no store.
+        MaskMismatchError: A mask set was trained for another base model.
+        MaskFileError: A mask file is damaged.
+        ApplyError: A write failed; the model was put back.
+    """
+    effective = load_policy(policy)
+    transformer = find_transformer(model)
+    record = _standing(transformer)
+    plan = make_plan(effective, transformer, open_store(store), standing=record.plans)
+    if dry_run:
+        return GuardHandle(model, plan, None, owns=False)
+    if not plan.masks:
+        raise PolicyError(
+            f"policy {effective.name!r} enforces no category, so it would guard nothing; use dry_run=True to look"
+        )
+    _report_warnings(plan)
+    for entry in record.entries:
+        if entry.plan.policy == effective and entry.plan.masks == plan.masks:
+            return GuardHandle(model, entry.plan, entry, owns=False)
+    entry = _Entry(plan, apply_masks_(transformer, plan.masks))
+    record.entries.append(entry)
+    setattr(transformer, _ATTRIBUTE, record)
+    return GuardHandle(model, plan, entry, owns=True)
+
+
+def _record(transformer: torch.nn.Module) -> _Record:
+    """Return what is recorded on the transformer; an empty record if nothing is."""
+    return transformer.__dict__.get(_ATTRIBUTE) or _Record()
+
+
+def _standing(transformer: torch.nn.Module) -> _Record:
+    """Return the record to build on. One that is no longer true is dropped: then the fingerprint decides."""
+    record = _record(transformer)
+    return _Record() if any(entry.undo.faults() for entry in record.entries) else record
+
+
+def _report_warnings(plan: Plan) -> None:
+    for category in plan.categories.values():
+        if category.action is Action.WARN:
+            _log.warning(
+                "policy %r: category %r is on `warn`, so its masks are not written", plan.policy.name, category.name
+            )

@@ -1,0 +1,94 @@
+"""One policy file by itself: read, parsed, held against the schema, and every problem told in an operator's words."""
+
+import difflib
+from collections.abc import Iterable
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from safeflux.policyschema import Budget, Category, PolicyFile
+from safeflux.yamlfile import Document, Loc, read_document
+
+_NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and starts with a letter or digit"
+
+
+def read_policy_file(entry: Traversable, label: str) -> tuple[PolicyFile | None, Document]:
+    """The file by the schema (None where it is not valid), and its document, whose `issues` tell all that is wrong.
+
+    Raises:
+        PolicyFileError: The file cannot be read as text at all.
+    """
+    document = read_document(entry, label)
+    return _validate(document), document
+
+
+def _validate(document: Document) -> PolicyFile | None:
+    """The file by the schema, or None after adding all that is wrong to the document's issues."""
+    if document.is_broken(()):
+        return None
+    try:
+        file = PolicyFile.model_validate(document.value)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            loc: Loc = tuple(part for part in problem["loc"] if part != "[key]")
+            if not document.is_broken(loc):
+                at_key = problem["type"] == "extra_forbidden" or "[key]" in problem["loc"]
+                document.issues.append(document.issue(loc, _message(loc, problem), key=at_key))
+        return None
+    return None if document.issues else file
+
+
+def _message(loc: Loc, problem: Any) -> str:
+    """What is wrong at a place, in the words of someone who writes policies."""
+    where = ".".join(str(part) for part in loc) or "the file"
+    got = show(problem["input"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key {show(loc[-1])}{suggest(str(loc[-1]), _keys_at(loc[:-1]))}"
+        case "missing":
+            return f"the key {loc[-1]!r} is missing"
+        case "enum" | "literal_error":
+            expected = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+            return f"{where}: {got} is not known{suggest(str(problem['input']), expected)}"
+        case "string_pattern_mismatch" if loc[0] == "extends":
+            return f"extends: {got} is not a policy's name or path, with or without @sha256: and 64 hex digits"
+        case "string_pattern_mismatch" if loc[0] == "adapter_allowlist":
+            return f"{where}: {got} is not a sha256 (64 lower-case hex digits)"
+        case "string_pattern_mismatch":
+            return f"{got} is not a name: {_NAME_RULE}"
+        case "string_type":
+            return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
+        case "model_type" | "dict_type":
+            return f"{where}: expected keys ({', '.join(_keys_at(loc)) or 'name: value'}), got {got}"
+        case "tuple_type":
+            return f"{where}: expected a list such as [{got.strip(chr(39))}], got {got}"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
+
+
+def _keys_at(loc: Loc) -> list[str]:
+    """The keys that the schema knows at a place."""
+    model: type[BaseModel] | None = PolicyFile if not loc else Budget if loc == ("budget",) else None
+    if len(loc) == 2 and loc[0] == "categories":
+        model = Category
+    return list(model.model_fields) if model else []
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as the end of a message, or all known words where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(word.lower(), known, n=1) if len(word) <= 100 else []
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
+
+
+def show(value: Any) -> str:
+    """A value for a message: short, and with nothing unprintable in it."""
+    text = (
+        repr(value)
+        if isinstance(value, str | int | float | None)
+        else f"a {'list' if isinstance(value, list) else 'mapping'}"
+    )
+    text = "nothing" if value is None else text
+    return text if len(text) <= 80 else f"{text[:77]}..."

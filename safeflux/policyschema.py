@@ -1,0 +1,205 @@
+"""What a policy is: the schema of the file, and the effective policy that the guard puts in force.
+
+A policy file names content categories and the mask sets that switch each of them off; operations people write it by
+hand, so a typo must never widen it: an unknown key is an error. Reading a file, and making one effective policy of it
+and its parents, is the business of `policy`. No torch here, so `policy check` is instant.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+API_VERSION = "safeflux/v1"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+"""A name of a policy, category or mask set: lower case, so that it is the same file on every file system."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Action(StrEnum):
+    """What happens to a category. Ordered from loose to tight by `TIGHTNESS`."""
+
+    AUDIT = "audit"
+    WARN = "warn"
+    ENFORCE = "enforce"
+
+
+class Adapters(StrEnum):
+    """Which LoRA adapters a guarded model may carry: any, those listed by sha256, or none."""
+
+    ALLOW = "allow"
+    ALLOWLIST = "allowlist"
+    DENY = "deny"
+
+
+TIGHTNESS: dict[str, int] = {name: rank for kind in (Action, Adapters) for rank, name in enumerate(kind)}
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    """Drop the default from the JSON schema, where it only stands for a key that was not written."""
+    schema.pop("default", None)
+
+
+def _masks_schema(schema: dict[str, Any]) -> None:
+    """What `Category` checks about its masks, for editors."""
+    _no_default(schema)
+    schema |= {"minItems": 1, "uniqueItems": True}
+
+
+def _categories_schema(schema: dict[str, Any]) -> None:
+    """Let editors refuse a badly named category, as the reader does."""
+    _no_default(schema)
+    schema["additionalProperties"] = False
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Category(_Strict):
+    """One content category: what is done about it, and the mask sets that erase it."""
+
+    action: Action = Field(
+        Action.ENFORCE, strict=False, description="enforce: masks are written. warn, audit: reported only."
+    )
+    masks: tuple[Name, ...] = Field(
+        (), strict=False, description="Mask sets, composed by AND.", json_schema_extra=_masks_schema
+    )
+
+    @field_validator("masks")
+    @classmethod
+    def _some_and_unique(cls, masks: tuple[str, ...]) -> tuple[str, ...]:
+        if not masks:
+            raise ValueError("the list is empty; name at least one")
+        if repeated := sorted({mask for mask in masks if masks.count(mask) > 1}):
+            raise ValueError(f"named twice: {', '.join(repeated)}")
+        return masks
+
+
+class Budget(_Strict):
+    """Limits on what all masks together may cost. Going over one is an error, before anything is written."""
+
+    max_share_masked: float = Field(
+        1.0, gt=0, le=1, allow_inf_nan=False, description="Largest share of all maskable bits that may be off, 0 to 1."
+    )
+
+
+class _Body(_Strict):
+    """What a policy file and an effective policy have in common."""
+
+    name: Name = Field(description="The policy's own name.")
+    description: str = Field("", description="One line for the people who choose a policy.")
+    adapters: Adapters = Field(Adapters.DENY, strict=False, description="LoRA adapters that a guarded model may carry.")
+    adapter_allowlist: tuple[Digest, ...] = Field(
+        (), strict=False, description="sha256 of each adapter file that `adapters: allowlist` lets in."
+    )
+    budget: Budget = Field(Budget(), description="Limits on what all masks together may cost.")
+
+
+class PolicyFile(_Body):
+    """One policy file as it is written, before its parent is looked at."""
+
+    apiVersion: Literal["safeflux/v1"] = Field(description="The format's version.")  # noqa: N815 (the file's own spelling)
+    kind: Literal["Policy"] = Field(description="Always Policy.")
+    extends: str = Field(
+        "",
+        pattern=r"^[^@\s]+(@sha256:[0-9a-f]{64})?$",
+        description="The parent: a bundled policy or a file beside this one, pinned by NAME@sha256:DIGEST if wanted.",
+        json_schema_extra=_no_default,
+    )
+    categories: dict[Name, Category] = Field(
+        {}, description="Content categories.", json_schema_extra=_categories_schema
+    )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an effective value was written. A value without an origin is a default."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """As `file:line`."""
+        return f"{self.file}:{self.line}"
+
+
+class Policy(_Body):
+    """An effective policy: parents merged in, every category with its masks. Frozen; compares by name and content."""
+
+    categories: dict[Name, Category] = Field(min_length=1)
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def with_origins(cls, origins: dict[str, Origin], **fields: Any) -> Self:
+        """A policy that remembers where each of its values was written, by dotted key."""
+        policy = cls(**fields)
+        policy._origins.update(origins)
+        return policy
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what is in force, as canonical JSON; name, description and the order of masks do not matter."""
+        content = self.model_dump(mode="json", exclude={"name", "description"})
+        content["adapter_allowlist"].sort()
+        for category in content["categories"].values():
+            category["masks"].sort()
+        text = json.dumps({"apiVersion": API_VERSION} | content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def enforced(self) -> dict[str, tuple[str, ...]]:
+        """The categories whose masks are written, with those masks."""
+        return {name: part.masks for name, part in self.categories.items() if part.action is Action.ENFORCE}
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Where each written value comes from, by dotted key (`categories.weapons.action`); defaults are not in it."""
+        return dict(self._origins)
+
+    def values(self) -> dict[str, Any]:
+        """Every effective value by its dotted key, in the order of the file format."""
+        flat: dict[str, Any] = {
+            "adapters": str(self.adapters),
+            "adapter_allowlist": list(self.adapter_allowlist),
+            "budget.max_share_masked": self.budget.max_share_masked,
+        }
+        for name, category in self.categories.items():
+            flat[f"categories.{name}.action"] = str(category.action)
+            flat[f"categories.{name}.masks"] = list(category.masks)
+        return flat
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where name and effect are; the file a value was written in does not matter."""
+        return isinstance(other, Policy) and (self.name, self.digest) == (other.name, other.digest)
+
+    def __hash__(self) -> int:
+        """In step with equality."""
+        return hash((self.name, self.digest))
+
+
+def policy_schema() -> dict[str, Any]:
+    """The JSON Schema of a policy file, draft-07, which is what editors' YAML servers read."""
+    schema = PolicyFile.model_json_schema(ref_template="#/definitions/{model}")
+    definitions = schema.pop("$defs")
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "safeflux policy",
+        **_draft_07({key: value for key, value in schema.items() if key != "title"}),
+        "definitions": _draft_07(definitions),
+    }
+
+
+def _draft_07(part: Any) -> Any:
+    """Put each `$ref` that has neighbours into an `allOf`, since draft-07 ignores whatever stands beside a `$ref`."""
+    if isinstance(part, list):
+        return [_draft_07(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    walked = {key: _draft_07(value) for key, value in part.items()}
+    if "$ref" in walked and len(walked) > 1:
+        return {"allOf": [{"$ref": walked.pop("$ref")}], **walked}
+    return walked

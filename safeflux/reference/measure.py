@@ -1,0 +1,141 @@
+"""Rates by the judge: draw pictures from prompts with fixed noises, count what is found, give intervals."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from safeflux.reference.judge import Judge
+from safeflux.reference.model import CALL
+from safeflux.reference.vocabulary import Concept, Vocabulary, caption
+
+_Z = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of n trials, with its 95 % Wilson interval."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """hits / n; 0 for no trials."""
+        return self.hits / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the 95 % interval (Wilson 1927).
+
+        Examples:
+            >>> low, high = Rate(0, 200).interval
+            >>> round(low, 4), round(high, 4)
+            (0.0, 0.0188)
+        """
+        if not self.n:
+            return 0.0, 1.0
+        centre = (self.value + _Z**2 / (2 * self.n)) / (1 + _Z**2 / self.n)
+        spread = _Z / (1 + _Z**2 / self.n) * (self.value * (1 - self.value) / self.n + _Z**2 / (4 * self.n**2)) ** 0.5
+        return max(0.0, centre - spread), min(1.0, centre + spread)
+
+    def to_json(self) -> dict[str, Any]:
+        """Value, interval and counts."""
+        return {"rate": self.value, "interval_95": list(self.interval), "hits": self.hits, "n": self.n}
+
+    def __str__(self) -> str:
+        """`97.5 % (95.1 to 98.8, n = 320)`."""
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.n})"
+
+    @classmethod
+    def of(cls, values: Iterable[bool | np.bool_]) -> "Rate":
+        """Count the true ones."""
+        values = [bool(v) for v in values]
+        return cls(sum(values), len(values))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One picture to draw: its prompt, the concept that is asked for, and the thing beside it, if any."""
+
+    prompt: str
+    concept: str
+    other: str | None
+    style: str
+    background: str
+
+
+def single_asks(
+    words: Vocabulary, concepts: Sequence[Concept], each: int, rng: np.random.Generator, *, synonyms: str = "name"
+) -> list[Ask]:
+    """`each` one-object prompts for every concept, styles and backgrounds at random.
+
+    Args:
+        words: The vocabulary.
+        concepts: What to ask for.
+        each: Prompts a concept.
+        rng: Draws styles, backgrounds and words.
+        synonyms: Which words to use: `name`, `synonyms` (those that mask training sees) or `held_out`.
+    """
+    asks = []
+    for concept in concepts:
+        choice = {"name": (concept.words,), "synonyms": concept.synonyms, "held_out": concept.held_out}[synonyms]
+        for _ in range(each if choice else 0):
+            style, background = _look(words, rng)
+            word = choice[int(rng.integers(len(choice)))]
+            asks.append(Ask(caption([word], style, background), concept.name, None, style, background))
+    return asks
+
+
+def pair_asks(
+    words: Vocabulary, concepts: Sequence[Concept], others: Sequence[Concept], each: int, rng: np.random.Generator
+) -> list[Ask]:
+    """`each` two-object prompts for every concept, beside a random other, on a random side."""
+    asks = []
+    for concept in concepts:
+        for _ in range(each):
+            other = concept
+            while other is concept:
+                other = others[int(rng.integers(len(others)))]
+            style, background = _look(words, rng)
+            things = [concept.words, other.words] if rng.random() < 0.5 else [other.words, concept.words]
+            asks.append(Ask(caption(things, style, background), concept.name, other.name, style, background))
+    return asks
+
+
+def _look(words: Vocabulary, rng: np.random.Generator) -> tuple[str, str]:
+    return words.styles[int(rng.integers(len(words.styles)))], _pick(words.background_names, rng)
+
+
+def _pick(values: Sequence[str], rng: np.random.Generator) -> str:
+    return values[int(rng.integers(len(values)))]
+
+
+def draw(pipe: Any, prompts: Sequence[str], seed: int, *, batch: int = 48, **call: Any) -> list[Image.Image]:
+    """Draw one picture for each prompt with the pipeline; picture k has the noise of seed `seed + k`, so two calls are paired."""
+    import torch
+
+    images: list[Image.Image] = []
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(part))]
+        images += pipe(part, generator=generators, **{**CALL, **call}).images
+    return images
+
+
+def concept_found(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
+    """How often the asked concept is found."""
+    return Rate.of(judge(images).found([ask.concept for ask in asks]))
+
+
+def other_found(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
+    """How often the thing beside the concept is found."""
+    return Rate.of(judge(images).found([ask.other or "" for ask in asks]))
+
+
+def concept_right(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
+    """How often the asked concept is the likeliest of all."""
+    return Rate.of({ask.concept} == top for ask, top in zip(asks, judge(images).top(1), strict=True))

@@ -1,0 +1,21 @@
+"""The embedded model's files, how to load them, and how to call them."""
+
+from pathlib import Path
+from typing import Any
+
+from safeflux.reference import T5_TOKENS
+
+MODEL = Path(__file__).parent / "emoji-flux"
+"""A diffusers folder: plain `FluxPipeline.from_pretrained(MODEL)` loads it."""
+
+CALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 8, "max_sequence_length": T5_TOKENS}
+"""What to pass to the pipeline: it was trained at this size and prompt length."""
+
+
+def load_pipeline(folder: str | Path = MODEL) -> Any:
+    """Load the embedded model as a `diffusers.FluxPipeline`, float32, without progress bars and without a network."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,187 @@
+"""The maskable places of a FLUX transformer, found and checked by name and shape. No torch: a file's header is enough.
+
+A neuron site (`ff`, `mlp`, `norm`) has one bit for each neuron; bit j owns the rows, columns and biases that make
+neuron j. A weight site (`weight`) has one bit for each element of one matrix. Names are those of diffusers, in every
+layout; where the bits live in a given layout is said by `spans`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from safeflux.errors import ModelError
+from safeflux.families import FAMILIES, Family, Kind, Layout, Rule
+
+Shapes = Mapping[str, tuple[int, ...]]
+_ADAPTER = re.compile(r"\.lora_")
+_T = TypeVar("_T")
+
+
+class HasParameters(Protocol):
+    """Anything with named parameters that have a shape, such as a torch module."""
+
+    def named_parameters(self, prefix: str = ..., recurse: bool = ..., remove_duplicate: bool = ...) -> Iterable[Any]:
+        """Yield (name, parameter) pairs."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One maskable place: `shape` is (neurons,) or, for the kind `weight`, (rows, columns)."""
+
+    fqn: str
+    kind: Kind
+    shape: tuple[int, ...]
+    family: str = field(default="flux1", compare=False)
+    dim: int = field(default=0, compare=False)
+    """The model's hidden width, which offsets inside fused tensors count in."""
+
+    @property
+    def name(self) -> str:
+        """What a mask of this site is called: `fqn:kind`."""
+        return f"{self.fqn}:{self.kind}"
+
+    @property
+    def num_bits(self) -> int:
+        """How many things the site can switch off."""
+        rows, *columns = self.shape
+        return rows * columns[0] if columns else rows
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the bits of a site live in one tensor.
+
+    Neuron site: bit j is row (`axis` 0) or column (`axis` 1) `start + j`; a bias has axis 0. Weight site: bit (i, j) is
+    element (`start + i`, j).
+    """
+
+    tensor: str
+    axis: int
+    start: int
+
+
+def parameter_shapes(model: HasParameters) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every named parameter, tied ones under each of their names."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def adapter_names(names: Iterable[str]) -> list[str]:
+    """Return the names that belong to adapter layers (LoRA and its kin), sorted."""
+    return sorted(name for name in names if _ADAPTER.search(name))
+
+
+def base_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """Return the tensors without those of adapters, under the names that they had before an adapter wrapped them."""
+    return {name.replace(".base_layer.", "."): t for name, t in tensors.items() if not _ADAPTER.search(name)}
+
+
+def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> dict[str, Site]:
+    """Find every site of a FLUX transformer, by name, in the order of the family's table.
+
+    Every block must have every tensor of its kind, with shapes that agree: a model that is only nearly a FLUX is
+    refused, since a site that is missed would be a neuron that stays on.
+
+    Args:
+        model: A transformer, or the shapes of its tensors by name.
+        layout: The naming that the tensors follow.
+
+    Returns:
+        Site name (`fqn:kind`) to site.
+
+    Raises:
+        ModelError: The tensors are those of no known family, one is missing or has another shape than the others ask
+            for, or adapter layers wrap a maskable layer.
+    """
+    shapes = model if isinstance(model, Mapping) else parameter_shapes(model)
+    family = _recognise(shapes, layout)
+    dim = shapes[family.dim[layout]][0]
+    sites = (
+        Site(rule.fqn.format(n=n), rule.kind, _site_shape(rule, n, dim, shapes, layout), family.name, dim)
+        for rule in family.rules
+        for n in _blocks(rule, shapes, layout)
+    )
+    return {site.name: site for site in sites}
+
+
+def spans(site: Site, layout: Layout = "diffusers") -> tuple[Span, ...]:
+    """Return every place that must be written for a bit of this site to be off.
+
+    Example:
+        >>> site = Site("single_transformer_blocks.3", "mlp", (12288,), dim=3072)
+        >>> spans(site)[-1]
+        Span(tensor='single_transformer_blocks.3.proj_out.weight', axis=1, start=3072)
+        >>> spans(site, "bfl")[0]
+        Span(tensor='single_blocks.3.linear1.weight', axis=0, start=9216)
+    """
+    rule, n = _rule_of(site)
+    return tuple(Span(part.tensor.format(n=n), part.axis, part.before * site.dim) for part in rule.parts[layout])
+
+
+def _recognise(shapes: Shapes, layout: Layout) -> Family:
+    plain = base_names(shapes)
+    family = next((f for f in FAMILIES if plain.keys() >= set(f.markers[layout])), None)
+    if family is None:
+        missing = [m for m in FAMILIES[0].markers[layout] if m not in plain]
+        raise ModelError(
+            f"this is no FLUX model in the {layout} layout: expected tensors such as {missing[0]!r}, got "
+            f"{len(shapes)} tensors "
+            f"like {sorted(shapes)[:2]}. Known families: {', '.join(f.name for f in FAMILIES)}. "
+            "Pass a FLUX pipeline or its transformer."
+        )
+    return family
+
+
+def _blocks(rule: Rule, shapes: Shapes, layout: Layout) -> list[int]:
+    """Numbers of the blocks that the rule speaks of; [0] for a rule outside the blocks."""
+    template = rule.parts[layout][0].tensor
+    if "{n}" not in template:
+        return [0]
+    block = re.compile(re.escape(template.partition("{n}")[0]) + r"(\d+)\.")
+    found = sorted({int(match[1]) for name in shapes if (match := block.match(name))})
+    if found != list(range(len(found))):
+        raise ModelError(f"blocks {template.partition('{n}')[0]}*: expected numbers without a gap, got {found}")
+    return found
+
+
+def _site_shape(rule: Rule, n: int, dim: int, shapes: Shapes, layout: Layout) -> tuple[int, ...]:
+    """Width that all parts of a site agree on; for a weight site also its number of columns."""
+    parts = rule.parts[layout]
+    widths = {}
+    for part in parts:
+        name = part.tensor.format(n=n)
+        shape = _shape_of(name, shapes)
+        num_axes = 1 if name.endswith(".bias") else 2
+        if len(shape) != num_axes:
+            raise ModelError(f"tensor {name!r}: expected {num_axes} axes, got shape {shape}: quantised or sharded?")
+        widths[name] = shape[part.axis] - (part.before + part.after) * dim
+    if len(set(widths.values())) > 1 or min(widths.values()) < 1:
+        raise ModelError(
+            f"site {rule.fqn.format(n=n)}:{rule.kind}: its tensors disagree on the number of neurons: {widths}"
+        )
+    width = next(iter(widths.values()))
+    return (width, _shape_of(parts[0].tensor.format(n=n), shapes)[1]) if rule.kind == "weight" else (width,)
+
+
+def _shape_of(name: str, shapes: Shapes) -> tuple[int, ...]:
+    if name in shapes:
+        return shapes[name]
+    head, _, tail = name.rpartition(".")
+    if f"{head}.base_layer.{tail}" in shapes:
+        raise ModelError(
+            f"tensor {name!r} is wrapped by adapter layers. The order that works: load the model, guard it, then load "
+            "the adapter; "
+            "or unload the adapter first (`pipe.unload_lora_weights()`)."
+        )
+    raise ModelError(
+        f"tensor {name!r} is missing: this is not a complete FLUX transformer, or its layers were replaced"
+    )
+
+
+def _rule_of(site: Site) -> tuple[Rule, str]:
+    family = next(f for f in FAMILIES if f.name == site.family)
+    for rule in family.rules:
+        match = re.fullmatch(re.escape(rule.fqn).replace(r"\{n\}", r"(\d+)"), site.fqn)
+        if match and rule.kind == site.kind:
+            return rule, match[1] if match.groups() else ""
+    raise ModelError(f"site {site.name!r}: the family {family.name} has no such site")

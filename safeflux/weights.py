@@ -1,0 +1,66 @@
+"""Which tensors of a loaded model hold the weights, and whether they can be written in place. Writes nothing."""
+
+from typing import Any
+
+import torch
+
+from safeflux.errors import ModelError
+from safeflux.sites import find_sites, spans
+
+
+def find_transformer(model: Any) -> torch.nn.Module:
+    """Return the transformer of a pipeline, or the transformer itself.
+
+    Raises:
+        ModelError: Neither; or a compiled module, whose graph may have folded the weights in.
+    """
+    transformer = model if isinstance(model, torch.nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, torch.nn.Module):
+        raise ModelError(f"expected a FLUX pipeline of diffusers or its transformer, got {type(model).__name__}")
+    if uncompiled(transformer) is not transformer:
+        raise ModelError("this model is compiled already. The order that works: load, guard, then torch.compile.")
+    return transformer
+
+
+def uncompiled(transformer: Any) -> Any:
+    """Return the module inside torch.compile's wrapper, which shares its parameters; any other module as it is."""
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter by name, tied ones under each of their names."""
+    return dict(transformer.named_parameters(remove_duplicate=False))
+
+
+def check_writable(transformer: torch.nn.Module) -> None:
+    """Make sure that every maskable tensor holds plain floating-point values that can be written in place.
+
+    Raises:
+        ModelError: Not a FLUX, or a tensor is offloaded, quantised or sharded; the message gives the order that works.
+    """
+    weights = named_weights(transformer)
+    for site in find_sites(transformer).values():
+        for span in spans(site):
+            check_plain(span.tensor, weights[span.tensor])
+
+
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Make sure that one tensor is an ordinary float tensor with values.
+
+    Raises:
+        ModelError: It is offloaded, quantised or sharded.
+    """
+    if tensor.is_meta:
+        raise ModelError(
+            f"tensor {name!r} holds no values (meta device): the weights are offloaded. The order that works: load, "
+            "guard, "
+            "then enable sequential or group offload."
+        )
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or not tensor.is_floating_point():
+        raise ModelError(
+            f"tensor {name!r}: expected a plain floating-point parameter, got {type(tensor).__name__} of "
+            f"{tensor.dtype}. "
+            "The order that works: load, guard, then quantise or shard."
+        )
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ModelError(f"tensor {name!r}: its elements share memory (an expanded tensor); replace it by `.clone()` first")

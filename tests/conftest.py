@@ -1,0 +1,150 @@
+"""Small real models of diffusers, masks for them and a store of masks, all from fixed seeds."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+from safeflux.fingerprint import fingerprint
+from safeflux.maskfile import MaskMeta, save_masks
+from safeflux.masks import MaskSet
+from safeflux.sites import find_sites
+
+NEURONS = ("ff", "mlp", "norm")
+WEIGHTS = ("weight",)
+
+
+def build_transformer(seed: int) -> FluxTransformer2DModel:
+    """A FLUX transformer with 2 double and 2 single blocks, 32 wide."""
+    torch.manual_seed(seed)
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=20,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def base_transformer() -> FluxTransformer2DModel:
+    """The base model; tests that write take a copy."""
+    return build_transformer(0)
+
+
+@pytest.fixture
+def transformer(base_transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    return copy.deepcopy(base_transformer)
+
+
+@pytest.fixture
+def other_transformer() -> FluxTransformer2DModel:
+    """Same structure, other weights."""
+    return build_transformer(1)
+
+
+@pytest.fixture
+def pipe(transformer: FluxTransformer2DModel) -> FluxPipeline:
+    """A pipeline without text encoders: it is called with embeddings."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(8,),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        shift_factor=0.0,
+    )
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, None, None, transformer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def inputs() -> dict[str, torch.Tensor]:
+    """What one forward of the small transformer takes."""
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(2, 4, 16, generator=draw),
+        "encoder_hidden_states": torch.randn(2, 3, 24, generator=draw),
+        "pooled_projections": torch.randn(2, 20, generator=draw),
+        "timestep": torch.tensor([0.3, 0.8]),
+        "img_ids": torch.tensor([[0.0, i, j] for i in range(2) for j in range(2)]),
+        "txt_ids": torch.zeros(3, 3),
+    }
+
+
+@pytest.fixture(scope="session")
+def forward(inputs: dict[str, torch.Tensor]) -> Callable[[FluxTransformer2DModel], torch.Tensor]:
+    """One forward with the fixed inputs, in the model's dtype."""
+
+    def run(model: FluxTransformer2DModel) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**{name: value.to(model.dtype) for name, value in inputs.items()}, return_dict=False)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bits_of() -> Callable[[torch.nn.Module], dict[str, bytes]]:
+    """Every bit of a model's state, so that NaN equals itself and 0 differs from -0."""
+
+    def read(model: torch.nn.Module) -> dict[str, bytes]:
+        return {
+            name: tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            for name, tensor in model.state_dict().items()
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def make_masks(base_transformer: FluxTransformer2DModel) -> Callable[..., MaskSet]:
+    """Masks with a share of the bits off at random, at every site of the given kinds."""
+
+    def make(seed: int, kinds: tuple[str, ...] = (*NEURONS, *WEIGHTS), share: float = 0.1) -> MaskSet:
+        draw = torch.Generator().manual_seed(seed)
+        sites = [site for site in find_sites(base_transformer).values() if site.kind in kinds]
+        return MaskSet({site.name: torch.rand(site.shape, generator=draw) >= share for site in sites})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_meta(base_transformer: FluxTransformer2DModel) -> Callable[..., MaskMeta]:
+    """Metadata of a mask for the base model; any field can be given another value."""
+
+    def make(**changes: object) -> MaskMeta:
+        values = {
+            "category": "weapons",
+            "concepts": ("dagger", "kitchen knife"),
+            "base_model": "tiny-flux",
+            "family": "flux1",
+            "fingerprint": fingerprint(base_transformer),
+            "method": "drawn at random for tests",
+            "config_sha256": "0" * 64,
+            "licence": "Apache-2.0",
+            "evaluation": {"found": 0.02, "seeds": [1, 2, 3]},
+        }
+        return MaskMeta(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path, make_masks: Callable[..., MaskSet], make_meta: Callable[..., MaskMeta]) -> Path:
+    """A store with two mask sets for the base model: `blades` on weights, `spirits` on neurons."""
+    folder = tmp_path / "store" / "tiny-flux"
+    folder.mkdir(parents=True)
+    save_masks(folder / "blades.safetensors", make_masks(1, WEIGHTS, 0.02), make_meta())
+    spirits = make_meta(category="alcohol", concepts=("beer",))
+    save_masks(folder / "spirits.safetensors", make_masks(2, NEURONS), spirits)
+    return folder.parent

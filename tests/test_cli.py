@@ -1,0 +1,195 @@
+"""The command line: what is printed where, the exit codes, and the surface that scripts rely on."""
+
+import json
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from safeflux import __version__
+from safeflux.cli import COMMANDS, main
+from safeflux.cli._lazy import LazyGroup
+from safeflux.errors import ApplyError
+from safeflux.maskfile import MaskMeta, digest, save_masks
+from safeflux.masks import MaskSet
+from safeflux.policy import load_policy, policy_schema
+
+GOOD = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\nextends: strict\n"
+BAD = GOOD + "adpaters: deny\nbudget: {max_share_masked: 3}\n"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in an empty folder that holds one good and one bad policy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "bad.yaml").write_text(BAD)
+    return lambda *arguments: CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+
+
+def test_help_lists_every_command_with_its_line(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for name, (_, _, line) in COMMANDS.items():
+        assert name in result.stdout
+        assert " ".join(line.split()) in " ".join(result.stdout.split())
+
+
+def test_version(run):
+    assert run("--version").stdout == f"safeflux {__version__}\n"
+
+
+def test_wrong_use_is_exit_code_2(run):
+    for arguments in (["nothing"], ["policy", "check"], ["policy", "show", "--nothing", "strict"], ["mask", "show"]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "Usage: " in result.stderr
+
+
+def test_policy_check_tells_all_errors_and_exits_1(run):
+    result = run("policy", "check", "good.yaml", "bad.yaml", "strict")
+    assert result.exit_code == 1
+    assert result.stdout == (
+        f"good.yaml: ok, sha256:{load_policy('good.yaml').digest}\nstrict: ok, sha256:{load_policy('strict').digest}\n"
+    )
+    lines = result.stderr.splitlines()
+    assert lines[0] == "the policy has 2 errors"
+    assert lines[1] == "bad.yaml:5:1: unknown key 'adpaters'; did you mean 'adapters'?"
+    assert lines[4].startswith("bad.yaml:6:28: budget.max_share_masked")
+
+
+def test_policy_check_of_good_policies_exits_0(run):
+    assert run("policy", "check", "good.yaml", "strict").exit_code == 0
+
+
+def test_policy_check_json(run):
+    result = run("policy", "check", "--json", "good.yaml", "bad.yaml")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert report["ok"] is False
+    good, bad = report["policies"]
+    assert good == {"policy": "good.yaml", "ok": True, "digest": load_policy("good.yaml").digest, "issues": []}
+    assert [(issue["line"], issue["column"]) for issue in bad["issues"]] == [(5, 1), (6, 28)]
+
+
+def test_policy_show_tells_where_each_value_comes_from(run):
+    result = run("policy", "show", "good.yaml")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["adapter_allowlist", "none", "default"] in rows
+    assert any(
+        row[:2] == ["categories.weapons.action", "enforce"] and row[2].startswith("bundled:strict.yaml:")
+        for row in rows
+    )
+
+
+def test_policy_show_json(run):
+    shown = json.loads(run("policy", "show", "--json", "good.yaml").stdout)
+    policy = load_policy("good.yaml")
+    assert shown["digest"] == policy.digest
+    assert {key: one["value"] for key, one in shown["values"].items()} == policy.values()
+    assert shown["values"]["adapter_allowlist"]["file"] is None
+
+
+def test_policy_schema(run):
+    assert json.loads(run("policy", "schema").stdout) == policy_schema()
+
+
+def test_our_own_errors_end_in_one_clean_message(run):
+    result = run("policy", "show", "strct")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: strct: no bundled policy has this name; did you mean 'strict'?")
+    assert "Traceback" not in result.stderr
+
+
+def test_any_other_exception_keeps_its_traceback(monkeypatch):
+    @click.group(cls=LazyGroup, table={})
+    def group() -> None:
+        pass
+
+    errors = iter([ApplyError("wrong"), ZeroDivisionError("ours")])
+
+    @click.command()
+    def fail() -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(LazyGroup, "get_command", lambda self, ctx, name: fail)
+    assert CliRunner().invoke(group, ["fail"]).exit_code == 1
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(group, ["fail"], catch_exceptions=False)
+
+
+@pytest.fixture
+def mask_file(tmp_path):
+    keep = torch.ones(64, dtype=torch.bool)
+    keep[[1, 5, 9]] = False
+    masks = MaskSet({"transformer_blocks.0.ff:ff": keep, "context_embedder:weight": torch.eye(8, dtype=torch.bool)})
+    meta = MaskMeta(
+        category="weapons",
+        concepts=("knife", "dagger"),
+        base_model="tiny",
+        family="flux1",
+        fingerprint="0" * 64,
+        method="by hand",
+        config_sha256="0" * 64,
+        licence="Apache-2.0",
+        evaluation={"seeds": [1, 2]},
+    )
+    save_masks(tmp_path / "weapons.safetensors", masks, meta)
+    return "weapons.safetensors", masks
+
+
+def test_mask_show(run, mask_file):
+    name, masks = mask_file
+    result = run("mask", "show", name)
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["category", "weapons"] in rows
+    assert ["concepts", "knife,", "dagger"] in rows
+    assert ["bits", "sha256", digest(masks)] in rows
+    assert ["transformer_blocks.0.ff:ff", "3", "64", "4.69%"] in rows
+    assert ["context_embedder:weight", "56", "64", "87.50%"] in rows
+    assert ["all", "59", "128", "46.09%"] in rows
+
+
+def test_mask_show_json(run, mask_file):
+    name, masks = mask_file
+    shown = json.loads(run("mask", "show", "--json", name).stdout)
+    assert shown["meta"]["category"] == "weapons"
+    assert shown["digest"] == digest(masks)
+    assert shown["sites"]["transformer_blocks.0.ff:ff"] == {"shape": [64], "masked": 3, "total": 64}
+
+
+def test_mask_show_of_a_damaged_or_missing_file(run, mask_file, tmp_path):
+    name, _ = mask_file
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1])
+    for file in (name, "missing.safetensors", "."):
+        result = run("mask", "show", file)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {file}: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_surface_of_the_commands_is_what_scripts_rely_on():
+    """A change here is a change for users: say so in the changelog."""
+
+    def options(command: click.Command) -> list[str]:
+        found = []
+        for parameter in command.params:
+            found += parameter.opts if isinstance(parameter, click.Option) else [parameter.human_readable_name]
+        return found
+
+    surface = {
+        f"{group} {name}": options(command)
+        for group in ("policy", "mask")
+        for name, command in main.get_command(None, group).commands.items()
+    }
+    assert surface == {
+        "policy check": ["POLICY...", "--json"],
+        "policy show": ["POLICY", "--json"],
+        "policy schema": [],
+        "mask show": ["FILE", "--json"],
+    }

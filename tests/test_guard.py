@@ -1,0 +1,355 @@
+"""The guard on real small models: what it writes, what it tells, and how it is taken back."""
+
+import copy
+import json
+import logging
+import pickle
+import time
+
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from safeflux.apply import apply_masks_
+from safeflux.errors import ApplyError, MaskMismatchError, ModelError, PolicyError, StoreError
+from safeflux.fingerprint import fingerprint
+from safeflux.guard import guard
+from safeflux.masks import compose
+from safeflux.policy import Action, Budget, Category, Policy
+from safeflux.receipt import State
+
+BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
+SPIRITS = Policy(name="spirits-only", categories={"alcohol": Category(masks=("spirits",))})
+BOTH = Policy(name="both", categories=BLADES.categories | SPIRITS.categories)
+
+
+def draw(pipe):
+    """A picture from fixed embeddings and noise."""
+    seed = torch.Generator().manual_seed(1)
+    return pipe(
+        prompt_embeds=torch.randn(1, 3, 24, generator=seed),
+        pooled_prompt_embeds=torch.randn(1, 20, generator=seed),
+        height=16,
+        width=16,
+        num_inference_steps=2,
+        generator=seed,
+        output_type="pt",
+    ).images
+
+
+def test_guard_is_the_and_of_the_masks_in_the_weights(transformer, store, make_masks, bits_of):
+    by_hand = copy.deepcopy(transformer)
+    apply_masks_(by_hand, compose(make_masks(1, ("weight",), 0.02), make_masks(2, ("ff", "mlp", "norm"))))
+    handle = guard(transformer, BOTH, store=store)
+    assert bits_of(transformer) == bits_of(by_hand)
+    assert handle.verify().state is State.GUARDED
+    assert handle.verify().ok
+
+
+def test_a_pipeline_draws_other_pictures_while_guarded_and_the_same_after(pipe, store):
+    before = draw(pipe)
+    with guard(pipe, BOTH, store=store) as handle:
+        assert not torch.equal(draw(pipe), before)
+        assert handle.verify().ok
+    assert torch.equal(draw(pipe), before)
+    assert handle.verify().state is State.UNGUARDED
+
+
+def test_no_hook_or_wrapper_stays_and_undo_leaves_no_trace(pipe, store, bits_of):
+    transformer = pipe.transformer
+    before, attributes = bits_of(transformer), [set(vars(m)) for m in transformer.modules()]
+    identity = {name: (id(p), p.data_ptr(), p.dtype) for name, p in transformer.named_parameters()}
+    handle = guard(pipe, BOTH, store=store)
+    assert pipe.transformer is transformer
+    assert {name: (id(p), p.data_ptr(), p.dtype) for name, p in transformer.named_parameters()} == identity
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in transformer.modules())
+    assert [set(vars(m)) for m in transformer.modules()][1:] == attributes[1:]
+    assert set(vars(transformer)) - attributes[0] == {"_safeflux"}
+    handle.undo()
+    assert bits_of(transformer) == before
+    assert [set(vars(m)) for m in transformer.modules()] == attributes
+    handle.undo()
+    assert bits_of(transformer) == before
+
+
+def test_status_sets_requested_against_in_force(transformer, store):
+    audit = Category(action=Action.AUDIT, masks=("spirits",))
+    handle = guard(transformer, Policy(name="p", categories=BLADES.categories | {"alcohol": audit}), store=store)
+    status = handle.status
+    weapons, alcohol = status.categories["weapons"].bits, status.categories["alcohol"].bits
+    assert weapons.requested == weapons.in_force == handle.plan.masks.count.masked > 0
+    assert (alcohol.requested, alcohol.in_force) == (0, 0)
+    assert all(amount.requested == amount.in_force for amount in status.sites.values())
+    row, column = (~handle.plan.masks["context_embedder:weight"]).nonzero()[0].tolist()
+    with torch.no_grad():
+        transformer.context_embedder.weight[row, column] = 0.5
+    status = handle.status
+    assert status.state is State.DEGRADED
+    assert status.categories["weapons"].bits.in_force == weapons.requested - 1
+    assert status.sites["context_embedder:weight"].in_force == status.sites["context_embedder:weight"].requested - 1
+
+
+def test_dry_run_writes_nothing(transformer, store, bits_of):
+    before = bits_of(transformer)
+    handle = guard(transformer, BOTH, store=store, dry_run=True)
+    assert handle.verify().state is State.UNGUARDED
+    assert not handle.verify().ok
+    assert handle.plan.masks.count.masked > 0
+    assert all(bits.in_force == 0 for bits in handle.status.sites.values())
+    handle.undo()
+    assert bits_of(transformer) == before
+    assert "_safeflux" not in vars(transformer)
+
+
+def test_guarding_again_with_the_same_policy_changes_nothing(transformer, store, bits_of):
+    before = bits_of(transformer)
+    first = guard(transformer, BOTH, store=store)
+    guarded = bits_of(transformer)
+    versions = [p._version for p in transformer.parameters()]
+    second = guard(transformer, BOTH, store=store)
+    assert [p._version for p in transformer.parameters()] == versions
+    assert second.verify().ok
+    second.undo()
+    assert bits_of(transformer) == before != guarded
+    assert first.verify().state is State.UNGUARDED
+
+
+def test_leaving_an_inner_guard_of_the_same_policy_leaves_the_outer_one(transformer, store):
+    outer = guard(transformer, BOTH, store=store)
+    with guard(transformer, BOTH, store=store) as inner:
+        assert inner.verify().ok
+    assert outer.verify().ok
+
+
+def test_a_second_policy_composes_and_guards_are_undone_last_first(transformer, store, bits_of):
+    together = copy.deepcopy(transformer)
+    guard(together, BOTH, store=store)
+    start = bits_of(transformer)
+    first = guard(transformer, BLADES, store=store)
+    middle = bits_of(transformer)
+    second = guard(transformer, SPIRITS, store=store)
+    assert bits_of(transformer) == bits_of(together)
+    assert first.verify().ok
+    assert second.verify().ok
+    with pytest.raises(ApplyError, match="'spirits-only' was put on top of 'blades-only'; undo 'spirits-only' first"):
+        first.undo()
+    assert bits_of(transformer) == bits_of(together)
+    second.undo()
+    assert bits_of(transformer) == middle
+    assert first.verify().ok
+    first.undo()
+    assert bits_of(transformer) == start
+
+
+def test_the_budget_of_the_first_policy_binds_the_second(transformer, store):
+    tight = Policy(name="tight", budget=Budget(max_share_masked=0.05), categories=BLADES.categories)
+    handle = guard(transformer, tight, store=store)
+    with pytest.raises(PolicyError, match="'tight': budget.max_share_masked is 0.05"):
+        guard(transformer, SPIRITS, store=store)
+    assert handle.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "message"),
+    [
+        (
+            Policy(name="p", categories={"w": Category(masks=("nothing",))}),
+            StoreError,
+            "category 'w'.*'nothing' is not in",
+        ),
+        (
+            Policy(name="p", categories={"w": Category(masks=("blades",), action=Action.AUDIT)}),
+            PolicyError,
+            "enforces no",
+        ),
+        (Policy(name="p", categories=SPIRITS.categories, budget=Budget(max_share_masked=0.01)), PolicyError, "budget"),
+        ("no-such-policy", PolicyError, "no-such-policy"),
+    ],
+    ids=["unknown mask", "nothing enforced", "over budget", "unknown policy"],
+)
+def test_it_fails_closed_before_any_write(transformer, store, bits_of, policy, error, message):
+    before = bits_of(transformer)
+    with pytest.raises(error, match=message):
+        guard(transformer, policy, store=store)
+    assert bits_of(transformer) == before
+    assert "_safeflux" not in vars(transformer)
+
+
+def test_models_that_do_not_fit_are_refused(other_transformer, pipe, store):
+    with pytest.raises(MaskMismatchError, match="other base weights"):
+        guard(other_transformer, BLADES, store=store)
+    with pytest.raises(ModelError, match="no FLUX model"):
+        guard(pipe.vae, BLADES, store=store)
+    with pytest.raises(ModelError, match="expected a FLUX pipeline"):
+        guard("FLUX.1-dev", BLADES, store=store)
+
+
+@pytest.mark.filterwarnings("ignore:There are modules")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_model_is_the_same_base_before_and_stays_guarded_after(transformer, store, dtype):
+    cast = copy.deepcopy(transformer).to(dtype)
+    assert guard(cast, BOTH, store=store).verify().ok
+    handle = guard(transformer, BOTH, store=store)
+    transformer.to(dtype)
+    assert handle.verify().ok
+    assert guard(transformer, SPIRITS, store=store).verify().ok
+
+
+def test_a_tampered_weight_is_found_by_name(transformer, store):
+    handle = guard(transformer, SPIRITS, store=store)
+    name = "transformer_blocks.1.ff_context"
+    neuron = int((~handle.plan.masks[f"{name}:ff"]).nonzero()[0])
+    with torch.no_grad():
+        transformer.get_submodule(name).net[2].weight[7, neuron] = 1e-6
+    found = handle.verify()
+    assert found.state is State.DEGRADED
+    assert len(found.faults) == 1
+    assert f"tensor '{name}.net.2.weight' is not zero in 1 of" in found.faults[0]
+    with pytest.raises(ApplyError, match=r"cannot undo: transformer_blocks.1.ff_context.net.2.weight"):
+        handle.undo()
+
+
+def test_loading_the_base_again_is_found_and_can_be_guarded_anew(transformer, base_transformer, store, bits_of):
+    old = guard(transformer, BOTH, store=store)
+    transformer.load_state_dict(base_transformer.state_dict())
+    assert old.verify().state is State.DEGRADED
+    new = guard(transformer, BOTH, store=store)
+    assert new.verify().ok
+    assert old.verify().state is not State.GUARDED
+    new.undo()
+    assert bits_of(transformer) == bits_of(base_transformer)
+
+
+def test_replaced_tensors_are_found_even_when_they_are_zero_where_masked(transformer, base_transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    copied = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    transformer.load_state_dict(copied, assign=True)
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "replaced by another tensor" in found.faults[0]
+    transformer.load_state_dict(base_transformer.state_dict(), assign=True)
+    assert handle.verify().state is State.DEGRADED
+
+
+def test_another_transformer_in_the_pipeline_is_found(pipe, other_transformer, store):
+    handle = guard(pipe, BOTH, store=store)
+    guarded, pipe.transformer = pipe.transformer, other_transformer
+    assert handle.verify().state is State.DEGRADED
+    assert "another transformer" in handle.verify().faults[0]
+    pipe.transformer = guarded
+    assert handle.verify().ok
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch, when its compiler is first imported
+def test_compiling_after_the_guard_is_fine(pipe, store):
+    handle = guard(pipe, BOTH, store=store)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    assert handle.verify().ok
+
+
+def test_offloaded_weights_are_refused_before_and_stale_after(transformer, store):
+    offloaded = cpu_offload(copy.deepcopy(transformer), execution_device=torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"meta device.*load, guard, then enable sequential"):
+        guard(offloaded, BOTH, store=store)
+    handle = guard(transformer, BOTH, store=store)
+    cpu_offload(transformer, execution_device=torch.device("cpu"))
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "offloaded" in found.faults[0]
+
+
+class LoraLinear(torch.nn.Module):
+    """A linear layer wrapped as adapter libraries do it."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+
+
+def test_adapters_loaded_after_the_guard_are_found(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    attention = transformer.transformer_blocks[0].attn
+    plain, attention.to_q = attention.to_q, LoraLinear(attention.to_q)
+    assert handle.verify().state is State.DEGRADED
+    assert "adapters: deny" in handle.verify().faults[0]
+    attention.to_q = plain
+    assert handle.verify().ok
+
+
+def test_adapters_on_masked_layers_are_stale_where_they_are_allowed(transformer, store):
+    allowed = Policy(name="p", adapters="allow", categories=BLADES.categories)
+    handle = guard(transformer, allowed, store=store)
+    transformer.context_embedder = LoraLinear(transformer.context_embedder)
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert found.faults == (
+        "tensor 'context_embedder.weight' is gone: its layer was replaced or wrapped (adapter, quantiser)",
+    )
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_guarded_by_itself(transformer, store, bits_of, clone):
+    before = bits_of(transformer)
+    original = guard(transformer, BOTH, store=store)
+    twin = clone(transformer)
+    handle = guard(twin, BOTH, store=store)
+    assert handle.verify().ok
+    handle.undo()
+    assert bits_of(twin) == before
+    assert original.verify().ok
+
+
+def test_saved_weights_are_guarded_weights(transformer, store, tmp_path, bits_of):
+    guard(transformer, BOTH, store=store)
+    transformer.save_pretrained(tmp_path / "saved")
+    loaded = type(transformer).from_pretrained(tmp_path / "saved")
+    assert bits_of(loaded) == bits_of(transformer)
+
+
+def test_warn_is_said_and_audit_is_silent(transformer, store, caplog):
+    categories = BLADES.categories | {"alcohol": Category(masks=("spirits",), action=Action.WARN)}
+    with caplog.at_level(logging.WARNING, logger="safeflux"):
+        guard(transformer, Policy(name="p", categories=categories), store=store)
+    assert "category 'alcohol' is on `warn`" in caplog.text
+
+
+def test_the_receipt_is_json_and_tells_both_sides(transformer, base_transformer, store, tmp_path):
+    handle = guard(transformer, BOTH, store=store)
+    receipt = json.loads(json.dumps(handle.receipt()))
+    assert receipt["state"] == "GUARDED"
+    assert receipt["base"]["fingerprint"] == fingerprint(base_transformer)
+    assert receipt["policy"] == {
+        "name": "both",
+        "sha256": BOTH.digest,
+        "effective": json.loads(json.dumps(BOTH.values())),
+    }
+    weapons = receipt["categories"]["weapons"]
+    assert weapons["bits"]["requested"] == weapons["bits"]["in_force"] > 0
+    assert weapons["masks"][0]["name"] == "blades"
+    assert len(weapons["masks"][0]["file_sha256"]) == 64
+    assert receipt["versions"]["torch"] == torch.__version__.partition("+")[0] or receipt["versions"]["torch"]
+    text = json.dumps(receipt)
+    assert str(tmp_path) not in text
+    assert "compliant" not in text
+    handle.undo()
+    assert handle.receipt()["state"] == "UNGUARDED"
+    assert handle.receipt()["categories"]["weapons"]["bits"]["in_force"] == 0
+
+
+def test_guarding_a_small_model_takes_milliseconds(transformer, store):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        handle = guard(transformer, BOTH, store=store)
+        seconds.append(time.perf_counter() - start)
+        handle.undo()
+    print(f"guard: {1000 * min(seconds):.1f} ms")
+    assert min(seconds) < 0.25
+
+
+def test_the_repr_shows_the_state(transformer, store):
+    handle = guard(transformer, BLADES, store=store)
+    assert repr(handle) == "GuardHandle(policy='blades-only', state=GUARDED)"
