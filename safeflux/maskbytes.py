@@ -27,8 +27,8 @@ Array = npt.NDArray[Any]
 def pack(name: str, mask: torch.Tensor) -> Array:
     """Return the array that encodes a mask; the share of bits that are off fixes which of the two forms.
 
-    Dense: bytes, where bit k (from the lowest) of byte b is element 8b + k, 1 = keep. Sparse: the rising flat indices of
-    the bits that are off.
+    Dense: bytes, where bit k (from the lowest) of byte b is element 8b + k, 1 = keep. Sparse: the rising flat indices
+    of the bits that are off.
 
     Raises:
         MaskFileError: The mask has more bits than an index can count.

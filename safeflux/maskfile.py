@@ -246,7 +246,8 @@ def _read_widths(widths: object) -> dict[str, tuple[int, ...]]:
         sound = isinstance(shape, list) and shape and all(type(n) is int and 0 < n <= MAX_BITS for n in shape)
         if not sound or len(shape) != (2 if name.endswith(":weight") else 1):
             raise MaskFileError(
-                f"metadata key 'widths', site {name!r}: expected [neurons] or [rows, columns], got {reprlib.repr(shape)}"
+                f"metadata key 'widths', site {name!r}: expected [neurons] or [rows, columns], "
+                f"got {reprlib.repr(shape)}"
             )
         total += math.prod(shape)
         if total > MAX_BITS:

@@ -83,7 +83,7 @@ def make_plan(policy: Policy, model: Any, store: Store, *, standing: tuple[Plan,
     """
     transformer = find_transformer(model)
     sites = find_sites(transformer)
-    check_writable(transformer)
+    check_writable(transformer, sites.values())
     check_adapters(policy, transformer)
     base = standing[0].base if standing else fingerprint(transformer)
     categories = {

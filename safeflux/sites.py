@@ -8,6 +8,7 @@ layout; where the bits live in a given layout is said by `spans`.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from safeflux.errors import ModelError
@@ -178,10 +179,15 @@ def _shape_of(name: str, shapes: Shapes) -> tuple[int, ...]:
     )
 
 
+@cache
+def _pattern(fqn: str) -> re.Pattern[str]:
+    return re.compile(re.escape(fqn).replace(r"\{n\}", r"(\d+)"))
+
+
 def _rule_of(site: Site) -> tuple[Rule, str]:
     family = next(f for f in FAMILIES if f.name == site.family)
     for rule in family.rules:
-        match = re.fullmatch(re.escape(rule.fqn).replace(r"\{n\}", r"(\d+)"), site.fqn)
+        match = _pattern(rule.fqn).fullmatch(site.fqn)
         if match and rule.kind == site.kind:
             return rule, match[1] if match.groups() else ""
     raise ModelError(f"site {site.name!r}: the family {family.name} has no such site")

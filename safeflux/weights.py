@@ -1,11 +1,12 @@
 """Which tensors of a loaded model hold the weights, and whether they can be written in place. Writes nothing."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from safeflux.errors import ModelError
-from safeflux.sites import find_sites, spans
+from safeflux.sites import Site, spans
 
 
 def find_transformer(model: Any) -> torch.nn.Module:
@@ -32,14 +33,14 @@ def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(transformer.named_parameters(remove_duplicate=False))
 
 
-def check_writable(transformer: torch.nn.Module) -> None:
-    """Make sure that every maskable tensor holds plain floating-point values that can be written in place.
+def check_writable(transformer: torch.nn.Module, sites: Iterable[Site]) -> None:
+    """Make sure that every tensor of the sites holds plain floating-point values that can be written in place.
 
     Raises:
-        ModelError: Not a FLUX, or a tensor is offloaded, quantised or sharded; the message gives the order that works.
+        ModelError: A tensor is offloaded, quantised or sharded; the message gives the order that works.
     """
     weights = named_weights(transformer)
-    for site in find_sites(transformer).values():
+    for site in sites:
         for span in spans(site):
             check_plain(span.tensor, weights[span.tensor])
 
@@ -63,4 +64,4 @@ def check_plain(name: str, tensor: torch.Tensor) -> None:
             "The order that works: load, guard, then quantise or shard."
         )
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        raise ModelError(f"tensor {name!r}: its elements share memory (an expanded tensor); replace it by `.clone()` first")
+        raise ModelError(f"tensor {name!r}: elements share memory (an expanded tensor); use its `.clone()` instead")

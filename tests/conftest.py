@@ -3,10 +3,14 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
@@ -63,7 +67,8 @@ def pipe(transformer: FluxTransformer2DModel) -> FluxPipeline:
         norm_num_groups=4,
         shift_factor=0.0,
     )
-    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, None, None, transformer)
+    no_text: Any = None
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, no_text, no_text, no_text, no_text, transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -123,7 +128,7 @@ def make_meta(base_transformer: FluxTransformer2DModel) -> Callable[..., MaskMet
     """Metadata of a mask for the base model; any field can be given another value."""
 
     def make(**changes: object) -> MaskMeta:
-        values = {
+        values: dict[str, Any] = {
             "category": "weapons",
             "concepts": ("dagger", "kitchen knife"),
             "base_model": "tiny-flux",

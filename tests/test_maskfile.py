@@ -1,8 +1,11 @@
 """Mask files: what is written is read back, in canonical bytes; everything else is refused by name."""
 
 import dataclasses
+import hashlib
 import json
+import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from safeflux.errors import MaskFileError
-from safeflux.maskfile import MaskMeta, decode, decode_meta, digest, encode, load_masks, read_bytes, save_masks
+from safeflux.maskbytes import MAX_HEADER_BYTES
+from safeflux.maskfile import FORMAT, MaskMeta, decode, decode_meta, digest, encode, load_masks, read_bytes, save_masks
 from safeflux.masks import MaskSet
 
 SPARSE, DENSE, MATRIX = "a.norm:norm", "b.ff:ff", "c.embed:weight"
@@ -142,6 +146,20 @@ def test_the_digest_names_the_bits_alone(make_masks):
     assert digest(MaskSet({"x:ff": torch.ones(2, dtype=torch.bool)})) != digest(
         MaskSet({"x:ff": torch.ones(3, dtype=torch.bool)})
     )
+
+
+def test_the_page_that_defines_the_format_names_every_key():
+    page = (Path(__file__).parent.parent / "docs" / "mask-format.md").read_text(encoding="utf-8")
+    table = page.partition("## Metadata")[2].partition("##")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(parts(GOOD)[0]["__metadata__"])
+    assert f"{MAX_HEADER_BYTES:,}" in page
+    assert FORMAT in table
+
+
+def test_the_digest_is_that_of_the_page():
+    header, body = parts(GOOD)
+    header["__metadata__"] = {"widths": header["__metadata__"]["widths"]}
+    assert digest(small_masks()) == hashlib.sha256(join(header, body)).hexdigest()
 
 
 def test_metadata_alone_can_be_read():

@@ -64,8 +64,8 @@ def test_the_budget_holds_for_each_kind_and_for_what_stands_already(transformer,
 def test_unknown_masks_name_the_category(transformer, store):
     with pytest.raises(StoreError, match="category 'weapons': mask set 'blade' is not in the store"):
         make_plan(policy(weapons=("blade",)), transformer, Store([store]))
+    audit = Category(action=Action.AUDIT, masks=("nothing",))
     with pytest.raises(StoreError, match="category 'alcohol'"):
-        audit = Category(action=Action.AUDIT, masks=("nothing",))
         make_plan(policy(weapons=("blades",), alcohol=audit), transformer, Store([store]))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from safeflux.errors import ModelError
+from safeflux.sites import find_sites
 from safeflux.weights import check_plain, check_writable, find_transformer, named_weights, uncompiled
 
 
@@ -34,9 +35,10 @@ def test_tied_weights_are_named_twice(transformer):
 
 
 def test_a_loaded_model_is_writable_and_an_offloaded_one_is_not(transformer):
-    check_writable(transformer)
+    sites = find_sites(transformer).values()
+    check_writable(transformer, sites)
     with pytest.raises(ModelError, match=r"tensor 'transformer_blocks.0.ff.net.0.proj.weight' holds no values"):
-        check_writable(transformer.to("meta"))
+        check_writable(transformer.to("meta"), sites)
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 4), (3, 1), (2, 3)])

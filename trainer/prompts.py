@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safeflux.errors import ConfigError
-from safeflux.reference.vocabulary import Concept, vocabulary, with_article
+from safeflux.reference.vocabulary import is_held_out, vocabulary, with_article
 from safeflux.trainer.config import PromptConfig
 
 
@@ -65,12 +65,6 @@ def _slots(config: PromptConfig, rng: np.random.Generator) -> dict[str, str]:
 
 def _one(rng: np.random.Generator, values: tuple[str, ...]) -> str:
     return values[int(rng.integers(len(values)))]
-
-
-def is_held_out(concept: Concept) -> bool:
-    """Whether a neutral concept of the embedded model is kept out of all mask training, to measure what erasing spoils."""
-    neutral = vocabulary().neutral
-    return concept in neutral and neutral.index(concept) % 3 == 0
 
 
 def embedded_prompts(category: str) -> PromptConfig:

@@ -16,9 +16,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from safeflux.reference import CLIP_TOKENS, T5_TOKENS
@@ -131,6 +133,14 @@ def optimiser_for(model: EmojiFlux, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
+def compile_(model: EmojiFlux) -> None:
+    """Compile the transformer in place. The pattern matcher stays off: it would put the fused attention back in, whose
+    backward is many times slower than the plain one on a CPU.
+    """
+    torch._inductor.config.pattern_matcher = False
+    model.transformer.compile(dynamic=False)
+
+
 def learning_rate(step: int, steps: int, warmup: int = 300, decay_share: float = 0.4) -> float:
     """Share of the peak learning rate: linear warm-up, flat, linear decay to 0."""
     return min((step + 1) / warmup, 1.0, (steps - step) / (decay_share * steps))
@@ -141,8 +151,9 @@ def learning_rate(step: int, steps: int, warmup: int = 300, decay_share: float =
 @click.option("--steps", default=9000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=1.5e-3, show_default=True)
+@click.option("--compiled/--eager", default=True, show_default=True, help="torch.compile: a third faster here.")
 @click.option("--ema", default=0.999, show_default=True, help="Decay of the averaged weights, which are what is kept.")
-def main(out: Path, steps: int, batch: int, lr: float, ema: float) -> None:
+def main(out: Path, steps: int, batch: int, lr: float, compiled: bool, ema: float) -> None:
     """Train, save the averaged weights as `flow.pt`."""
     torch.manual_seed(SEED)
     bank, model = Bank(out / "bank.pt"), EmojiFlux()
@@ -150,13 +161,15 @@ def main(out: Path, steps: int, batch: int, lr: float, ema: float) -> None:
     optimiser = optimiser_for(model, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, steps))
     checkpoint = Checkpoint(out / "flow.ckpt", model=model, average=average, optimiser=optimiser, schedule=schedule)
+    if compiled:
+        compile_(model)
     start, began, smooth = checkpoint.load(), time.monotonic(), None
     log = (out / "flow.jsonl").open("a")
     for step in range(start, steps):
         rng = np.random.default_rng((SEED, step))
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         x0, scenes = bank.draw(batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = flow_loss(model, x0, [describe(scene, rng) for scene in scenes], generator)
         if not torch.isfinite(loss):
             raise SystemExit(f"flow: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}")

@@ -42,7 +42,7 @@ class JudgeNet(nn.Module):
             layers += [nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False, groups=1 if k < 3 else 4)]
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Linear(5 * widths[-1], 160), nn.ReLU(), nn.Linear(160, sum(self.sizes)))
+        self.head = nn.Sequential(nn.Linear(5 * widths[-1], 128), nn.ReLU(), nn.Linear(128, sum(self.sizes)))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, 64, 64) in [0, 1] -> logits of concepts (B, K), styles (B, S), backgrounds (B, G)."""

@@ -10,10 +10,9 @@ from safeflux import __version__
 from safeflux.cli._lazy import LazyGroup
 
 COMMANDS = {
-    "demo": ("safeflux.cli.demo", "demo", "Erase two categories from the embedded model; before/after report."),
-    "eval": ("safeflux.cli.eval", "evaluate", "Measure what a policy erases and what it leaves alone."),
-    "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
+    "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Check and show policies; print their JSON Schema."),
+    "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),
 }
 

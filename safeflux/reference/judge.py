@@ -1,4 +1,4 @@
-"""The judge: says what a picture of the embedded model shows. An ONNX classifier that was trained on real renderings only."""
+"""The judge: says what a picture of the embedded model shows. An ONNX classifier, trained on real renderings only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ JUDGE = Path(__file__).parent / "judge.onnx"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Logits for B pictures: `concepts` (B, concepts) independent, `styles` (B, styles), `backgrounds` (B, backgrounds)."""
+    """Logits for B pictures: `concepts` (B, concepts), each one by itself; `styles` (B, styles); `backgrounds` (B, ...)."""
 
     concepts: npt.NDArray[np.float32]
     styles: npt.NDArray[np.float32]

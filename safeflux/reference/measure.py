@@ -1,6 +1,6 @@
 """Rates by the judge: draw pictures from prompts with fixed noises, count what is found, give intervals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """hits / n; 0 for no trials."""
+        """The share that hit; 0 for no trials."""
         return self.hits / self.n if self.n else 0.0
 
     @property
@@ -114,8 +114,25 @@ def _pick(values: Sequence[str], rng: np.random.Generator) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def draw(pipe: Any, prompts: Sequence[str], seed: int, *, batch: int = 48, **call: Any) -> list[Image.Image]:
-    """Draw one picture for each prompt with the pipeline; picture k has the noise of seed `seed + k`, so two calls are paired."""
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    batch: int = 48,
+    drawn: Callable[[int], None] | None = None,
+    **call: Any,
+) -> list[Image.Image]:
+    """Draw one picture for each prompt with the pipeline.
+
+    Args:
+        pipe: The embedded model.
+        prompts: What to draw.
+        seed: Picture k has the noise of seed `seed + k`, so that two calls with the same prompts are paired.
+        batch: How many pictures at a time.
+        drawn: Called after each batch with the number of pictures in it, for a progress bar.
+        call: Overrides of `CALL`.
+    """
     import torch
 
     images: list[Image.Image] = []
@@ -123,6 +140,8 @@ def draw(pipe: Any, prompts: Sequence[str], seed: int, *, batch: int = 48, **cal
         part = list(prompts[start : start + batch])
         generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(part))]
         images += pipe(part, generator=generators, **{**CALL, **call}).images
+        if drawn:
+            drawn(len(part))
     return images
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safeflux.errors import ModelError
 from safeflux.reference import T5_TOKENS
 
 MODEL = Path(__file__).parent / "emoji-flux"
@@ -13,7 +14,13 @@ CALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 8, "ma
 
 
 def load_pipeline(folder: str | Path = MODEL) -> Any:
-    """Load the embedded model as a `diffusers.FluxPipeline`, float32, without progress bars and without a network."""
+    """Load the embedded model as a `diffusers.FluxPipeline`, float32, without progress bars and without a network.
+
+    Raises:
+        ModelError: The folder holds no model.
+    """
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ModelError(f"{folder}: expected a diffusers model, found no model_index.json; install safeflux anew")
     from diffusers import FluxPipeline
 
     pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)

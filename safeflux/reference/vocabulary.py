@@ -1,7 +1,8 @@
 """What emoji-flux can draw, and how its captions say it. Imports no torch.
 
-A scene is one or two concepts in one art style on one background colour; in a scene of two the first-named stands on the left.
-Captions are built here, for the recipe that trains the model, for the trainer and for the demo, so that all speak one language.
+A scene is one or two concepts in one art style on one background colour; in a scene of two the first-named stands on
+the left. Captions are built here, for the recipe that trains the model, for the trainer and for the demo, so that all
+speak one language.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from functools import cache
 from importlib.resources import files
 
 import yaml
-
 
 NOTHING_WORD = "nothing"
 """The word for a place left bare: `nothing, noto style, blue background` draws the background alone."""
@@ -92,6 +92,16 @@ def vocabulary() -> Vocabulary:
     )
     backgrounds = tuple((name, tuple(rgb)) for name, rgb in data["backgrounds"].items())
     return Vocabulary(concepts, tuple(data["styles"]), backgrounds)
+
+
+def held_out_concepts() -> tuple[Concept, ...]:
+    """The neutral concepts that no mask training sees, to measure what erasing spoils: every third one."""
+    return vocabulary().neutral[::3]
+
+
+def is_held_out(concept: Concept) -> bool:
+    """Whether a concept is one of `held_out_concepts`."""
+    return concept in held_out_concepts()
 
 
 def with_article(words: str) -> str:

@@ -1,0 +1,89 @@
+"""Measure the shipped model by the judge, on seeds that the recipe did not select on, and draw the contact sheet.
+
+    python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
+
+Writes `figures.json` and `contact_sheet.png`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from safeflux.reference.judge import Judge, Verdicts
+from safeflux.reference.measure import Ask, Rate, draw, pair_asks, single_asks
+from safeflux.reference.model import CALL, load_pipeline
+from safeflux.reference.vocabulary import caption, vocabulary
+
+SEED = 70_000_000
+
+
+def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
+    """Concept (all that were asked for are the likeliest), style and background right."""
+    words = vocabulary()
+    tops = {count: verdicts.top(count) for count in (1, 2)}
+    asked = [{ask.concept, *((ask.other,) if ask.other else ())} for ask in asks]
+    styles, backgrounds = verdicts.styles.argmax(1), verdicts.backgrounds.argmax(1)
+    return {
+        "concept": Rate.of(names == tops[len(names)][k] for k, names in enumerate(asked)),
+        "style": Rate.of(words.styles[s] == ask.style for s, ask in zip(styles, asks, strict=True)),
+        "background": Rate.of(words.background_names[b] == a.background for b, a in zip(backgrounds, asks, strict=True)),
+    }
+
+
+def contact_sheet(pipe: object, path: Path) -> None:
+    """Every concept in every style, as the model draws it; one row of four styles for each concept, eight concepts a line."""
+    words = vocabulary()
+    backgrounds = words.background_names
+    prompts = [
+        caption([c.words], style, backgrounds[(k + j) % len(backgrounds)])
+        for k, c in enumerate(words.concepts)
+        for j, style in enumerate(words.styles)
+    ]
+    images = [np.asarray(image) for image in draw(pipe, prompts, SEED + 9_000_000)]
+    columns = 8 * len(words.styles)
+    blank = np.full_like(images[0], 255)
+    images += [blank] * (-len(images) % columns)
+    lines = [np.concatenate(images[k : k + columns], axis=1) for k in range(0, len(images), columns)]
+    Image.fromarray(np.concatenate(lines, axis=0)).save(path, optimize=True)
+
+
+@click.command(help=__doc__)
+@click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
+@click.option("--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True)
+@click.option("--each", default=16, show_default=True, help="One-object pictures a concept.")
+@click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
+@click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
+@click.option("--steps", default=8, show_default=True)
+def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
+    """Measure and write."""
+    words, rng = vocabulary(), np.random.default_rng(seed)
+    pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx")
+    tasks = {
+        "one object": single_asks(words, words.concepts, each, rng),
+        "two objects": pair_asks(words, words.concepts, words.concepts, pairs, rng),
+        "synonym": single_asks(words, words.concepts, each // 2, rng, synonyms="synonyms")
+        + single_asks(words, words.concepts, each // 2, rng, synonyms="held_out"),
+    }
+    out: dict[str, object] = {"settings": {**CALL, "num_inference_steps": steps}, "first_seed": seed}
+    for k, (name, asks) in enumerate(tasks.items()):
+        images = draw(pipe, [ask.prompt for ask in asks], seed + 1_000_000 * k, num_inference_steps=steps)
+        verdicts = judge(images)
+        rates = figures_of(verdicts, asks)
+        click.echo("\n".join(f"{name}: {what} right {rate}" for what, rate in rates.items()))
+        out[name] = {what: rate.to_json() for what, rate in rates.items()}
+        if name == "one object":
+            tops = verdicts.top(1)
+            wrong = {c.name: sum(a.concept == c.name and {c.name} != t for a, t in zip(asks, tops, strict=True)) for c in words.concepts}
+            out["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
+    report.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pipe, report / "contact_sheet.png")
+    (report / "figures.json").write_text(json.dumps(out, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Put the trained parts together as a plain FluxPipeline folder in bf16, with the judge beside it.
+
+    python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+from .flow import EmojiFlux
+
+
+def averaged_weights(out: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights: of the finished run, else of its last checkpoint."""
+    if (out / "flow.pt").exists():
+        return torch.load(out / "flow.pt", weights_only=True)
+    state = torch.load(out / "flow.ckpt", weights_only=True)["average"]
+    return {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
+
+
+def assemble(out: Path) -> FluxPipeline:
+    """The pipeline, in bf16."""
+    model = EmojiFlux()
+    model.load_state_dict(averaged_weights(out))
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        text_encoder=model.text_encoder,
+        tokenizer=model.clip_tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=model.t5_tokenizer,
+        transformer=model.transformer,
+    )
+    return pipe.to(torch.bfloat16)
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
+def main(out: Path, to: Path) -> None:
+    """Write `emoji-flux/` and `judge.onnx`."""
+    staged, target = to / ".emoji-flux.partial", to / "emoji-flux"
+    shutil.rmtree(staged, ignore_errors=True)
+    assemble(out).save_pretrained(staged)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staged, target)
+    if (out / "judge.onnx").exists():
+        shutil.copy(out / "judge.onnx", to / "judge.onnx")
+    size = sum(f.stat().st_size for f in [*target.rglob("*"), to / "judge.onnx"] if f.is_file())
+    click.echo(f"{target}: {size / 1e6:.1f} MB with the judge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""`safeflux train`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(short_help="Learn the masks of a category, end to end.")
+@click.option("--category", help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
+@click.option("--initial", type=click.Path(path_type=Path), help="Start from this mask file: exchange rounds only.")
+@click.option(
+    "--with",
+    "together_with",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Mask file of another category, switched on in half of the batches. Repeatable.",
+)
+@click.option("--seed", type=int, help="Seed of the training's prompts and noises.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. selection.rounds=20.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
+def train(
+    category: str | None,
+    config: Path | None,
+    out: Path | None,
+    initial: Path | None,
+    together_with: tuple[Path, ...],
+    seed: int | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Learn which weights make a category, through all sampling steps, and write a mask file.
+
+    A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given again.
+    The result is OUT/masks.safetensors, which a policy can name once it lies in a store.
+
+    \b
+    Examples:
+      safeflux train --category weapons
+      safeflux train --category alcohol --with runs/weapons/masks.safetensors
+      safeflux train --config my-model.yaml --out runs/mine --set selection.rounds=20
+    """
+    from safeflux.trainer.session import plan_run, run
+
+    given: dict[str, Any] = {"initial": initial, "together_with": together_with, "seed": seed}
+    planned = plan_run(category, config, settings, {key: value for key, value in given.items() if value})
+    folder = out or Path("runs") / planned.category
+    result = run(planned, folder, _Progress(planned.category))
+    if as_json:
+        click.echo(json.dumps(asdict(result) | {"path": str(result.path)}, indent=2))
+    else:
+        click.echo(f"{result.path}: {result.masked} bits off ({100 * result.share_masked:.2f} %), sha256 {result.sha256}")
+
+
+class _Progress:
+    """A progress bar on stderr; one line a round where stderr is no terminal."""
+
+    def __init__(self, category: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(category, total=None)
+        self._bar.start()
+
+    def __call__(self, report: Any, most: int) -> None:
+        found = "" if report.found is None else f", found {100 * report.found:.1f} %"
+        line = (
+            f"round {report.round} {report.phase}: erase {report.erase_loss:.4f}, preserve {report.preserve_loss:.4f}, "
+            f"{report.masked} off ({100 * report.share_masked:.2f} %){found}, {report.seconds:.0f} s"
+        )
+        self._console.print(line, highlight=False)
+        self._bar.update(self._task, total=most, completed=report.round)

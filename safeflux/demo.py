@@ -1,0 +1,316 @@
+"""The demo: what a policy does to the embedded model, seen and measured on this machine.
+
+The same prompts with the same noises are drawn before and after `guard`, and a judge that never saw a generated picture
+says what each shows. Three kinds of prompt: what the policy erases, what no mask training ever saw, and both in one
+picture. Nothing is written here; `safeflux.demo_report` does that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from safeflux.errors import PolicyError
+from safeflux.guard import guard
+from safeflux.masks import Count
+from safeflux.plan import Plan
+from safeflux.policy import Action, Policy, load_policy
+from safeflux.reference.judge import JUDGE, Judge
+from safeflux.reference.measure import Ask, Rate, draw, pair_asks, single_asks
+from safeflux.reference.model import CALL, MODEL, load_pipeline
+from safeflux.reference.vocabulary import Concept, held_out_concepts, vocabulary
+from safeflux.store import StoreLike
+
+IMAGES = 40
+"""Prompts a section unless told otherwise: with four sections the whole demo is done within a minute on two cores."""
+_BATCH = 20
+_ROUNDS = 10
+_NOISE_SPAN = 1_000_000
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much."""
+
+
+class Measure(StrEnum):
+    """What is counted in a section's pictures."""
+
+    FOUND = "found"
+    """The concept that was asked for is in the picture: what a guard should bring down."""
+    RIGHT = "right"
+    """The concept that was asked for is the likeliest of all: what a guard should leave alone."""
+    OTHER = "other"
+    """The thing beside an erased concept is in the picture: to be left alone too."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture, and what the judge sees in it."""
+
+    image: Image.Image
+    found: bool
+    right: bool
+    other: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One prompt drawn twice from the same noise."""
+
+    ask: Ask
+    seed: int
+    before: Picture
+    after: Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Prompts of one kind, and the rates that they give."""
+
+    name: str
+    measure: Measure
+    pairs: tuple[Pair, ...]
+
+    @property
+    def base(self) -> Rate:
+        """The rate of the plain model."""
+        return Rate.of(getattr(pair.before, self.measure) for pair in self.pairs)
+
+    @property
+    def guarded(self) -> Rate:
+        """The rate of the guarded model."""
+        return Rate.of(getattr(pair.after, self.measure) for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians in milliseconds: the whole of `guard()`, and one denoising step of one picture without and with it."""
+
+    guard: float
+    plain: float
+    guarded: float
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demo saw.
+
+    Attributes:
+        policy: The policy in force in the second half.
+        seed: What the prompts and noises were drawn from.
+        categories: One section for each enforced category.
+        kept: Concepts that no mask training saw.
+        beside: Such a concept in one picture with one that is erased.
+        shares: Bits off, by kind of site.
+        timing: What guarding costs.
+        receipt: The evidence of the guard, taken while it was in force.
+    """
+
+    policy: Policy
+    seed: int
+    categories: tuple[Section, ...]
+    kept: Section
+    beside: Section
+    shares: Mapping[str, Count]
+    timing: Timing
+    receipt: Mapping[str, Any]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """All sections, the erased categories first."""
+        return (*self.categories, self.kept, self.beside)
+
+    @property
+    def noise_seeds(self) -> tuple[int, int]:
+        """The first and the last seed of the noises."""
+        return self.sections[0].pairs[0].seed, self.sections[-1].pairs[-1].seed
+
+    @property
+    def neurons(self) -> Count:
+        """Neurons off, of all that a mask can switch off."""
+        return _sum(count for kind, count in self.shares.items() if kind != "weight")
+
+    @property
+    def weights(self) -> Count:
+        """Single weights off, of all that a mask can switch off."""
+        return _sum(count for kind, count in self.shares.items() if kind == "weight")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as one plain object. `share_masked` counts neurons and single weights, each as one bit."""
+        first, last = self.noise_seeds
+        return {
+            "policy": self.policy.name,
+            "seeds": {"prompts": self.seed, "noise": [first, last]},
+            "categories": {
+                section.name: {
+                    "base_rate": section.base.value,
+                    "guarded_rate": section.guarded.value,
+                    "n": section.base.n,
+                }
+                for section in self.categories
+            },
+            "kept": {
+                "base_accuracy": self.kept.base.value,
+                "guarded_accuracy": self.kept.guarded.value,
+                "n": self.kept.base.n,
+            },
+            "share_masked": _sum(self.shares.values()).share,
+            "guard_ms": self.timing.guard,
+            "step_ms": {"plain": self.timing.plain, "guarded": self.timing.guarded},
+        }
+
+
+def run_demo(
+    policy: str | Path | Policy = "strict",
+    *,
+    images: int = IMAGES,
+    seed: int = 0,
+    model: str | Path = MODEL,
+    judge: Path = JUDGE,
+    store: StoreLike | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> DemoResult:
+    """Draw, guard, draw again, judge and time. The model is loaded for this and let go.
+
+    Args:
+        policy: Name of a bundled policy, path of a policy file, or a `Policy`.
+        images: Prompts a section: for each enforced category, for the kept concepts, for pictures with two things.
+        seed: Draws the prompts and sets the noises; other seeds share no noise with it.
+        model: Folder of the embedded model.
+        judge: File of the judge.
+        store: A folder, or several, with mask files besides the bundled ones.
+        progress: Told how far it is.
+
+    Raises:
+        PolicyError: The policy is not valid, or enforces nothing that the embedded model draws.
+        SafeFluxError: Whatever `guard` raises; nothing was drawn then.
+    """
+    effective = load_policy(policy)
+    progress("loading the model", 0, 1)
+    pipe, referee = load_pipeline(model), Judge(judge)
+    plan = guard(pipe, effective, store=store, dry_run=True).plan
+    asks = _asks(plan, images, np.random.default_rng(seed))
+    progress("loading the model", 1, 1)
+
+    timing = _time(pipe, effective, store, progress)
+    flat = [ask for part in asks.values() for ask in part]
+    first = _NOISE_SPAN * (seed + 1)
+    before = _draw(pipe, flat, first, lambda done: progress("drawing before guard", done, len(flat)))
+    with guard(pipe, effective, store=store) as handle:
+        after = _draw(pipe, flat, first, lambda done: progress("drawing after guard", done, len(flat)))
+        receipt = handle.receipt()
+
+    pictures = zip(flat, _judged(referee, before, flat), _judged(referee, after, flat), strict=True)
+    pairs = [Pair(ask, first + k, old, new) for k, (ask, old, new) in enumerate(pictures)]
+    *categories, kept, beside = _sections(asks, pairs)
+    return DemoResult(effective, seed, tuple(categories), kept, beside, plan.shares, timing, receipt)
+
+
+def _asks(plan: Plan, images: int, rng: np.random.Generator) -> dict[tuple[str, Measure], list[Ask]]:
+    """Return the prompts of every section, each concept in turn so that none is left out."""
+    words, held_out = vocabulary(), held_out_concepts()
+    erased = {name: _concepts_of(name, plan) for name, c in plan.categories.items() if c.action is Action.ENFORCE}
+    if not erased:
+        raise PolicyError(f"policy {plan.policy.name!r} enforces no category, so there is nothing to show; enforce one")
+    asks = {
+        (name, Measure.FOUND): single_asks(words, _in_turn(concepts, images), 1, rng)
+        for name, concepts in erased.items()
+    }
+    neutral = [held_out[k] for k in rng.permutation(len(held_out))]
+    asks["kept", Measure.RIGHT] = single_asks(words, _in_turn(neutral, images), 1, rng)
+    # Category by category in turn, so that the first few pictures show each of them.
+    mixed = [concept for row in zip(*(_in_turn(c, images) for c in erased.values()), strict=True) for concept in row]
+    asks["beside", Measure.OTHER] = pair_asks(words, mixed[:images], neutral, 1, rng)
+    return asks
+
+
+def _concepts_of(category: str, plan: Plan) -> tuple[Concept, ...]:
+    """Return what the embedded model draws of the categories that the masks were trained for."""
+    known = vocabulary().categories
+    trained = dict.fromkeys(stored.meta.category for stored in plan.categories[category].stored)
+    concepts = tuple(concept for name in trained for concept in known.get(name, ()))
+    if not concepts:
+        raise PolicyError(
+            f"policy {plan.policy.name!r}, category {category!r}: its masks are for {', '.join(trained)}, and the "
+            f"embedded model draws {', '.join(known)}; the demo has nothing to show of it"
+        )
+    return concepts
+
+
+def _in_turn(concepts: Sequence[Concept], count: int) -> list[Concept]:
+    return [concepts[k % len(concepts)] for k in range(count)]
+
+
+def _draw(pipe: Any, asks: Sequence[Ask], first: int, progress: Callable[[int], None]) -> list[Image.Image]:
+    done = 0
+
+    def drawn(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done)
+
+    progress(0)
+    return draw(pipe, [ask.prompt for ask in asks], first, batch=_BATCH, drawn=drawn)
+
+
+def _judged(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[Picture]:
+    verdicts = judge(images)
+    found = verdicts.found([ask.concept for ask in asks])
+    others = verdicts.found([ask.other or ask.concept for ask in asks])
+    return [
+        Picture(image, bool(is_found), {ask.concept} == top, bool(is_other))
+        for image, ask, is_found, is_other, top in zip(images, asks, found, others, verdicts.top(1), strict=True)
+    ]
+
+
+def _sections(asks: Mapping[tuple[str, Measure], Sequence[Ask]], pairs: Sequence[Pair]) -> list[Section]:
+    sections, start = [], 0
+    for (name, measure), part in asks.items():
+        sections.append(Section(name, measure, tuple(pairs[start : start + len(part)])))
+        start += len(part)
+    return sections
+
+
+def _time(pipe: Any, policy: Policy, store: StoreLike | None, progress: Progress) -> Timing:
+    """Time guard() and the steps around it, the two orders in turn, so that a machine that slows down favours neither."""
+    guards: list[float] = []
+    plain: list[float] = []
+    guarded: list[float] = []
+    _step_times(pipe)  # the first call of all is slower
+    for k in range(_ROUNDS):
+        progress("timing", k, _ROUNDS)
+        if k % 2 == 0:
+            plain += _step_times(pipe)
+        start = perf_counter()
+        handle = guard(pipe, policy, store=store)
+        guards.append(perf_counter() - start)
+        guarded += _step_times(pipe)
+        handle.undo()
+        if k % 2 == 1:
+            plain += _step_times(pipe)
+    progress("timing", _ROUNDS, _ROUNDS)
+    return Timing(*(round(1000 * median(times), 3) for times in (guards, plain, guarded)))
+
+
+def _step_times(pipe: Any) -> list[float]:
+    """Return the seconds of each denoising step of one picture but the first, which also encodes the prompt."""
+    ends: list[float] = []
+
+    def mark(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        ends.append(perf_counter())
+        return {}
+
+    pipe("", generator=torch.Generator().manual_seed(0), output_type="latent", callback_on_step_end=mark, **CALL)
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _sum(counts: Any) -> Count:
+    counts = list(counts)
+    return Count(sum(count.masked for count in counts), sum(count.total for count in counts))

@@ -1,0 +1,121 @@
+"""One whole training session: load the model, run the rounds, measure, write the mask file. What `safeflux train` calls."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from safeflux.errors import ConfigError, ModelError
+from safeflux.trainer.config import TrainConfig, load_config, make_config
+from safeflux.trainer.evaluate import EVALUATION_SEED, evaluate, validator
+from safeflux.trainer.export import export
+from safeflux.trainer.loop import RoundReport, Run
+from safeflux.trainer.prompts import embedded_prompts
+
+EMBEDDED = "emoji-flux"
+MASKS = "masks.safetensors"
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a session made."""
+
+    path: Path
+    """The mask file."""
+    sha256: str
+    masked: int
+    share_masked: float
+    """Of the bits that could be masked, those that are off."""
+    evaluation: dict[str, Any]
+
+
+def plan_run(
+    category: str | None, config: Path | None, settings: Sequence[str], given: dict[str, Any]
+) -> TrainConfig:
+    """The configuration from a file or, for a category of the embedded model, from its vocabulary.
+
+    Args:
+        category: A category of the embedded model; not with `config`.
+        config: A YAML file.
+        settings: `key.sub=value` texts that replace single options; values are YAML.
+        given: Top-level options that replace those of the file.
+
+    Raises:
+        ConfigError: Neither or both of the first two, or an option that is not valid.
+    """
+    if (category is None) == (config is None):
+        raise ConfigError("expected either a category of the embedded model or a configuration file, not both or none")
+    if config is not None:
+        planned = load_config(config, given)
+    else:
+        assert category is not None
+        planned = make_config({"category": category, "prompts": embedded_prompts(category), **given}, category)
+    data = planned.model_dump()
+    for setting in settings:
+        _set(data, setting)
+    return make_config(data, "--set")
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    """Replace one option in place; unknown keys are left to the check that follows."""
+    path, equals, value = setting.partition("=")
+    *parents, last = path.split(".")
+    for parent in parents:
+        data = data[parent] if isinstance(data.get(parent), dict) else {}
+    if not equals:
+        raise ConfigError(f"--set {setting}: expected KEY=VALUE, e.g. selection.rounds=20")
+    data[last] = yaml.safe_load(value)
+
+
+def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int], None]) -> Result:
+    """Train, measure, and write `folder/masks.safetensors`; goes on where an interrupted run of the same folder stopped.
+
+    Args:
+        config: What to train.
+        folder: Where checkpoint, log, configuration and result go.
+        progress: Called after each round with its report and the number of rounds at most.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+        ModelError: The model cannot be loaded as a FLUX pipeline.
+    """
+    pipe = _load(config.model)
+    judge = None
+    if config.model == EMBEDDED:
+        from safeflux.reference.judge import Judge
+
+        judge = Judge()
+    training = Run(config, pipe, folder, validator(pipe, judge, config) if judge else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    most = (0 if config.initial else config.selection.rounds) + config.selection.exchange_rounds
+    for report in training.rounds():
+        progress(report, most)
+    (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    evaluation = measure(pipe, judge, config, training) if judge else {}
+    path = folder / MASKS
+    sha256 = export(path, training.masks, config, pipe, evaluation)
+    masked = int((~training.keep).count_nonzero())
+    return Result(path, sha256, masked, masked / training.bits.count, evaluation)
+
+
+def measure(pipe: Any, judge: Any, config: TrainConfig, training: Run) -> dict[str, Any]:
+    """The figures that go into the mask file: without and with the masks, on paired noises."""
+    from safeflux.apply import apply_masks_
+
+    base = evaluate(pipe, judge, config.category, each=16, kept_each=4)
+    with apply_masks_(pipe.transformer, training.masks):
+        masked = evaluate(pipe, judge, config.category, each=16, kept_each=4)
+    return {"seed": EVALUATION_SEED, "base": base.to_json(), "masked": masked.to_json()}
+
+
+def _load(model: str) -> Any:
+    from safeflux.reference.model import load_pipeline
+
+    if model == EMBEDDED:
+        return load_pipeline()
+    if not (Path(model) / "model_index.json").is_file():
+        raise ModelError(f"{model}: expected a folder of a FLUX pipeline (with model_index.json), or {EMBEDDED!r}")
+    return load_pipeline(model)
