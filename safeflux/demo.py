@@ -79,6 +79,15 @@ class Section:
     pairs: tuple[Pair, ...]
 
     @property
+    def title(self) -> str:
+        """What the section's rates count, in words."""
+        return {
+            Measure.FOUND: f"{self.name} found when asked for",
+            Measure.RIGHT: "kept concepts drawn right",
+            Measure.OTHER: "harmless neighbour found",
+        }[self.measure]
+
+    @property
     def base(self) -> Rate:
         """The rate of the plain model."""
         return Rate.of(getattr(pair.before, self.measure) for pair in self.pairs)
@@ -279,7 +288,7 @@ def _sections(asks: Mapping[tuple[str, Measure], Sequence[Ask]], pairs: Sequence
 
 
 def _time(pipe: Any, policy: Policy, store: StoreLike | None, progress: Progress) -> Timing:
-    """Time guard() and the steps around it, the two orders in turn, so that a machine that slows down favours neither."""
+    """Time guard() and the steps around it, in both orders by turns: a machine that slows down then favours neither."""
     guards: list[float] = []
     plain: list[float] = []
     guarded: list[float] = []

@@ -26,12 +26,16 @@ FLOORS = [
     {"plan", "apply"},
     {"receipt"},
     {"guard"},
+    {"demo"},
+    {"demo_grid"},
+    {"demo_page"},
+    {"demo_report"},
     {"trainer"},
     {"cli"},
 ]
 """Lowest first; rooms of one set do not import one another."""
 
-TRAINER_MAY = {"errors", "families", "sites", "yamlfile", "masks", "fingerprint", "maskfile", "apply"}
+TRAINER_MAY = {"errors", "families", "reference", "sites", "yamlfile", "masks", "weights", "fingerprint", "maskfile", "apply"}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "onnxruntime", "safetensors", "PIL", "rich", "pydantic", "yaml"}
 
 

@@ -22,13 +22,15 @@ def test_every_site_of_the_small_model(transformer):
         "single_transformer_blocks.0:mlp": (128,),
         "transformer_blocks.0.norm1_context:norm": (192,),
         "context_embedder:weight": (32, 24),
+        "time_text_embed.text_embedder.linear_1:weight": (32, 20),
+        "time_text_embed.text_embedder.linear_2:weight": (32, 32),
         "transformer_blocks.0.attn.add_q_proj:weight": (32, 32),
         "transformer_blocks.0.attn.add_k_proj:weight": (32, 32),
         "transformer_blocks.0.attn.add_v_proj:weight": (32, 32),
         "transformer_blocks.0.ff_context.net.0.proj:weight": (128, 32),
         "transformer_blocks.0.ff_context.net.2:weight": (32, 128),
     }
-    assert len(sites) == 19
+    assert len(sites) == 21
     assert all(site.name == name for name, site in sites.items())
     assert sites["context_embedder:weight"].num_bits == 32 * 24
 
@@ -101,7 +103,7 @@ def test_the_bfl_table_agrees_with_the_converter_of_diffusers():
     sites = find_sites(shapes, "bfl")
     converted = convert_flux_transformer_checkpoint_to_diffusers(dict(checkpoint))
     assert find_sites({name: tuple(tensor.shape) for name, tensor in converted.items()}) == sites
-    assert len(sites) == 10
+    assert len(sites) == 12
     for site in sites.values():
         for ours, theirs in zip(spans(site), spans(site, "bfl"), strict=True):
             width, axis = site.shape[0], ours.axis

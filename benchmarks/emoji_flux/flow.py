@@ -4,7 +4,7 @@
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal as in
 Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps. Resumes exactly from
-its checkpoint. Tensor shapes: B batch, N 16 image tokens, C 64 channels a token, L text tokens.
+its checkpoint. Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .latents import Bank
 
 SEED = 7
 TRANSFORMER = {
-    "in_channels": 64,
+    "in_channels": 128,
     "num_layers": 3,
     "num_single_layers": 6,
     "attention_head_dim": 32,

@@ -83,12 +83,17 @@ def targets(scenes: list[Scene], count: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def loss_of(net: JudgeNet, images: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
-    """Binary cross-entropy of the concepts plus cross-entropy of style and background (style of a bare background left out)."""
+    """Cross-entropy of each output; the bare backgrounds have no style.
+
+    The concepts' logits are trained as independent probabilities, which is how they are read, and also by a softmax over all
+    of them, which alone tells the asked concepts from the others fast enough.
+    """
     present, style, background = targets(scenes, net.sizes[0])
     concepts, styles, backgrounds = (logits.float() for logits in net(images))
     shown = present.sum(1) > 0
+    share = present[shown] / present[shown].sum(1, keepdim=True)
     concept_loss = F.binary_cross_entropy_with_logits(concepts, present, reduction="none").sum(1).mean()
-    return concept_loss + 0.5 * F.cross_entropy(styles[shown], style[shown]) + 0.2 * F.cross_entropy(backgrounds, background)
+    return concept_loss + F.cross_entropy(concepts[shown], share) + 0.5 * F.cross_entropy(styles[shown], style[shown]) + 0.2 * F.cross_entropy(backgrounds, background)
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ import click
 
 
 @click.command(short_help="Learn the masks of a category, end to end.")
-@click.option("--category", help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary.")
+@click.option(
+    "--category", help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary."
+)
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
 @click.option("--initial", type=click.Path(path_type=Path), help="Start from this mask file: exchange rounds only.")
@@ -54,7 +56,9 @@ def train(
     if as_json:
         click.echo(json.dumps(asdict(result) | {"path": str(result.path)}, indent=2))
     else:
-        click.echo(f"{result.path}: {result.masked} bits off ({100 * result.share_masked:.2f} %), sha256 {result.sha256}")
+        click.echo(
+            f"{result.path}: {result.masked} bits off ({100 * result.share_masked:.2f} %), sha256 {result.sha256}"
+        )
 
 
 class _Progress:

@@ -1,8 +1,8 @@
 """FLUX.1 (dev, schnell, Krea, Kontext, Fill, Depth, Canny): its maskable sites, in diffusers' and in BFL's layout.
 
 Neurons: GELU(0) = 0, so a zero row with its bias and a zero column are the same thing; both are written. A zero row of
-a text modulation means shift 0, factor 1 or gate 0. Weights: the text path, from the context embedder to the text
-stream's feed-forward. BFL fuses q, k and v into one matrix (thirds of its rows) and q, k, v and the MLP of a single
+a text modulation means shift 0, factor 1 or gate 0. Weights: the text path, from the context and the
+pooled embedder to the text stream's feed-forward. BFL fuses q, k and v into one matrix (thirds of its rows) and q, k, v and the MLP of a single
 block into another.
 """
 
@@ -94,6 +94,8 @@ FLUX1 = Family(
         _SINGLE_MLP,
         _TEXT_MODULATION,
         _weight("context_embedder", Part("txt_in.weight")),
+        _weight("time_text_embed.text_embedder.linear_1", Part("vector_in.in_layer.weight")),
+        _weight("time_text_embed.text_embedder.linear_2", Part("vector_in.out_layer.weight")),
         _weight(f"{_D}.attn.add_q_proj", Part(_QKV, after=2)),
         _weight(f"{_D}.attn.add_k_proj", Part(_QKV, before=1, after=1)),
         _weight(f"{_D}.attn.add_v_proj", Part(_QKV, before=2)),

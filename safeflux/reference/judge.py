@@ -16,7 +16,7 @@ JUDGE = Path(__file__).parent / "judge.onnx"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Logits for B pictures: `concepts` (B, concepts), each one by itself; `styles` (B, styles); `backgrounds` (B, ...)."""
+    """Logits for B pictures: `concepts` (B, concepts), each by itself; `styles` and `backgrounds`, one of each."""
 
     concepts: npt.NDArray[np.float32]
     styles: npt.NDArray[np.float32]

@@ -1,0 +1,104 @@
+"""`safeflux demo`: the embedded model before and after a policy. Imports the model's libraries only when it runs."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from safeflux.demo import DemoResult
+    from safeflux.demo_report import DemoReport
+
+
+def _writable(ctx: click.Context, parameter: click.Parameter, folder: Path) -> Path:
+    """Refuse now what could not be written a minute later. Makes nothing: a run that fails leaves nothing behind."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise click.BadParameter(f"{nearest} is not a folder that can be written to", ctx, parameter)
+    return folder
+
+
+@click.command()
+@click.option("--policy", default="strict", show_default=True, help="Name of a bundled policy, or path of a YAML file.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("safeflux-demo"),
+    show_default=True,
+    callback=_writable,
+    help="Folder for the report; made if need be.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(1, 1000),
+    default=40,
+    show_default=True,
+    help="Prompts of each kind.",
+)
+@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True, help="Of prompts and noises.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def demo(policy: str, out: Path, images: int, seed: int, as_json: bool) -> None:
+    """Draw the same prompts before and after guarding the embedded model, and measure both.
+
+    Prints the rates and writes OUT/report.html and OUT/grid.png.
+    """
+    with _Bar() as bar:
+        bar("importing torch and diffusers", 0, 1)
+        from safeflux.demo import run_demo
+        from safeflux.demo_report import write_report
+
+        result = run_demo(policy, images=images, seed=seed, progress=bar)
+        report = write_report(result, out)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    else:
+        print_summary(result, report)
+
+
+class _Bar:
+    """A bar on stderr; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total)
+
+
+def print_summary(result: "DemoResult", report: "DemoReport") -> None:
+    """Print the rates, what guarding costs, and where the report is."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("share of pictures, 95 % interval", no_wrap=True)
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for section in result.sections:
+        table.add_row(section.title, str(section.base), str(section.guarded))
+    Console(width=120, highlight=False, markup=False).print(table)
+    timing, weights, neurons = result.timing, result.weights, result.neurons
+    lines = {
+        "weights off": f"{weights.masked:,} of {weights.total:,} ({100 * weights.share:.2f} %)",
+        "neurons off": f"{neurons.masked:,} of {neurons.total:,} ({100 * neurons.share:.2f} %)",
+        "guard()": f"{timing.guard:.1f} ms",
+        "one step": f"{timing.plain:.2f} ms before, {timing.guarded:.2f} ms after",
+        "report": str(report.page),
+        "picture": str(report.grid),
+    }
+    click.echo()
+    for name, text in lines.items():
+        click.echo(f"{name:13}{text}")
