@@ -129,7 +129,7 @@ def save_mask(folder, model, name, category, seed, kinds):
         base_model="small",
         family="flux1",
         fingerprint=fingerprint(transformer),
-        method="drawn at random for tests",
+        method="<script>drawn at random</script>",
         config_sha256="0" * 64,
         licence="Apache-2.0",
     )
@@ -147,7 +147,7 @@ def shop(tmp_path_factory, model):
     ]
     policy = folder / "shop.yaml"
     policy.write_text(
-        "apiVersion: safeflux/v1\nkind: Policy\nname: shop\ndescription: <b>Shop</b>\nbudget: {max_share_masked: 1}\n"
+        "apiVersion: safeflux/v1\nkind: Policy\nname: shop\ndescription: Shop.\nbudget: {max_share_masked: 1}\n"
         "categories:\n  blades: {masks: [blades]}\n  spirits: {masks: [spirits]}\n"
         "  more: {action: audit, masks: [spirits]}\n"
     )
@@ -265,7 +265,7 @@ def test_two_runs_give_the_same_figures_but_for_the_times(result, model, judge, 
     assert png(draw_grid(again)) == png(draw_grid(result))
     assert {(what, done) for what, done, total in steps if done == total} == {
         ("loading the model", 1),
-        ("timing", 10),
+        ("timing", 24),
         ("drawing before guard", 4 * IMAGES),
         ("drawing after guard", 4 * IMAGES),
     }
@@ -349,14 +349,9 @@ def test_the_page_tells_figures_intervals_seeds_versions_and_limits(result):
     assert 'name="viewport"' in page
 
 
-def test_what_a_policy_says_cannot_become_markup(model, judge, shop, tmp_path):
-    _, store, _ = shop
-    (tmp_path / "odd.yaml").write_text(
-        "apiVersion: safeflux/v1\nkind: Policy\nname: odd\ndescription: <script>x</script>\n"
-        "budget: {max_share_masked: 1}\ncategories:\n  blades: {masks: [blades]}\n"
-    )
-    odd = run_demo(tmp_path / "odd.yaml", images=1, model=model, judge=judge, store=store)
-    page = make_page(odd)
+def test_what_a_mask_file_says_cannot_become_markup(result):
+    page = make_page(result)
+    assert "&lt;script&gt;drawn at random&lt;/script&gt;" in page
     assert "<script" not in page
 
 

@@ -99,6 +99,8 @@ class TrainConfig(Part):
     """Rounds between validations."""
     validation_prompts: Count = 96
     """Erase prompts drawn for a validation."""
+    evaluation_each: Annotated[int, Field(ge=0)] = 16
+    """Pictures a concept, for each question, of the evaluation that goes into the mask file; 0 leaves it out."""
     seed: int = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
 

@@ -1,6 +1,7 @@
 """What a mask erases and what it leaves alone, by the judge of the embedded model.
 
-Validation pictures (which stop a run) and evaluation pictures (which go into the mask file) have noises and prompts of their own.
+Validation pictures (which stop a run) and evaluation pictures (which go into the mask file) have noises and prompts
+of their own.
 """
 
 from collections.abc import Callable
@@ -8,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from safeflux.trainer.config import TrainConfig
+from safeflux.trainer.prompts import draw_erase
 
 from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import Rate, concept_found, concept_right, draw, other_found, pair_asks, single_asks
 from safeflux.reference.vocabulary import held_out_concepts, vocabulary
-from safeflux.trainer.config import TrainConfig
-from safeflux.trainer.prompts import draw_erase
 
 VALIDATION_SEED = 50_000_000
 EVALUATION_SEED = 90_000_000
@@ -24,7 +25,9 @@ EVALUATION_SEED = 90_000_000
 
 def validator(pipe: Any, judge: Judge, config: TrainConfig) -> Callable[[MaskSet], float]:
     """Return the function that says in what share of validation pictures a concept is still found under a mask set."""
-    prompts = draw_erase(config.prompts, np.random.default_rng((config.seed, VALIDATION_SEED)), config.validation_prompts)
+    prompts = draw_erase(
+        config.prompts, np.random.default_rng((config.seed, VALIDATION_SEED)), config.validation_prompts
+    )
 
     def found(masks: MaskSet) -> float:
         with apply_masks_(pipe.transformer, masks):

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from safeflux.trainer.config import TrainConfig
+from safeflux.trainer.loop import config_digest
+
 from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
-from safeflux.trainer.config import TrainConfig
-from safeflux.trainer.loop import config_digest
 
 METHOD = "end-to-end saliency and exchange (loss of arXiv 2507.13386)"
 

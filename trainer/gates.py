@@ -1,7 +1,8 @@
-"""Masks as factors on the weights, so that autograd reaches every bit: theta = M * theta' (arXiv 2507.13386, Section 3).
+"""Masks as factors on the weights, so that autograd reaches every bit: theta = M * theta' (arXiv 2507.13386).
 
-No hook and no wrapper: the transformer is run by `torch.func.functional_call` with masked copies of the tensors that the masks
-touch. One set of factors serves a whole trajectory, so a recomputed step sees the masks of the step it repeats.
+No hook and no wrapper: the transformer is run by `torch.func.functional_call` with masked copies of the tensors that
+the masks touch. One set of factors serves a whole trajectory, so a recomputed step sees the masks of the step it
+repeats.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,8 @@
-"""The run: rounds that switch bits off by saliency until the concept is gone, then rounds that exchange bits; resumable.
+"""The run: rounds that switch bits off by saliency until the concept is gone, then rounds that exchange bits.
 
-One round: estimate what every bit is worth at the current mask, over fresh prompts and noises (`saliency`); switch (`selection`);
-log; validate now and then; write a checkpoint. All randomness comes from (seed, round, batch), so a run that was killed goes on
-with the same bits as one that was not.
+One round: estimate what every bit is worth at the current mask, over fresh prompts and noises (`saliency`); switch
+(`selection`); log; validate now and then; write a checkpoint. All randomness comes from (seed, round, batch), so a
+run that was killed goes on with the same bits as one that was not.
 """
 
 import json
@@ -16,11 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from safeflux.errors import ConfigError
-from safeflux.maskfile import load_masks
-from safeflux.masks import MaskSet, compose
-from safeflux.sites import find_sites
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.gates import Factors, factors_from, masked_parameters
 from safeflux.trainer.losses import erase_loss, preserve_loss, random_projection
@@ -28,6 +23,11 @@ from safeflux.trainer.prompts import draw_erase, draw_neutral
 from safeflux.trainer.rollout import Condition, fast_math, rollout, sampler_of
 from safeflux.trainer.saliency import Bits, Estimates
 from safeflux.trainer.selection import exchange, switch_off
+
+from safeflux.errors import ConfigError
+from safeflux.maskfile import load_masks
+from safeflux.masks import MaskSet, compose
+from safeflux.sites import find_sites
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -168,7 +168,7 @@ class Run:
         return factors_from(self.masks, self.bits.sites, requires_grad=True), others
 
     def _masked(self, factors: Factors, others: MaskSet, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """The output under the current mask AND the other categories' masks; one set of factors serves the trajectory."""
+        """The output under the current mask AND the others'; one set of factors serves the whole trajectory."""
         fixed = factors_from(others, {name: self._sites[name] for name in others})
         product = {name: factors[name] * fixed[name] if name in fixed else factors[name] for name in factors}
         parameters = masked_parameters(self._transformer, self._sites, {**fixed, **product})
@@ -212,7 +212,8 @@ class Run:
         state = torch.load(path, weights_only=True)
         if state["config"] != self._digest():
             raise ConfigError(
-                f"{path}: this folder holds a run of another configuration. Go on with that configuration, or choose another --out."
+                f"{path}: this folder holds a run of another configuration. Go on with that configuration, "
+                "or choose another --out."
             )
         self.keep, self.estimates = state["keep"], Estimates(**state["estimates"])
         self.round, self._exchanged, self.is_erased = state["round"], state["exchanged"], state["is_erased"]

@@ -1,4 +1,4 @@
-"""The loss over the final output of the whole sampler (arXiv 2507.13386, equation of the end-to-end loss), one function a term."""
+"""The end-to-end loss of arXiv 2507.13386, over the final output of the whole sampler; one function a term."""
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ def preserve_loss(masked: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 def random_projection(masked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random signed sum of the output whose squared gradient is, on average, the curvature of `preserve_loss`.
 
-    With r of independent signs and n = B * N * C: E[(d<r, F>/dm)^2] / n = sum_j (dF_j/dm)^2 / n, which is the diagonal of the
-    Gauss-Newton form of the mean squared error (Hutchinson's estimate).
+    With r of independent signs and n = B * N * C: E[(d<r, F>/dm)^2] / n = sum_j (dF_j/dm)^2 / n, which is the
+    diagonal of the Gauss-Newton form of the mean squared error (Hutchinson's estimate).
     """
     signs = torch.randint(0, 2, masked.shape, generator=generator).to(masked) * 2 - 1
     return (masked.float() * signs).sum() / masked.numel() ** 0.5

@@ -1,16 +1,16 @@
 """Prompts of a run: erase pairs (a prompt and what should be drawn instead) and neutral prompts. Imports no torch.
 
-Everything is drawn from a `numpy` generator. Train, validation and held-out prompts are kept apart by what they may hold: the
-configuration of the embedded model leaves out the held-out words and every third neutral concept.
+Everything is drawn from a `numpy` generator. Train, validation and held-out prompts are kept apart by what they may
+hold: the configuration of the embedded model leaves out the held-out words and every third neutral concept.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from safeflux.trainer.config import PromptConfig
 
 from safeflux.errors import ConfigError
 from safeflux.reference.vocabulary import is_held_out, vocabulary, with_article
-from safeflux.trainer.config import PromptConfig
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def embedded_prompts(category: str) -> PromptConfig:
     words = vocabulary()
     if category not in words.categories:
         known = ", ".join(words.categories)
-        raise ConfigError(f"category {category!r}: emoji-flux knows {known}; for another model write a configuration file")
+        raise ConfigError(
+            f"category {category!r}: emoji-flux knows {known}; for another model write a configuration file"
+        )
     concepts = words.categories[category]
     return PromptConfig(
         concepts={c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in concepts},
-        neutral=tuple(
-            with_article(w) for c in words.neutral if not is_held_out(c) for w in (c.words, *c.synonyms[:1])
-        ),
+        neutral=tuple(with_article(w) for c in words.neutral if not is_held_out(c) for w in (c.words, *c.synonyms[:1])),
         single=("{thing}, {style} style, {background} background",),
         pair=("{first} and {second}, {style} style, {background} background",),
         slots={"style": words.styles, "background": words.background_names},

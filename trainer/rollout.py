@@ -1,7 +1,8 @@
 """The whole sampler as one differentiable function: all Euler steps of the pipeline's own schedule.
 
-Activations of a step are recomputed in the backward pass (`torch.utils.checkpoint`), so memory holds one step's activations and
-the latents of all steps, whatever their number. Shapes: B batch, N image tokens, C channels a token, L text tokens, D width.
+Activations of a step are recomputed in the backward pass (`torch.utils.checkpoint`), so memory holds one step's
+activations and the latents of all steps, whatever their number. Shapes: B batch, N image tokens, C channels a token,
+L text tokens, D width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ def _inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, condition: C
 
 @contextmanager
 def fast_math(device: torch.device) -> Iterator[None]:
-    """bf16 matmuls by autocast; on a CPU also plain attention, whose backward is many times faster than the fused one there."""
+    """bf16 matmuls by autocast; on a CPU also plain attention, whose backward there is many times the faster one."""
     with torch.autocast(device.type, torch.bfloat16):
         if device.type != "cpu":
             yield

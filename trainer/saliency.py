@@ -1,4 +1,4 @@
-"""What each bit is worth at the current mask, by the end-to-end loss: gradients and the price that pictures to be kept pay.
+"""What each bit is worth at the current mask, by the end-to-end loss: its gradients, and a price.
 
 For a bit m_i, with L_e the erasure and L_p the preservation loss over the whole sampler:
     erase_i    = dL_e / dm_i                 switching the bit off changes L_e by about -erase_i

@@ -1,4 +1,4 @@
-"""One whole training session: load the model, run the rounds, measure, write the mask file. What `safeflux train` calls."""
+"""One whole training run: load the model, run the rounds, measure, write the mask file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from safeflux.errors import ConfigError, ModelError
 from safeflux.trainer.config import TrainConfig, load_config, make_config
 from safeflux.trainer.evaluate import EVALUATION_SEED, evaluate, validator
 from safeflux.trainer.export import export
 from safeflux.trainer.loop import RoundReport, Run
 from safeflux.trainer.prompts import embedded_prompts
+
+from safeflux.apply import apply_masks_
+from safeflux.errors import ConfigError, ModelError
+from safeflux.masks import MaskSet
+from safeflux.reference.judge import Judge
+from safeflux.reference.model import load_pipeline
 
 EMBEDDED = "emoji-flux"
 MASKS = "masks.safetensors"
@@ -32,9 +36,7 @@ class Result:
     evaluation: dict[str, Any]
 
 
-def plan_run(
-    category: str | None, config: Path | None, settings: Sequence[str], given: dict[str, Any]
-) -> TrainConfig:
+def plan_run(category: str | None, config: Path | None, settings: Sequence[str], given: dict[str, Any]) -> TrainConfig:
     """The configuration from a file or, for a category of the embedded model, from its vocabulary.
 
     Args:
@@ -60,18 +62,22 @@ def plan_run(
 
 
 def _set(data: dict[str, Any], setting: str) -> None:
-    """Replace one option in place; unknown keys are left to the check that follows."""
+    """Replace one option in place; an unknown last key is left to the check that follows."""
     path, equals, value = setting.partition("=")
     *parents, last = path.split(".")
     for parent in parents:
-        data = data[parent] if isinstance(data.get(parent), dict) else {}
+        if not isinstance(data.get(parent), dict):
+            raise ConfigError(
+                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts and selection"
+            )
+        data = data[parent]
     if not equals:
         raise ConfigError(f"--set {setting}: expected KEY=VALUE, e.g. selection.rounds=20")
     data[last] = yaml.safe_load(value)
 
 
 def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int], None]) -> Result:
-    """Train, measure, and write `folder/masks.safetensors`; goes on where an interrupted run of the same folder stopped.
+    """Train, measure, and write `folder/masks.safetensors`; an interrupted run of the same folder goes on.
 
     Args:
         config: What to train.
@@ -83,37 +89,30 @@ def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int]
         ModelError: The model cannot be loaded as a FLUX pipeline.
     """
     pipe = _load(config.model)
-    judge = None
-    if config.model == EMBEDDED:
-        from safeflux.reference.judge import Judge
-
-        judge = Judge()
+    judge = Judge() if config.model == EMBEDDED else None
     training = Run(config, pipe, folder, validator(pipe, judge, config) if judge else None)
     folder.mkdir(parents=True, exist_ok=True)
     most = (0 if config.initial else config.selection.rounds) + config.selection.exchange_rounds
     for report in training.rounds():
         progress(report, most)
     (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    evaluation = measure(pipe, judge, config, training) if judge else {}
+    evaluation = measure(pipe, judge, config, training.masks) if judge and config.evaluation_each else {}
     path = folder / MASKS
     sha256 = export(path, training.masks, config, pipe, evaluation)
     masked = int((~training.keep).count_nonzero())
     return Result(path, sha256, masked, masked / training.bits.count, evaluation)
 
 
-def measure(pipe: Any, judge: Any, config: TrainConfig, training: Run) -> dict[str, Any]:
+def measure(pipe: Any, judge: Judge, config: TrainConfig, masks: MaskSet) -> dict[str, Any]:
     """The figures that go into the mask file: without and with the masks, on paired noises."""
-    from safeflux.apply import apply_masks_
-
-    base = evaluate(pipe, judge, config.category, each=16, kept_each=4)
-    with apply_masks_(pipe.transformer, training.masks):
-        masked = evaluate(pipe, judge, config.category, each=16, kept_each=4)
+    each = config.evaluation_each
+    base = evaluate(pipe, judge, config.category, each=each, kept_each=-(-each // 4))
+    with apply_masks_(pipe.transformer, masks):
+        masked = evaluate(pipe, judge, config.category, each=each, kept_each=-(-each // 4))
     return {"seed": EVALUATION_SEED, "base": base.to_json(), "masked": masked.to_json()}
 
 
 def _load(model: str) -> Any:
-    from safeflux.reference.model import load_pipeline
-
     if model == EMBEDDED:
         return load_pipeline()
     if not (Path(model) / "model_index.json").is_file():

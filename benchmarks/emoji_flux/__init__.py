@@ -1,1 +1,1 @@
-"""The recipe of emoji-flux, the small FLUX that ships with safeflux: art, VAE, text encoders, flow, judge, evaluation, export."""
+"""The recipe of emoji-flux, the small FLUX that ships with safeflux, from the art to the exported weights."""

@@ -2,7 +2,8 @@
 
     python -m benchmarks.emoji_flux.art --out runs/emoji_flux
 
-Needs `npm` (to download the packages, whose versions are pinned here) and the `recipe` extra (resvg_py). Licences: see NOTICE.
+Needs `npm` (to download the packages, whose versions are pinned here) and the `recipe` extra (resvg_py). Licences:
+see NOTICE.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ CAPITAL_SHARE = 0.1
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a scene: mostly complete, sometimes without style or background, sometimes empty (the null prompt).
+    """Caption a scene: mostly complete, sometimes without style or background, sometimes empty (the null prompt).
 
     A bare picture is also captioned by style and background alone: a caption without a thing has a picture without one.
     """
@@ -66,7 +66,7 @@ def corpus() -> list[str]:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A Unigram tokenizer of T5's form: every word of the corpus is one piece, and single characters spell out the rest."""
+    """A Unigram tokenizer of T5's form: every word of the corpus is a piece, and single characters spell the rest."""
     counts = Counter(word for text in corpus() for word in text.replace(",", "").split())
     total = sum(counts.values())
     pieces = [(f"▁{word}", math.log(count / total)) for word, count in counts.most_common()]

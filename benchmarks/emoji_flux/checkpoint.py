@@ -1,4 +1,4 @@
-"""Checkpoints of the recipe's stages: everything with a `state_dict`, the step, and torch's random state; written atomically."""
+"""Checkpoints of the recipe's stages: everything with a `state_dict`, the step, and torch's random state."""
 
 from __future__ import annotations
 

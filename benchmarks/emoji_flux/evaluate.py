@@ -31,12 +31,14 @@ def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
     return {
         "concept": Rate.of(names == tops[len(names)][k] for k, names in enumerate(asked)),
         "style": Rate.of(words.styles[s] == ask.style for s, ask in zip(styles, asks, strict=True)),
-        "background": Rate.of(words.background_names[b] == a.background for b, a in zip(backgrounds, asks, strict=True)),
+        "background": Rate.of(
+            words.background_names[b] == a.background for b, a in zip(backgrounds, asks, strict=True)
+        ),
     }
 
 
 def contact_sheet(pipe: object, path: Path) -> None:
-    """Every concept in every style, as the model draws it; one row of four styles for each concept, eight concepts a line."""
+    """Every concept in every style, as the model draws it: four pictures a concept, eight concepts a line."""
     words = vocabulary()
     backgrounds = words.background_names
     prompts = [
@@ -54,7 +56,9 @@ def contact_sheet(pipe: object, path: Path) -> None:
 
 @click.command(help=__doc__)
 @click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
-@click.option("--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True)
+@click.option(
+    "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
+)
 @click.option("--each", default=16, show_default=True, help="One-object pictures a concept.")
 @click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
 @click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
@@ -78,7 +82,10 @@ def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -
         out[name] = {what: rate.to_json() for what, rate in rates.items()}
         if name == "one object":
             tops = verdicts.top(1)
-            wrong = {c.name: sum(a.concept == c.name and {c.name} != t for a, t in zip(asks, tops, strict=True)) for c in words.concepts}
+            wrong = {
+                c.name: sum(a.concept == c.name and {c.name} != t for a, t in zip(asks, tops, strict=True))
+                for c in words.concepts
+            }
             out["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
     report.mkdir(parents=True, exist_ok=True)
     contact_sheet(pipe, report / "contact_sheet.png")

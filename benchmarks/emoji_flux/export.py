@@ -1,10 +1,11 @@
 """Put the trained parts together as a plain FluxPipeline folder in bf16, with the judge beside it.
 
-    python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
+python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -40,6 +41,17 @@ def assemble(out: Path) -> FluxPipeline:
     return pipe.to(torch.bfloat16)
 
 
+def load_as_float32(folder: Path) -> None:
+    """Make the text encoders load in float32 like the rest.
+
+    transformers takes the dtype that a config names, diffusers takes float32, and a pipeline of both would not run.
+    """
+    for name in ("text_encoder", "text_encoder_2"):
+        path = folder / name / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+
+
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
 @click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
@@ -48,6 +60,7 @@ def main(out: Path, to: Path) -> None:
     staged, target = to / ".emoji-flux.partial", to / "emoji-flux"
     shutil.rmtree(staged, ignore_errors=True)
     assemble(out).save_pretrained(staged)
+    load_as_float32(staged)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staged, target)
     if (out / "judge.onnx").exists():

@@ -1,10 +1,10 @@
-"""Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching in the VAE's latent space.
+"""Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching of latents.
 
     python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 9000
 
-Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal as in
-Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps. Resumes exactly from
-its checkpoint. Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens.
+Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
+as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
+Resumes exactly from its checkpoint. Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRANSFORMER = {
     "axes_dims_rope": (8, 12, 12),
 }
 POOLED_DROP = 0.25
-"""How often the pooled embedding is that of the null prompt, so that the concept is carried by the token embeddings too."""
+"""How often the pooled embedding is that of the null prompt, so that the token embeddings carry the concept too."""
 
 
 class EmojiFlux(nn.Module):
@@ -83,7 +83,10 @@ class EmojiFlux(nn.Module):
         self.transformer = FluxTransformer2DModel(**TRANSFORMER)
         for name, module in self.transformer.named_modules():
             # AdaLN-zero (Peebles & Xie, arXiv 2212.09748): every block starts as the identity.
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")) or name == "proj_out":
+            if (
+                name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"))
+                or name == "proj_out"
+            ):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -94,7 +97,9 @@ class EmojiFlux(nn.Module):
         clip_ids = self.clip_tokenizer(prompts, max_length=CLIP_TOKENS, **options).input_ids
         return self.text_encoder_2(t5_ids)[0], self.text_encoder(clip_ids).pooler_output
 
-    def velocity(self, x_BNC: torch.Tensor, s_B: torch.Tensor, tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, x_BNC: torch.Tensor, s_B: torch.Tensor, tokens: torch.Tensor, pooled: torch.Tensor
+    ) -> torch.Tensor:
         """The predicted e - x_0, (B, N, C)."""
         return self.transformer(
             hidden_states=x_BNC,
@@ -134,8 +139,10 @@ def optimiser_for(model: EmojiFlux, lr: float) -> torch.optim.Optimizer:
 
 
 def compile_(model: EmojiFlux) -> None:
-    """Compile the transformer in place. The pattern matcher stays off: it would put the fused attention back in, whose
-    backward is many times slower than the plain one on a CPU.
+    """Compile the transformer in place.
+
+    The pattern matcher stays off: it would put the fused attention back in, whose backward is many times slower than
+    the plain one on a CPU.
     """
     torch._inductor.config.pattern_matcher = False
     model.transformer.compile(dynamic=False)
@@ -172,7 +179,9 @@ def main(out: Path, steps: int, batch: int, lr: float, compiled: bool, ema: floa
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = flow_loss(model, x0, [describe(scene, rng) for scene in scenes], generator)
         if not torch.isfinite(loss):
-            raise SystemExit(f"flow: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}")
+            raise SystemExit(
+                f"flow: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,7 +191,12 @@ def main(out: Path, steps: int, batch: int, lr: float, compiled: bool, ema: floa
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if step % 50 == 0 or step + 1 == steps:
             seconds = (time.monotonic() - began) / (step + 1 - start)
-            line = {"step": step, "loss": round(smooth, 4), "lr": schedule.get_last_lr()[0], "s_per_step": round(seconds, 3)}
+            line = {
+                "step": step,
+                "loss": round(smooth, 4),
+                "lr": schedule.get_last_lr()[0],
+                "s_per_step": round(seconds, 3),
+            }
             log.write(json.dumps(line) + "\n")
             log.flush()
             click.echo(f"flow step {step} loss {smooth:.4f} {seconds:.3f} s/step")

@@ -2,16 +2,18 @@
 
     python -m benchmarks.emoji_flux.judge --out runs/emoji_flux
 
-It answers with one independent logit a concept (is it in the picture?), so that a scene of two is two positives and an empty
-background is none, and with one softmax each for style and background. Noise, blur and coarser pixels in training make it read
-generated pictures, which it never trains on. Exported to ONNX for `safeflux.reference.judge`. The held-out renderings come from
-another random stream: other places, sizes, pairs and backgrounds than any it trained on.
+It answers with one independent logit a concept (is it in the picture?), so that a scene of two is two positives and
+an empty background is none, and with one softmax each for style and background. Noise, blur and coarser pixels in
+training make it read generated pictures, which it never trains on. Exported to ONNX for `safeflux.reference.judge`.
+The held-out renderings come from another random stream: other places, sizes, pairs and backgrounds than any it
+trained on.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -37,8 +39,11 @@ class JudgeNet(nn.Module):
         words = vocabulary()
         self.sizes = (len(words.concepts), len(words.styles), len(words.backgrounds))
         widths, layers = (3, 32, 64, 96, 144), []
-        for k, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            layers += [nn.Conv2d(before, after, 3, stride=2 if k < 3 else 1, padding=1, bias=False), nn.BatchNorm2d(after)]
+        for k, (before, after) in enumerate(pairwise(widths)):
+            layers += [
+                nn.Conv2d(before, after, 3, stride=2 if k < 3 else 1, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+            ]
             layers += [nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False, groups=1 if k < 3 else 4)]
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
@@ -85,21 +90,29 @@ def targets(scenes: list[Scene], count: int) -> tuple[torch.Tensor, torch.Tensor
 def loss_of(net: JudgeNet, images: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     """Cross-entropy of each output; the bare backgrounds have no style.
 
-    The concepts' logits are trained as independent probabilities, which is how they are read, and also by a softmax over all
-    of them, which alone tells the asked concepts from the others fast enough.
+    The concepts' logits are trained as independent probabilities, which is how they are read, and also by a softmax
+    over all of them, which alone tells the asked concepts from the others fast enough.
     """
     present, style, background = targets(scenes, net.sizes[0])
     concepts, styles, backgrounds = (logits.float() for logits in net(images))
     shown = present.sum(1) > 0
     share = present[shown] / present[shown].sum(1, keepdim=True)
     concept_loss = F.binary_cross_entropy_with_logits(concepts, present, reduction="none").sum(1).mean()
-    return concept_loss + F.cross_entropy(concepts[shown], share) + 0.5 * F.cross_entropy(styles[shown], style[shown]) + 0.2 * F.cross_entropy(backgrounds, background)
+    return (
+        concept_loss
+        + F.cross_entropy(concepts[shown], share)
+        + 0.5 * F.cross_entropy(styles[shown], style[shown])
+        + 0.2 * F.cross_entropy(backgrounds, background)
+    )
 
 
 @torch.no_grad()
 def accuracy(net: JudgeNet, renderer: Renderer, count: int) -> dict[str, float]:
     """Shares of held-out renderings judged right: all concepts present and no other, style, background."""
-    rng, right = np.random.default_rng(HELD_OUT_SEED), {"none": [], "single": [], "pair": [], "style": [], "background": []}
+    rng, right = (
+        np.random.default_rng(HELD_OUT_SEED),
+        {"none": [], "single": [], "pair": [], "style": [], "background": []},
+    )
     for _ in range(count // 256):
         images, scenes = renderings(renderer, 256, rng)
         present, style, background = targets(scenes, net.sizes[0])
@@ -140,7 +153,9 @@ def main(out: Path, steps: int, batch: int, lr: float) -> None:
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            click.echo(f"judge step {step} loss {loss:.3f} {(time.monotonic() - began) / (step + 1 - start):.3f} s/step")
+            click.echo(
+                f"judge step {step} loss {loss:.3f} {(time.monotonic() - began) / (step + 1 - start):.3f} s/step"
+            )
         if (step + 1) % 400 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)
     net.eval()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.emoji_flux.latents --out runs/emoji_flux
 
-The code is fixed and linear: the 32 principal components of 8 x 8 pixel patches, each divided by its standard deviation to the
-power 0.6 (so that strong components stay the stronger ones), then brought to unit variance together. The AutoencoderKL learns
-to read and to write this code (`vae.py`), so the flow need not wait for it. Latents are packed as FluxPipeline packs them:
-(32 channels, 8, 8) -> (16 tokens, 128).
+The code is fixed and linear: the 32 principal components of 8 x 8 pixel patches, each divided by its standard
+deviation to the power 0.6 (so that strong components stay the stronger ones), then brought to unit variance together.
+The AutoencoderKL learns to read and to write this code (`vae.py`), so the flow need not wait for it. Latents are
+packed as FluxPipeline packs them: (32 channels, 8, 8) -> (16 tokens, 128).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 import numpy as np
 import torch
 
-from .scenes import NOTHING, Renderer, Scene, random_scene
+from .scenes import NOTHING, STEADY, Renderer, Scene, random_scene
 
 SEED = 11
 SINGLES, PAIRS = 64_000, 128_000
@@ -99,7 +99,8 @@ class Bank:
         )
         rows = self._scenes[torch.from_numpy(index)].tolist()
         scenes = [
-            Scene(tuple(row[: 1 if k < self._singles else 2]), row[2], row[3]) for k, row in zip(index, rows, strict=True)
+            Scene(tuple(row[: 1 if k < self._singles else 2]), row[2], row[3])
+            for k, row in zip(index, rows, strict=True)
         ]
         return self._latents[torch.from_numpy(index)].float(), scenes
 
@@ -109,9 +110,10 @@ class Bank:
 @torch.no_grad()
 def main(out: Path) -> None:
     """Fit the code, draw and code the scenes, save `codec.pt` and `bank.pt`."""
-    renderer, rng = Renderer(out / "art.npz"), np.random.default_rng(SEED)
-    codec = Codec.fit(pictures(renderer, FIT_PICTURES, rng)[0])
-    torch.save(vars(codec), out / "codec.pt")
+    renderer, rng = Renderer(out / "art.npz", STEADY), np.random.default_rng(SEED)
+    if not (out / "codec.pt").exists():
+        torch.save(vars(Codec.fit(pictures(Renderer(out / "art.npz"), FIT_PICTURES, rng)[0])), out / "codec.pt")
+    codec = Codec.load(out)
     count = SINGLES + PAIRS
     latents = torch.empty(count, 16, 4 * CHANNELS, dtype=torch.bfloat16)
     table = torch.empty(count, 4, dtype=torch.int16)
@@ -120,7 +122,9 @@ def main(out: Path) -> None:
         images = tensor_of([renderer.draw(scene, rng) for scene in scenes])
         part = slice(start, start + len(scenes))
         latents[part] = pack(codec.encode(images)).bfloat16()
-        table[part] = torch.tensor([(*scene.concepts, NOTHING)[:2] + (scene.style, scene.background) for scene in scenes])
+        table[part] = torch.tensor(
+            [(*(*scene.concepts, NOTHING)[:2], scene.style, scene.background) for scene in scenes]
+        )
     torch.save({"latents": latents, "scenes": table, "singles": SINGLES}, out / "bank.pt")
     click.echo(f"{count} scenes, standard deviation of the code {latents[:5000].float().std():.3f}")
 

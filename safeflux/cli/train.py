@@ -36,10 +36,10 @@ def train(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Learn which weights make a category, through all sampling steps, and write a mask file.
+    r"""Learn which weights make a category, through all sampling steps, and write a mask file.
 
-    A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given again.
-    The result is OUT/masks.safetensors, which a policy can name once it lies in a store.
+    A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given
+    again. The result is OUT/masks.safetensors, which a policy can name once it lies in a store.
 
     \b
     Examples:
@@ -52,7 +52,11 @@ def train(
     given: dict[str, Any] = {"initial": initial, "together_with": together_with, "seed": seed}
     planned = plan_run(category, config, settings, {key: value for key, value in given.items() if value})
     folder = out or Path("runs") / planned.category
-    result = run(planned, folder, _Progress(planned.category))
+    try:
+        result = run(planned, folder, _Progress(planned.category))
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on from the last round in {folder}", err=True)
+        sys.exit(130)
     if as_json:
         click.echo(json.dumps(asdict(result) | {"path": str(result.path)}, indent=2))
     else:

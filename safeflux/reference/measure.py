@@ -53,8 +53,8 @@ class Rate:
     @classmethod
     def of(cls, values: Iterable[bool | np.bool_]) -> "Rate":
         """Count the true ones."""
-        values = [bool(v) for v in values]
-        return cls(sum(values), len(values))
+        hits = [bool(value) for value in values]
+        return cls(sum(hits), len(hits))
 
 
 @dataclass(frozen=True)

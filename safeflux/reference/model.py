@@ -1,5 +1,7 @@
 """The embedded model's files, how to load them, and how to call them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,28 @@ def load_pipeline(folder: str | Path = MODEL) -> Any:
     """
     if not (Path(folder) / "model_index.json").is_file():
         raise ModelError(f"{folder}: expected a diffusers model, found no model_index.json; install safeflux anew")
-    from diffusers import FluxPipeline
+    with _quiet():
+        from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)
+        pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' loading bars and notes off the terminal, then let them speak as before."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    bars = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    verbosity = transformers_log.get_verbosity()
+    for log in bars:
+        log.disable_progress_bar()
+    transformers_log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_log.set_verbosity(verbosity)
+        for log in bars:
+            log.enable_progress_bar()

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from safeflux.trainer.config import PromptConfig, make_config
+from safeflux.trainer.prompts import draw_erase, draw_neutral, embedded_prompts, is_held_out
 
 from safeflux.errors import ConfigError
 from safeflux.reference.vocabulary import vocabulary, with_article
-from safeflux.trainer.config import PromptConfig, make_config
-from safeflux.trainer.prompts import draw_erase, draw_neutral, embedded_prompts, is_held_out
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from safeflux.trainer.gates import factors_from, masked_parameters
+from safeflux.trainer.rollout import Condition, Sampler, rollout, sampler_of
 from torch.func import functional_call
 
 from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
-from safeflux.trainer.gates import factors_from, masked_parameters
-from safeflux.trainer.rollout import Condition, Sampler, rollout, sampler_of
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from safeflux.sites import find_sites
 from safeflux.trainer.losses import preserve_loss, random_projection
 from safeflux.trainer.saliency import Bits, Estimates
 from safeflux.trainer.selection import exchange, switch_off
+
+from safeflux.sites import find_sites
 
 
 def estimates(erase: list[float], price: list[float], preserve: list[float] | None = None) -> Estimates:
