@@ -29,7 +29,7 @@ from safeflux.reference.model import CALL, MODEL, load_pipeline
 from safeflux.reference.vocabulary import Concept, held_out_concepts, vocabulary
 from safeflux.store import StoreLike
 
-IMAGES = 40
+IMAGES = 60
 """Prompts a section unless told otherwise: with four sections the whole demo is done within a minute on two cores."""
 _BATCH = 20
 _ROUNDS = 24  # many short ones: what else the machine does then falls on both sides alike

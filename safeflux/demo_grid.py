@@ -44,7 +44,7 @@ def thing_of(prompt: str) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """A share as text: `97.5 %`."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.{digits}f} %"
 
 
 def _draw_section(image: Image.Image, top: int, section: Section) -> None:

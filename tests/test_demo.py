@@ -1,10 +1,12 @@
 """The demo, on a small untrained pipeline of emoji-flux's layout and a judge that answers by the colours it sees."""
 
 import base64
+import inspect
 import json
 import re
 import time
 from html.parser import HTMLParser
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from safeflux.cli import main
-from safeflux.cli.demo import print_summary
+from safeflux.cli.demo import demo, print_summary
+from safeflux.demo import IMAGES as DEFAULT_IMAGES
 from safeflux.demo import Measure, run_demo
 from safeflux.demo_grid import COLUMNS, draw_grid, png
 from safeflux.demo_page import LIMITS, SHOWN, make_page
@@ -37,6 +40,7 @@ from safeflux.reference.model import MODEL, load_pipeline
 from safeflux.reference.vocabulary import held_out_concepts, is_held_out, vocabulary
 from safeflux.sites import find_sites
 
+MASKS = Path(str(files("safeflux.policies").joinpath("masks", MODEL.name)))
 IMAGES = 9
 SEED = 3
 
@@ -335,12 +339,11 @@ def test_the_page_holds_every_picture_with_words_for_it(result):
 
 def test_the_page_tells_figures_intervals_seeds_versions_and_limits(result):
     page = make_page(result)
-    plain = page.replace("\N{NO-BREAK SPACE}", " ")
     for section in result.sections:
         for rate in (section.base, section.guarded):
             low, high = rate.interval
             texts = (f"{100 * rate.value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %", f"n = {rate.n}")
-            assert "{}<small>{}</small><small>{}</small>".format(*texts) in plain
+            assert "{}<small>{}</small><small>{}</small>".format(*texts) in page
     assert page.count("<summary>1 more pairs</summary>") == len(result.sections)
     assert SHOWN == IMAGES - 1
     for text in (LIMITS, "4000000 to 4000035", f"torch {torch.__version__}", result.policy.digest, "GUARDED"):
@@ -413,6 +416,14 @@ def test_numbers_out_of_range_are_wrong_use(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
+def test_the_command_and_the_function_have_the_same_defaults():
+    defaults = {option.name: option.default for option in demo.params}
+    parameters = inspect.signature(run_demo).parameters
+    assert defaults["images"] == parameters["images"].default == DEFAULT_IMAGES
+    assert defaults["seed"] == parameters["seed"].default
+    assert defaults["policy"] == parameters["policy"].default
+
+
 def test_the_table_tells_rates_costs_and_where_the_report_is(result, capsys):
     print_summary(result, DemoReport(Path("out/report.html"), Path("out/grid.png")))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -426,7 +437,7 @@ def test_the_table_tells_rates_costs_and_where_the_report_is(result, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MODEL.exists(), reason="the embedded model is not in this checkout")
+@pytest.mark.skipif(not (MODEL.is_dir() and MASKS.is_dir()), reason="no embedded model with masks in this checkout")
 def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     start = time.perf_counter()
     result = run("--json", "--out", "out")

@@ -5,8 +5,9 @@ activations and the latents of all steps, whatever their number. Shapes: B batch
 L text tokens, D width.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +123,8 @@ def _inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, condition: C
 @contextmanager
 def fast_math(device: torch.device) -> Iterator[None]:
     """bf16 matmuls by autocast; on a CPU also plain attention, whose backward there is many times the faster one."""
-    with torch.autocast(device.type, torch.bfloat16):
-        if device.type != "cpu":
-            yield
-            return
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+    plain_attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), plain_attention, warnings.catch_warnings():
+        # The norms of q and k keep their float32 weights, as they should; torch says that this takes its slower kernel.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        yield
