@@ -4,7 +4,7 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
-from safeflux.demo import DemoResult, Section
+from safeflux.demo_result import DemoResult, Section
 
 COLUMNS = 8
 _SIDE = 96

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable
 from html import escape
 
-from safeflux.demo import DemoResult, Measure, Pair, Picture, Section
 from safeflux.demo_grid import percent, png, thing_of
+from safeflux.demo_result import DemoResult, Measure, Pair, Picture, Section
 from safeflux.masks import Count
 from safeflux.reference.measure import Rate
 from safeflux.reference.model import CALL
@@ -191,7 +191,10 @@ def _method(result: DemoResult) -> str:
             ("Policy", f"{escape(result.policy.name)}, sha256 <code>{escape(receipt['policy']['sha256'])}</code>"),
             ("Masks", f"sha256 <code>{escape(receipt['masks_sha256'])}</code>"),
             ("Versions", escape(versions)),
-            ("Again", f"<code>safeflux demo --seed {result.seed} --images {result.kept.base.n}</code>"),
+            (
+                "Again",
+                f"<code>safeflux demo --seed {result.seed} --images {result.kept.base.n}</code> and the same policy",
+            ),
         ]
     )
 

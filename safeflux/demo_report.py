@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeflux.demo import DemoResult
 from safeflux.demo_grid import draw_grid, png
 from safeflux.demo_page import make_page
+from safeflux.demo_result import DemoResult
 
 
 @dataclass(frozen=True)

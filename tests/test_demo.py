@@ -23,10 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from safeflux.cli import main
 from safeflux.cli.demo import demo, print_summary
 from safeflux.demo import IMAGES as DEFAULT_IMAGES
-from safeflux.demo import Measure, run_demo
+from safeflux.demo import run_demo
 from safeflux.demo_grid import COLUMNS, draw_grid, png
 from safeflux.demo_page import LIMITS, SHOWN, make_page
 from safeflux.demo_report import DemoReport, write_report
+from safeflux.demo_result import Measure
 from safeflux.errors import ModelError, PolicyError, StoreError
 from safeflux.fingerprint import fingerprint
 from safeflux.guard import guard

@@ -1,6 +1,6 @@
 """Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching of latents.
 
-    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 9000
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 16000
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
 as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
@@ -182,7 +182,7 @@ def learning_rate(step: int, steps: int, warmup: int = 300, decay_share: float =
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--steps", default=9000, show_default=True)
+@click.option("--steps", default=16000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
 @click.option("--compiled/--eager", default=True, show_default=True, help="torch.compile: a third faster here.")

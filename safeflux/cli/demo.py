@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from safeflux.demo import DemoResult
     from safeflux.demo_report import DemoReport
+    from safeflux.demo_result import DemoResult
 
 
 def _writable(ctx: click.Context, parameter: click.Parameter, folder: Path) -> Path:
@@ -37,7 +37,7 @@ def _writable(ctx: click.Context, parameter: click.Parameter, folder: Path) -> P
 @click.option(
     "--images",
     type=click.IntRange(1, 1000),
-    default=40,
+    default=60,
     show_default=True,
     help="Prompts of each kind.",
 )
