@@ -35,7 +35,18 @@ FLOORS = [
 ]
 """Lowest first; rooms of one set do not import one another."""
 
-TRAINER_MAY = {"errors", "families", "reference", "sites", "yamlfile", "masks", "weights", "fingerprint", "maskfile", "apply"}
+TRAINER_MAY = {
+    "errors",
+    "families",
+    "reference",
+    "sites",
+    "yamlfile",
+    "masks",
+    "weights",
+    "fingerprint",
+    "maskfile",
+    "apply",
+}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "onnxruntime", "safetensors", "PIL", "rich", "pydantic", "yaml"}
 
 

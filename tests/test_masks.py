@@ -1,7 +1,6 @@
 """The algebra of masks: laws by hypothesis, counts by hand."""
 
 import copy
-import doctest
 import pickle
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import safeflux.masks
 from safeflux.errors import MaskMismatchError
 from safeflux.masks import Change, Count, MaskSet, check_fit, compose, diff, keep_all, overlap
 from safeflux.sites import Site
@@ -143,9 +141,3 @@ def test_masks_must_fit_the_sites():
         check_fit(MaskSet(strange | {"b:mlp": torch.ones(4, dtype=torch.bool)}), sites)
     with pytest.raises(MaskMismatchError, match=r"b:mlp \(mask \(4,\), model \(3,\)\)"):
         check_fit(MaskSet({"b:mlp": torch.ones(4, dtype=torch.bool)}), sites)
-
-
-def test_the_examples_run():
-    results = doctest.testmod(safeflux.masks)
-    assert results.attempted > 0
-    assert results.failed == 0
