@@ -29,7 +29,7 @@ class Placement:
 
 
 STEADY = Placement((54,), (30,), (0,), (-2, 0, 2))
-"""For the flow, which learns each size and shift of an icon anew: LOOSE gave coloured patches after 1,700 steps of 96."""
+"""For the flow, which learns each size and shift of an icon anew: LOOSE gave mere patches after 1,700 steps."""
 
 LOOSE = Placement((48, 50, 52, 54, 56), (28, 29, 30, 31), (-3, -2, -1, 0, 1, 2, 3), (-3, -2, -1, 0, 1, 2, 3))
 """For the judge and the VAE, which must not depend on where things stand."""
