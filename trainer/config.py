@@ -54,8 +54,9 @@ class SelectionConfig(Part):
     """Rounds at most; validation may stop earlier."""
     bits_per_round: Count = 900
     """Bits switched off in each round of saliency."""
-    exchange_rounds: Annotated[int, Field(ge=0)] = 8
-    """Rounds that switch bits on again as well as off, by the gradient of the whole loss."""
+    exchange_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds that switch bits on again as well as off, by the gradient of the whole loss. None by default: on the
+    embedded model they cost more of the pictures to be kept than they gave back."""
     exchange_on: Count = 450
     """Bits switched on in the first exchange round, at most; the number falls linearly to 0."""
     exchange_off: Count = 300

@@ -90,5 +90,5 @@ class _Progress:
             f"round {report.round} {report.phase}: erase {report.erase_loss:.4f}, preserve {report.preserve_loss:.4f}, "
             f"{report.masked} off ({100 * report.share_masked:.2f} %){found}, {report.seconds:.0f} s"
         )
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, total=most, completed=report.round)
