@@ -88,7 +88,9 @@ def make_plan(policy: Policy, model: Any, store: Store, *, standing: tuple[Plan,
     base = standing[0].base if standing else fingerprint(transformer)
     categories = {
         name: CategoryPlan(
-            name, category.action, tuple(_resolve(name, mask, store, base, sites) for mask in category.masks)
+            name,
+            category.action,
+            tuple(_resolve(_place(policy, name), mask, store, base, sites) for mask in category.masks),
         )
         for name, category in policy.categories.items()
     }
@@ -113,8 +115,14 @@ def check_adapters(policy: Policy, transformer: torch.nn.Module) -> None:
         )
 
 
-def _resolve(category: str, mask: str, store: Store, base: str, sites: Mapping[str, Site]) -> StoredMask:
-    """Find one mask set and check that it fits; errors say for which category."""
+def _place(policy: Policy, category: str) -> str:
+    """The category, after the file and line that ask for its masks, if the policy came from a file."""
+    origin = policy.origins.get(f"categories.{category}.masks")
+    return f"{origin}: category {category!r}" if origin else f"category {category!r}"
+
+
+def _resolve(where: str, mask: str, store: Store, base: str, sites: Mapping[str, Site]) -> StoredMask:
+    """Find one mask set and check that it fits; errors say where it was asked for."""
     try:
         stored = store.find(mask, base)
         check_fit(stored.masks, sites)
@@ -126,7 +134,7 @@ def _resolve(category: str, mask: str, store: Store, base: str, sites: Mapping[s
         if not stored.masks.count.masked:
             raise MaskMismatchError(f"{stored.path}: switches nothing off, so it can erase nothing")
     except SafeFluxError as error:
-        raise type(error)(f"category {category!r}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     return stored
 
 

@@ -8,7 +8,7 @@ from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import save_masks
 from safeflux.masks import Count, MaskSet, compose, keep_all
 from safeflux.plan import make_plan
-from safeflux.policy import Action, Budget, Category, Policy
+from safeflux.policy import Action, Budget, Category, Policy, load_policy
 from safeflux.sites import find_sites
 from safeflux.store import Store
 
@@ -59,6 +59,14 @@ def test_the_budget_holds_for_each_kind_and_for_what_stands_already(transformer,
     tight = make_plan(policy(weapons=("blades",), budget=0.05), transformer, room)
     with pytest.raises(PolicyError, match=r"max_share_masked is 0.05.*of the ff bits"):
         make_plan(policy(alcohol=("spirits",)), transformer, room, standing=(tight,))
+
+
+def test_a_mask_that_is_not_there_is_told_by_the_line_that_asks_for_it(transformer, store, tmp_path):
+    path = tmp_path / "mine.yaml"
+    head = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\ncategories:\n"
+    path.write_text(f"{head}  weapons: {{masks: [blade]}}\n")
+    with pytest.raises(StoreError, match=r"mine\.yaml:5: category 'weapons': mask set 'blade'.*mean 'blades'"):
+        make_plan(load_policy(path), transformer, Store([store]))
 
 
 def test_unknown_masks_name_the_category(transformer, store):
