@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -167,17 +168,18 @@ def main(out: Path, steps: int, batch: int, lr: float) -> None:
 
 def export(net: JudgeNet, path: Path) -> None:
     """Write the ONNX file; the batch is the one free dimension."""
-    net = net.to(memory_format=torch.contiguous_format)
-    torch.onnx.export(
-        net,
+    program = torch.onnx.export(
+        net.to(memory_format=torch.contiguous_format),
         (torch.rand(2, 3, 64, 64),),
-        path,
         input_names=["images"],
         output_names=["concepts", "styles", "backgrounds"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=False,
         dynamo=True,
     )
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, with the paths of the machine that exported
+    onnx.save(model, path)
 
 
 if __name__ == "__main__":
