@@ -30,9 +30,8 @@ def masked_parameters(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors that the sites touch, multiplied by their factors; for `functional_call`.
 
-    In a neuron site the factor goes on every row, column and bias of the neuron but the first ones of its output: a
-    neuron's output is its activation times its outgoing column, so the relaxed gate is put on the column alone, and on
-    the rows where there is no column (modulations). At 0 and 1 that equals writing both sides.
+    A neuron's factor goes on its outgoing column alone, which scales its output; a modulation has no such column, so
+    its rows and biases carry the factor. At 0 and 1 that equals writing both sides.
     """
     weights = named_weights(transformer)
     out: dict[str, torch.Tensor] = {}

@@ -186,14 +186,11 @@ class Run:
         )
         return Condition(tokens, pooled)
 
-    def _digest(self) -> str:
-        return config_digest(self.config)
-
     def _save(self, report: RoundReport) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         staged = self.folder / f"{CHECKPOINT}.partial"
         state = {
-            "config": self._digest(),
+            "config": config_digest(self.config),
             "keep": self.keep,
             "estimates": self.estimates.state_dict(),
             "round": self.round,
@@ -210,7 +207,7 @@ class Run:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
-        if state["config"] != self._digest():
+        if state["config"] != config_digest(self.config):
             raise ConfigError(
                 f"{path}: this folder holds a run of another configuration. Go on with that configuration, "
                 "or choose another --out."
