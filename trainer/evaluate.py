@@ -4,37 +4,43 @@ Validation pictures (which stop a run) and evaluation pictures (which go into th
 of their own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from safeflux.trainer.config import TrainConfig
+from safeflux.trainer.loop import Validation, Validator
 from safeflux.trainer.prompts import draw_erase
 
 from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import Rate, concept_found, concept_right, draw, other_found, pair_asks, single_asks
-from safeflux.reference.vocabulary import held_out_concepts, vocabulary
+from safeflux.reference.vocabulary import held_out_concepts, is_held_out, vocabulary
 
 VALIDATION_SEED = 50_000_000
 EVALUATION_SEED = 90_000_000
 """First seeds of the noises; a training noise is a 62-bit random number, so that meeting one is out of the question."""
 
 
-def validator(pipe: Any, judge: Judge, config: TrainConfig) -> Callable[[MaskSet], float]:
-    """Return the function that says in what share of validation pictures a concept is still found under a mask set."""
-    prompts = draw_erase(
-        config.prompts, np.random.default_rng((config.seed, VALIDATION_SEED)), config.validation_prompts
-    )
+def validator(pipe: Any, judge: Judge, config: TrainConfig) -> Validator:
+    """Return the function that looks at validation pictures under a mask set: erase prompts, and things to preserve.
 
-    def found(masks: MaskSet) -> float:
+    The things to preserve are those that training may use; the held-out ones are for `evaluate`.
+    """
+    words, rng = vocabulary(), np.random.default_rng((config.seed, VALIDATION_SEED))
+    erased = draw_erase(config.prompts, rng, config.validation_prompts)
+    preserved = [concept for concept in words.neutral if not is_held_out(concept)]
+    asks = single_asks(words, preserved, -(-config.validation_prompts // len(preserved)), rng)
+
+    def validate(masks: MaskSet) -> Validation:
         with apply_masks_(pipe.transformer, masks):
-            images = draw(pipe, [p.prompt for p in prompts], VALIDATION_SEED)
-        return float(judge(images).found([p.concept for p in prompts]).mean())
+            images = draw(pipe, [p.prompt for p in erased], VALIDATION_SEED)
+            kept = draw(pipe, [ask.prompt for ask in asks], VALIDATION_SEED + 100_000)
+        found = judge(images).found([p.concept for p in erased]).mean()
+        return Validation(float(found), concept_right(judge, kept, asks).value)
 
-    return found
+    return validate
 
 
 @dataclass(frozen=True)

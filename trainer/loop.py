@@ -1,8 +1,9 @@
 """The run: rounds that switch bits off by saliency until the concept is gone, then rounds that exchange bits.
 
 One round: estimate what every bit is worth at the current mask, over fresh prompts and noises (`saliency`); switch
-(`selection`); log; validate now and then; write a checkpoint. All randomness comes from (seed, round, batch), so a
-run that was killed goes on with the same bits as one that was not.
+(`selection`); log; validate now and then; write a checkpoint. Of the validated masks that erase enough, the one that
+preserves best is the result. All randomness comes from (seed, round, batch), so a run that was killed goes on with
+the same bits as one that was not.
 """
 
 import json
@@ -48,11 +49,22 @@ class RoundReport:
     """Of all bits that may be masked."""
     found: float | None
     """Share of validation pictures in which the judge still finds the concept; None in rounds without validation."""
+    right: float | None
+    """Share of validation pictures of things to preserve in which the judge finds what was asked for; None likewise."""
     seconds: float
 
 
-Validator = Callable[[MaskSet], float]
-"""Share of validation pictures in which the concept is still found, under a mask set."""
+@dataclass(frozen=True)
+class Validation:
+    """What a judge sees in validation pictures under a mask set, as shares."""
+
+    found: float
+    """The concept, where it was asked for."""
+    right: float
+    """The thing to preserve that was asked for."""
+
+
+Validator = Callable[[MaskSet], Validation]
 
 
 class Run:
@@ -70,11 +82,17 @@ class Run:
         self.estimates = Estimates.zeros(self.bits.count)
         self.round, self.is_erased = 0, config.initial is not None
         self._exchanged = 0
+        self._best, self._best_right = self.keep, -1.0
 
     @property
     def masks(self) -> MaskSet:
         """The mask set as it stands."""
         return self.bits.masks_of(self.keep)
+
+    @property
+    def result(self) -> MaskSet:
+        """Of the validated mask sets that erase enough, the one that preserves best; without any, the last."""
+        return self.masks if self._best_right < 0 else self.bits.masks_of(self._best)
 
     def rounds(self) -> Iterator[RoundReport]:
         """Run all rounds that are left, yielding a report after each; its checkpoint is on disk by then."""
@@ -87,10 +105,18 @@ class Run:
             else:
                 self._exchange()
             self.round += 1
-            found = self._check(phase)
+            seen = self._check()
             masked = int((~self.keep).count_nonzero())
             report = RoundReport(
-                self.round, phase, *losses, masked, masked / len(self.keep), found, time.monotonic() - began
+                round=self.round,
+                phase=phase,
+                erase_loss=losses[0],
+                preserve_loss=losses[1],
+                masked=masked,
+                share_masked=masked / len(self.keep),
+                found=seen and seen.found,
+                right=seen and seen.right,
+                seconds=time.monotonic() - began,
             )
             self._save(report)
             yield report
@@ -111,14 +137,16 @@ class Run:
         self.keep = exchange(self.keep, self.estimates, chosen.preserve, *counts)
         self._exchanged += 1
 
-    def _check(self, phase: str) -> float | None:
+    def _check(self) -> Validation | None:
         is_due = self.round % self.config.validate_every == 0 or self._phase() is None
         if self._validate is None or not is_due:
             return None
-        found = self._validate(self.masks)
-        if phase == "saliency" and found <= self.config.target_found:
+        seen = self._validate(self.masks)
+        if seen.found <= self.config.target_found:
             self.is_erased = True
-        return found
+            if seen.right > self._best_right:
+                self._best, self._best_right = self.keep, seen.right
+        return seen
 
     def _estimate(self) -> tuple[float, float]:
         """Blend one round's estimates in; return the mean erasure and preservation loss."""
@@ -196,6 +224,8 @@ class Run:
             "round": self.round,
             "exchanged": self._exchanged,
             "is_erased": self.is_erased,
+            "best": self._best,
+            "best_right": self._best_right,
         }
         torch.save(state, staged)
         os.replace(staged, self.folder / CHECKPOINT)
@@ -214,6 +244,7 @@ class Run:
             )
         self.keep, self.estimates = state["keep"], Estimates(**state["estimates"])
         self.round, self._exchanged, self.is_erased = state["round"], state["exchanged"], state["is_erased"]
+        self._best, self._best_right = state["best"], state["best_right"]
 
 
 def config_digest(config: TrainConfig) -> str:

@@ -96,10 +96,10 @@ def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int]
     for report in training.rounds():
         progress(report, most)
     (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    evaluation = measure(pipe, judge, config, training.masks) if judge and config.evaluation_each else {}
+    evaluation = measure(pipe, judge, config, training.result) if judge and config.evaluation_each else {}
     path = folder / MASKS
-    sha256 = export(path, training.masks, config, pipe, evaluation)
-    masked = int((~training.keep).count_nonzero())
+    sha256 = export(path, training.result, config, pipe, evaluation)
+    masked = training.result.count.masked
     return Result(path, sha256, masked, masked / training.bits.count, evaluation)
 
 

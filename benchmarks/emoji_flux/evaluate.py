@@ -2,7 +2,8 @@
 
     python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
 
-Writes `figures.json` and `contact_sheet.png`.
+Writes `figures.json`, with what the stages reported of their training (steps, losses, hours), and
+`contact_sheet.png`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def contact_sheet(pipe: object, path: Path) -> None:
 
 
 @click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
 @click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
 @click.option(
     "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
@@ -63,7 +65,7 @@ def contact_sheet(pipe: object, path: Path) -> None:
 @click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
 @click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
 @click.option("--steps", default=8, show_default=True)
-def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
+def main(out: Path, to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
     """Measure and write."""
     words, rng = vocabulary(), np.random.default_rng(seed)
     pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx")
@@ -73,23 +75,28 @@ def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -
         "synonym": single_asks(words, words.concepts, each // 2, rng, synonyms="synonyms")
         + single_asks(words, words.concepts, each // 2, rng, synonyms="held_out"),
     }
-    out: dict[str, object] = {"settings": {**CALL, "num_inference_steps": steps}, "first_seed": seed}
+    found: dict[str, object] = {"settings": {**CALL, "num_inference_steps": steps}, "first_seed": seed}
     for k, (name, asks) in enumerate(tasks.items()):
         images = draw(pipe, [ask.prompt for ask in asks], seed + 1_000_000 * k, num_inference_steps=steps)
         verdicts = judge(images)
         rates = figures_of(verdicts, asks)
         click.echo("\n".join(f"{name}: {what} right {rate}" for what, rate in rates.items()))
-        out[name] = {what: rate.to_json() for what, rate in rates.items()}
+        found[name] = {what: rate.to_json() for what, rate in rates.items()}
         if name == "one object":
             tops = verdicts.top(1)
             wrong = {
                 c.name: sum(a.concept == c.name and {c.name} != t for a, t in zip(asks, tops, strict=True))
                 for c in words.concepts
             }
-            out["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
+            found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
+    found["training"] = {
+        name: json.loads((out / f"{name}.json").read_text())
+        for name in ("judge", "vae_decoder", "vae_encoder", "flow")
+        if (out / f"{name}.json").exists()
+    }
     report.mkdir(parents=True, exist_ok=True)
     contact_sheet(pipe, report / "contact_sheet.png")
-    (report / "figures.json").write_text(json.dumps(out, indent=1) + "\n")
+    (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching of latents.
 
-    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 16000
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 14000
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
 as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
@@ -182,13 +182,13 @@ def learning_rate(step: int, steps: int, warmup: int = 300, decay_share: float =
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--steps", default=16000, show_default=True)
+@click.option("--steps", default=14000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
 @click.option("--compiled/--eager", default=True, show_default=True, help="torch.compile: a third faster here.")
 @click.option("--ema", default=0.998, show_default=True, help="Decay of the averaged weights, which are what is kept.")
 def main(out: Path, steps: int, batch: int, lr: float, compiled: bool, ema: float) -> None:
-    """Train, save the averaged weights as `flow.pt`."""
+    """Train, save the averaged weights as `flow.pt` and the losses on the way as `flow.json`."""
     torch.manual_seed(SEED)
     bank, model = Bank(out / "bank.pt"), EmojiFlux()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema))
@@ -226,6 +226,10 @@ def main(out: Path, steps: int, batch: int, lr: float, compiled: bool, ema: floa
             click.echo(f"flow step {step} loss {smooth:.4f} {seconds:.3f} s/step")
         if (step + 1) % 250 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)
+    losses = {line["step"]: line["loss"] for line in map(json.loads, (out / "flow.jsonl").read_text().splitlines())}
+    report = {"steps": steps, "batch": batch, "lr": lr, "ema": ema, "hours": checkpoint.hours}
+    every = {step: loss for step, loss in losses.items() if step % 1000 == 0 or step + 1 == steps}
+    (out / "flow.json").write_text(json.dumps({**report, "loss_at_step": every}, indent=1) + "\n")
     torch.save(average.module.state_dict(), out / "flow.pt")
 
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safeflux.reference.judge import Judge
 from safeflux.reference.vocabulary import vocabulary
 
 from .checkpoint import Checkpoint
@@ -33,13 +34,13 @@ HELD_OUT_SEED = 1_000_003
 
 
 class JudgeNet(nn.Module):
-    """Convolutions to an 8 x 8 grid, pooled over the whole picture and over its left and right halves."""
+    """Convolutions to an 8 x 8 grid, pooled over the picture's halves and, with fewer channels, over 4 x 4 places."""
 
     def __init__(self) -> None:
         super().__init__()
         words = vocabulary()
         self.sizes = (len(words.concepts), len(words.styles), len(words.backgrounds))
-        widths, layers = (3, 32, 64, 96, 144), []
+        widths, layers = (3, 32, 64, 128, 176), []
         for k, (before, after) in enumerate(pairwise(widths)):
             layers += [
                 nn.Conv2d(before, after, 3, stride=2 if k < 3 else 1, padding=1, bias=False),
@@ -48,13 +49,15 @@ class JudgeNet(nn.Module):
             layers += [nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False, groups=1 if k < 3 else 4)]
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Linear(5 * widths[-1], 128), nn.ReLU(), nn.Linear(128, sum(self.sizes)))
+        self.places = nn.Sequential(nn.Conv2d(widths[-1], 24, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+        pooled = 4 * widths[-1] + 16 * 24
+        self.head = nn.Sequential(nn.Linear(pooled, 192), nn.ReLU(), nn.Linear(192, sum(self.sizes)))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, 64, 64) in [0, 1] -> logits of concepts (B, K), styles (B, S), backgrounds (B, G)."""
         grid = self.trunk(images * 2 - 1)
         left, right = grid[..., :4], grid[..., 4:]
-        pooled = [grid.mean((2, 3)), left.mean((2, 3)), right.mean((2, 3)), left.amax((2, 3)), right.amax((2, 3))]
+        pooled = [left.mean((2, 3)), right.mean((2, 3)), left.amax((2, 3)), right.amax((2, 3)), self.places(grid)]
         concepts, styles, backgrounds = self.head(torch.cat(pooled, dim=1)).split(self.sizes, dim=1)
         return concepts, styles, backgrounds
 
@@ -107,33 +110,29 @@ def loss_of(net: JudgeNet, images: torch.Tensor, scenes: list[Scene]) -> torch.T
     )
 
 
-@torch.no_grad()
-def accuracy(net: JudgeNet, renderer: Renderer, count: int) -> dict[str, float]:
+def accuracy(judge: Judge, renderer: Renderer, count: int) -> dict[str, float]:
     """Shares of held-out renderings judged right: all concepts present and no other, style, background."""
-    rng, right = (
-        np.random.default_rng(HELD_OUT_SEED),
-        {"none": [], "single": [], "pair": [], "style": [], "background": []},
-    )
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    right: dict[str, list[np.ndarray]] = {name: [] for name in ("none", "single", "pair", "style", "background")}
     for _ in range(count // 256):
         images, scenes = renderings(renderer, 256, rng)
-        present, style, background = targets(scenes, net.sizes[0])
-        concepts, styles, backgrounds = net(images)
-        exact = ((concepts > 0) == present.bool()).all(1)
-        things = present.sum(1)
+        verdicts = judge(images.numpy())
+        present, style, background = (target.numpy() for target in targets(scenes, verdicts.concepts.shape[1]))
+        exact, things = ((verdicts.concepts > 0) == present.astype(bool)).all(1), present.sum(1)
         for name, values in (
             ("none", exact[things == 0]),
             ("single", exact[things == 1]),
             ("pair", exact[things == 2]),
-            ("style", (styles.argmax(1) == style)[things > 0]),
-            ("background", backgrounds.argmax(1) == background),
+            ("style", (verdicts.styles.argmax(1) == style)[things > 0]),
+            ("background", verdicts.backgrounds.argmax(1) == background),
         ):
-            right[name].append(values.float())
-    return {name: torch.cat(values).mean().item() for name, values in right.items()}
+            right[name].append(values)
+    return {name: float(np.concatenate(values).mean()) for name, values in right.items()}
 
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--steps", default=2400, show_default=True)
+@click.option("--steps", default=5000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True)
 def main(out: Path, steps: int, batch: int, lr: float) -> None:
@@ -159,15 +158,15 @@ def main(out: Path, steps: int, batch: int, lr: float) -> None:
             )
         if (step + 1) % 400 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)
-    net.eval()
-    report = {"held_out_renderings": 4096, "accuracy": accuracy(net, renderer, 4096), "steps": steps}
-    export(net, out / "judge.onnx")
+    export(net.eval(), out / "judge.onnx")
+    figures = accuracy(Judge(out / "judge.onnx"), renderer, 8192)
+    report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": checkpoint.hours}
     (out / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))
 
 
 def export(net: JudgeNet, path: Path) -> None:
-    """Write the ONNX file; the batch is the one free dimension."""
+    """Write the ONNX file, weights in half precision; the batch is the one free dimension."""
     program = torch.onnx.export(
         net.to(memory_format=torch.contiguous_format),
         (torch.rand(2, 3, 64, 64),),
@@ -179,7 +178,21 @@ def export(net: JudgeNet, path: Path) -> None:
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with the paths of the machine that exported
+    halve_weights_(model.graph)
     onnx.save(model, path)
+
+
+def halve_weights_(graph: onnx.GraphProto) -> None:
+    """Store the large float32 weights as float16 and cast them when the file is loaded; computing stays in float32."""
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and np.prod(weight.dims) >= 1024:
+            name, values = weight.name, onnx.numpy_helper.to_array(weight)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+            casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def main(half: str, out: Path, steps: int, batch: int, lr: float) -> None:
             checkpoint.save(step + 1)
     fix_spread_(vae)
     vae.save_pretrained(out / "vae")
-    report = {"steps": steps, "psnr_db": quality(vae, codec, renderer)}
+    report = {"steps": steps, "hours": checkpoint.hours, "psnr_db": quality(vae, codec, renderer)}
     (out / f"vae_{half}.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))
 

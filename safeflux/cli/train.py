@@ -85,10 +85,10 @@ class _Progress:
         self._bar.start()
 
     def __call__(self, report: Any, most: int) -> None:
-        found = "" if report.found is None else f", found {100 * report.found:.1f} %"
+        seen = "" if report.found is None else f", found {100 * report.found:.1f} %, kept {100 * report.right:.1f} %"
         line = (
             f"round {report.round} {report.phase}: erase {report.erase_loss:.4f}, preserve {report.preserve_loss:.4f}, "
-            f"{report.masked} off ({100 * report.share_masked:.2f} %){found}, {report.seconds:.0f} s"
+            f"{report.masked} off ({100 * report.share_masked:.2f} %){seen}, {report.seconds:.0f} s"
         )
         self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, total=most, completed=report.round)

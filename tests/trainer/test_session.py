@@ -57,6 +57,16 @@ def test_the_log_has_a_line_for_each_round(whole):
     assert rounds[0]["preserve_loss"] < 1e-4  # nothing was masked yet: the model is the base model, up to rounding
 
 
+def test_the_mask_that_preserves_best_of_those_that_erase_enough_is_the_result(tmp_path):
+    changes = {"target_found": "1", "validate_every": "1", "selection.exchange_rounds": "4"}
+    settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
+    run(plan_run("weapons", None, settings, {}), tmp_path, lambda report, most: None)
+    rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["phase"] for r in rounds] == ["saliency"] + ["exchange"] * 4  # everything is erased enough at once
+    best = max(rounds, key=lambda r: r["right"])
+    assert load_masks(tmp_path / "masks.safetensors")[0].count.masked == best["masked"]
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path, kill):
     options = [part for setting in SETTINGS for part in ("--set", setting)]
