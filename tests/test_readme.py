@@ -1,14 +1,35 @@
 """What the README shows is what happens."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
 from safeflux.cli import main
 from safeflux.policy import load_policy
+from safeflux.reference.measure import Rate
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rates_of(report: Any) -> set[str]:
+    """Every rate of a report, however deep it lies, as the README writes it (without n)."""
+    if not isinstance(report, dict):
+        return set()
+    if {"hits", "n"} <= set(report):
+        return {str(Rate(report["hits"], report["n"])).partition(", n")[0]}
+    return set().union(*map(rates_of, report.values()))
+
+
+def test_every_rate_is_in_a_report_that_the_readme_links_to():
+    linked = re.findall(r"\]\((benchmarks/[^)]*\.json)\)", README)
+    reported = set().union(*(rates_of(json.loads((ROOT / path).read_text())) for path in linked))
+    shown = re.findall(r"\d+\.\d % \(\d+\.\d to \d+\.\d", README)
+    assert len(shown) > 10
+    assert set(shown) <= reported
 
 
 def test_the_policy_loads_and_its_misspelling_gives_the_error_that_is_shown(tmp_path, monkeypatch):

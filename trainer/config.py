@@ -46,10 +46,8 @@ class PromptConfig(Part):
 
 
 class SelectionConfig(Part):
-    """How bits are chosen: rounds that switch off by saliency, then rounds that exchange."""
+    """The method `saliency`: rounds that switch bits off, then rounds that exchange."""
 
-    kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
-    """Kinds of site that may be masked."""
     rounds: Count = 12
     """Rounds at most; validation may stop earlier."""
     bits_per_round: Count = 900
@@ -71,6 +69,23 @@ class SelectionConfig(Part):
     """How much of a round's estimates is carried over from the rounds before."""
 
 
+class GateConfig(Part):
+    """The method `gates`: hard-concrete gates under Adam."""
+
+    rounds: Count = 20
+    """Rounds, all of which are run; the best validated mask is the result."""
+    steps_per_round: Count = 10
+    """Optimiser steps a round, of one erase and one neutral batch each."""
+    lr: Annotated[float, Field(gt=0)] = 0.15
+    """Learning rate of Adam."""
+    initial: Annotated[float, Field(gt=0)] = 3.0
+    """Size of log alpha at the start: positive for a bit that is kept, negative for one that is off."""
+    preserve: Annotated[float, Field(ge=0)] = 1.0
+    """beta: weight of the preservation loss beside the erasure loss."""
+    share: Annotated[float, Field(ge=0)] = 0.3
+    """lambda: weight of the share of gates that are expected to be closed."""
+
+
 class TrainConfig(Part):
     """One category on one base model."""
 
@@ -79,9 +94,14 @@ class TrainConfig(Part):
     model: str = "emoji-flux"
     """A folder that `FluxPipeline.from_pretrained` loads, or `emoji-flux` for the embedded one."""
     prompts: PromptConfig
+    kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
+    """Kinds of site that may be masked."""
+    method: Literal["saliency", "gates"] = "saliency"
+    """How bits are chosen; `selection` or `gates` has its options."""
     selection: SelectionConfig = SelectionConfig()
+    gates: GateConfig = GateConfig()
     initial: Path | None = None
-    """A mask file to start from (its saliency rounds are skipped: exchange only)."""
+    """A mask file to start from. The method `saliency` then skips to its exchange rounds."""
     together_with: tuple[Path, ...] = ()
     """Mask files of other categories, each switched on in a random half of the batches: masks made to be AND-ed."""
     steps: Count = 4

@@ -10,7 +10,10 @@ from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
 
-METHOD = "end-to-end saliency and exchange (loss of arXiv 2507.13386)"
+METHODS = {
+    "saliency": "end-to-end saliency and exchange (loss of arXiv 2507.13386)",
+    "gates": "hard-concrete gates (arXiv 2507.13386)",
+}
 
 
 def export(
@@ -32,7 +35,7 @@ def export(
         base_model=Path(config.model).name,
         family="flux1",
         fingerprint=fingerprint(pipe.transformer),
-        method=METHOD,
+        method=METHODS[config.method],
         config_sha256=config_digest(config),
         licence=licence,
         evaluation=evaluation,

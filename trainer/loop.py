@@ -1,8 +1,6 @@
-"""The run: rounds that switch bits off by saliency until the concept is gone, then rounds that exchange bits.
+"""The run: rounds of a method, each with its report, validation now and then, and a checkpoint.
 
-One round: estimate what every bit is worth at the current mask, over fresh prompts and noises (`saliency`); switch
-(`selection`); log; validate now and then; write a checkpoint. Of the validated masks that erase enough, the one that
-preserves best is the result. All randomness comes from (seed, round, batch), so a run that was killed goes on with
+Of the validated masks that erase enough, the one that preserves best is the result. A run that was killed goes on with
 the same bits as one that was not.
 """
 
@@ -13,21 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
+from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
-from safeflux.trainer.gates import Factors, factors_from, masked_parameters
-from safeflux.trainer.losses import erase_loss, preserve_loss, random_projection
-from safeflux.trainer.prompts import draw_erase, draw_neutral
-from safeflux.trainer.rollout import Condition, fast_math, rollout, sampler_of
-from safeflux.trainer.saliency import Bits, Estimates
-from safeflux.trainer.selection import exchange, switch_off
+from safeflux.trainer.objective import Objective
+from safeflux.trainer.relaxation import GateMethod
+from safeflux.trainer.saliency import SaliencyMethod
 
 from safeflux.errors import ConfigError
 from safeflux.maskfile import load_masks
-from safeflux.masks import MaskSet, compose
+from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
 
 CHECKPOINT = "checkpoint.pt"
@@ -40,7 +35,7 @@ class RoundReport:
 
     round: int
     phase: str
-    """`saliency` or `exchange`."""
+    """What the method did: `saliency`, `exchange` or `gates`."""
     erase_loss: float
     preserve_loss: float
     masked: int
@@ -67,162 +62,93 @@ class Validation:
 Validator = Callable[[MaskSet], Validation]
 
 
+class Method(Protocol):
+    """A way to choose the bits, round by round."""
+
+    @property
+    def keep(self) -> torch.Tensor:
+        """The mask as it stands: bool, one flat vector over all sites."""
+
+    @property
+    def most(self) -> int:
+        """Rounds at most."""
+
+    def phase(self, is_erased: bool) -> str | None:
+        """What the next round will do, given whether validation has found the concept gone; None: nothing more."""
+
+    def advance(self, round_: int, phase: str) -> tuple[float, float]:
+        """Do it; return the mean erasure and preservation loss on the way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that goes into a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+
+
 class Run:
     """One training run: the frozen model, the bits, and what is known of them."""
 
     def __init__(self, config: TrainConfig, pipe: Any, folder: Path, validate: Validator | None = None) -> None:
-        self.config, self.folder, self._pipe, self._validate = config, folder, pipe, validate
-        self._transformer = pipe.transformer.requires_grad_(False).eval()
-        self._sites = find_sites(self._transformer)
-        self.bits = Bits({name: site for name, site in self._sites.items() if site.kind in config.selection.kinds})
-        self.sampler = sampler_of(pipe, steps=config.steps, height=config.height, width=config.width)
-        self._others = [load_masks(path)[0] for path in config.together_with]
-        initial = load_masks(config.initial)[0] if config.initial else MaskSet({})
-        self.keep = self.bits.keep_of(initial)
-        self.estimates = Estimates.zeros(self.bits.count)
+        self.config, self.folder, self._validate = config, folder, validate
+        transformer = pipe.transformer.requires_grad_(False).eval()
+        self.bits = Bits({name: site for name, site in find_sites(transformer).items() if site.kind in config.kinds})
+        keep = self.bits.keep_of(load_masks(config.initial)[0] if config.initial else MaskSet({}))
+        objective = Objective(config, pipe, self.bits)
+        self.method: Method = (
+            SaliencyMethod(config.selection, self.bits, objective, keep)
+            if config.method == "saliency"
+            else GateMethod(config.gates, self.bits, objective, keep)
+        )
         self.round, self.is_erased = 0, config.initial is not None
-        self._exchanged = 0
-        self._best, self._best_right = self.keep, -1.0
-
-    @property
-    def masks(self) -> MaskSet:
-        """The mask set as it stands."""
-        return self.bits.masks_of(self.keep)
+        self._best, self._best_right = keep, -1.0
 
     @property
     def result(self) -> MaskSet:
         """Of the validated mask sets that erase enough, the one that preserves best; without any, the last."""
-        return self.masks if self._best_right < 0 else self.bits.masks_of(self._best)
+        return self.bits.masks_of(self.method.keep if self._best_right < 0 else self._best)
 
     def rounds(self) -> Iterator[RoundReport]:
         """Run all rounds that are left, yielding a report after each; its checkpoint is on disk by then."""
         self._resume()
-        while (phase := self._phase()) is not None:
+        while (phase := self.method.phase(self.is_erased)) is not None:
             began = time.monotonic()
-            losses = self._estimate()
-            if phase == "saliency":
-                self._switch_off()
-            else:
-                self._exchange()
+            erase, preserve = self.method.advance(self.round, phase)
             self.round += 1
             seen = self._check()
-            masked = int((~self.keep).count_nonzero())
+            masked = int((~self.method.keep).count_nonzero())
             report = RoundReport(
                 round=self.round,
                 phase=phase,
-                erase_loss=losses[0],
-                preserve_loss=losses[1],
+                erase_loss=erase,
+                preserve_loss=preserve,
                 masked=masked,
-                share_masked=masked / len(self.keep),
-                found=seen and seen.found,
-                right=seen and seen.right,
+                share_masked=masked / self.bits.count,
+                found=seen.found if seen else None,
+                right=seen.right if seen else None,
                 seconds=time.monotonic() - began,
             )
             self._save(report)
             yield report
 
-    def _phase(self) -> str | None:
-        if not self.is_erased and self.round < self.config.selection.rounds:
-            return "saliency"
-        return "exchange" if self._exchanged < self.config.selection.exchange_rounds else None
-
-    def _switch_off(self) -> None:
-        chosen = self.config.selection
-        self.keep = switch_off(self.keep, self.estimates, chosen.preserve, chosen.bits_per_round)
-
-    def _exchange(self) -> None:
-        chosen = self.config.selection
-        left = 1 - self._exchanged / chosen.exchange_rounds
-        counts = round(chosen.exchange_on * left), round(chosen.exchange_off * left)
-        self.keep = exchange(self.keep, self.estimates, chosen.preserve, *counts)
-        self._exchanged += 1
-
     def _check(self) -> Validation | None:
-        is_due = self.round % self.config.validate_every == 0 or self._phase() is None
+        is_due = self.round % self.config.validate_every == 0 or self.method.phase(self.is_erased) is None
         if self._validate is None or not is_due:
             return None
-        seen = self._validate(self.masks)
+        seen = self._validate(self.bits.masks_of(self.method.keep))
         if seen.found <= self.config.target_found:
             self.is_erased = True
             if seen.right > self._best_right:
-                self._best, self._best_right = self.keep, seen.right
+                self._best, self._best_right = self.method.keep, seen.right
         return seen
-
-    def _estimate(self) -> tuple[float, float]:
-        """Blend one round's estimates in; return the mean erasure and preservation loss."""
-        chosen = self.config.selection
-        fresh = Estimates.zeros(self.bits.count)
-        erased = [self._erase_batch(k, fresh) / chosen.erase_batches for k in range(chosen.erase_batches)]
-        kept = [self._neutral_batch(k, fresh) / chosen.neutral_batches for k in range(chosen.neutral_batches)]
-        fresh.erase /= chosen.erase_batches
-        fresh.preserve /= chosen.neutral_batches
-        fresh.price /= chosen.neutral_batches
-        self.estimates.update(fresh, chosen.smoothing)
-        return sum(erased), sum(kept)
-
-    def _erase_batch(self, k: int, fresh: Estimates) -> float:
-        rng, noise = self._draw("erase", k)
-        prompts = draw_erase(self.config.prompts, rng, self.config.batch)
-        with torch.no_grad(), fast_math(noise.device):
-            anchor = rollout(self._transformer, self.sampler, noise, self.encode([p.anchor for p in prompts]))
-        factors, others = self._factors(rng)
-        with fast_math(noise.device):
-            output = self._masked(factors, others, noise, [p.prompt for p in prompts])
-            loss = erase_loss(output, anchor)
-            fresh.erase += self._gradient(loss, factors)
-        return loss.item()
-
-    def _neutral_batch(self, k: int, fresh: Estimates) -> float:
-        rng, noise = self._draw("neutral", k)
-        prompts = draw_neutral(self.config.prompts, rng, self.config.batch)
-        with torch.no_grad(), fast_math(noise.device):
-            base = rollout(self._transformer, self.sampler, noise, self.encode(prompts))
-        factors, others = self._factors(rng)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        with fast_math(noise.device):
-            output = self._masked(factors, others, noise, prompts)
-            loss = preserve_loss(output, base)
-            fresh.preserve += self._gradient(loss, factors, keep_graph=True)
-            fresh.price += self._gradient(random_projection(output, generator), factors).square()
-        return loss.item()
-
-    def _draw(self, what: str, k: int) -> tuple[np.random.Generator, torch.Tensor]:
-        rng = np.random.default_rng((self.config.seed, self.round, ("erase", "neutral").index(what), k))
-        return rng, self.sampler.noise(self.config.batch, int(rng.integers(2**62)))
-
-    def _factors(self, rng: np.random.Generator) -> tuple[Factors, MaskSet]:
-        """The current mask's bits as factors, and the other categories' masks that are on in this batch."""
-        others = compose(*(masks for masks in self._others if rng.random() < 0.5))
-        return factors_from(self.masks, self.bits.sites, requires_grad=True), others
-
-    def _masked(self, factors: Factors, others: MaskSet, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """The output under the current mask AND the others'; one set of factors serves the whole trajectory."""
-        fixed = factors_from(others, {name: self._sites[name] for name in others})
-        product = {name: factors[name] * fixed[name] if name in fixed else factors[name] for name in factors}
-        parameters = masked_parameters(self._transformer, self._sites, {**fixed, **product})
-        return rollout(self._transformer, self.sampler, noise, self.encode(prompts), parameters)
-
-    def _gradient(self, loss: torch.Tensor, factors: Factors, keep_graph: bool = False) -> torch.Tensor:
-        gradients = torch.autograd.grad(loss, list(factors.values()), retain_graph=keep_graph)
-        return self.bits.join(dict(zip(factors, gradients, strict=True)))
-
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Condition:
-        """The prompts' embeddings, as the pipeline computes them."""
-        tokens, pooled, _ = self._pipe.encode_prompt(
-            prompt=prompts, prompt_2=None, max_sequence_length=self.config.max_sequence_length
-        )
-        return Condition(tokens, pooled)
 
     def _save(self, report: RoundReport) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         staged = self.folder / f"{CHECKPOINT}.partial"
         state = {
             "config": config_digest(self.config),
-            "keep": self.keep,
-            "estimates": self.estimates.state_dict(),
+            "method": self.method.state_dict(),
             "round": self.round,
-            "exchanged": self._exchanged,
             "is_erased": self.is_erased,
             "best": self._best,
             "best_right": self._best_right,
@@ -242,8 +168,8 @@ class Run:
                 f"{path}: this folder holds a run of another configuration. Go on with that configuration, "
                 "or choose another --out."
             )
-        self.keep, self.estimates = state["keep"], Estimates(**state["estimates"])
-        self.round, self._exchanged, self.is_erased = state["round"], state["exchanged"], state["is_erased"]
+        self.method.load_state_dict(state["method"])
+        self.round, self.is_erased = state["round"], state["is_erased"]
         self._best, self._best_right = state["best"], state["best_right"]
 
 

@@ -1,77 +1,85 @@
-"""What each bit is worth at the current mask, by the end-to-end loss: its gradients, and a price.
+"""Choose bits by what each is worth at the current mask, by the end-to-end loss: its gradients, and a price."""
 
-For a bit m_i, with L_e the erasure and L_p the preservation loss over the whole sampler:
-    erase_i    = dL_e / dm_i                 switching the bit off changes L_e by about -erase_i
-    preserve_i = dL_p / dm_i                 zero at the base model, where L_p has its minimum
-    price_i    = sum_j (dF_j / dm_i)^2 / n   the second order of L_p (Gauss-Newton), by Hutchinson's estimate
-All are float32 on the CPU, one flat vector over all sites (`Bits`).
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from safeflux.trainer.bits import Bits
+from safeflux.trainer.config import SelectionConfig
+from safeflux.trainer.estimates import Estimates
+from safeflux.trainer.losses import random_projection
+from safeflux.trainer.objective import Objective
+from safeflux.trainer.selection import exchange, switch_off
 
-from safeflux.masks import MaskSet
-from safeflux.sites import Site
 
+class SaliencyMethod:
+    """Rounds that switch bits off until the concept is gone, then rounds that exchange bits."""
 
-@dataclass(frozen=True)
-class Bits:
-    """The bits of several sites in one line: where each site begins, and how to get back."""
-
-    sites: Mapping[str, Site]
+    def __init__(self, config: SelectionConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
+        self._config, self._bits, self._objective = config, bits, objective
+        self.keep = keep
+        self._estimates = Estimates.zeros(bits.count)
+        self._switched = self._exchanged = 0
 
     @property
-    def count(self) -> int:
-        """How many bits there are."""
-        return sum(site.num_bits for site in self.sites.values())
+    def most(self) -> int:
+        """Rounds at most."""
+        return self._config.rounds + self._config.exchange_rounds
 
-    def join(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Site name -> tensor in the site's shape, into one vector."""
-        return torch.cat([values[name].reshape(-1) for name in self.sites])
+    def phase(self, is_erased: bool) -> str | None:
+        """`saliency`, `exchange`, or None when all is done."""
+        if not is_erased and self._switched < self._config.rounds:
+            return "saliency"
+        return "exchange" if self._exchanged < self._config.exchange_rounds else None
 
-    def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The reverse of `join`."""
-        parts = vector.split([site.num_bits for site in self.sites.values()])
-        return {name: part.reshape(site.shape) for (name, site), part in zip(self.sites.items(), parts, strict=True)}
+    def advance(self, round_: int, phase: str) -> tuple[float, float]:
+        """One round; returns the mean erasure and preservation loss before its switches."""
+        chosen = self._config
+        losses = self._estimate(round_)
+        if phase == "saliency":
+            self.keep = switch_off(self.keep, self._estimates, chosen.preserve, chosen.bits_per_round)
+            self._switched += 1
+        else:
+            left = 1 - self._exchanged / chosen.exchange_rounds
+            counts = round(chosen.exchange_on * left), round(chosen.exchange_off * left)
+            self.keep = exchange(self.keep, self._estimates, chosen.preserve, *counts)
+            self._exchanged += 1
+        return losses
 
-    def keep_of(self, masks: MaskSet) -> torch.Tensor:
-        """The bits of a mask set as one bool vector; sites that it does not name are kept."""
-        whole = {name: masks.get(name, torch.ones(site.shape, dtype=torch.bool)) for name, site in self.sites.items()}
-        return self.join(whole)
+    def _estimate(self, round_: int) -> tuple[float, float]:
+        """Blend one round's estimates in."""
+        chosen, fresh = self._config, Estimates.zeros(self._bits.count)
+        erased = [self._erase_batch(round_, k, fresh) for k in range(chosen.erase_batches)]
+        kept = [self._neutral_batch(round_, k, fresh) for k in range(chosen.neutral_batches)]
+        fresh.erase /= chosen.erase_batches
+        fresh.preserve /= chosen.neutral_batches
+        fresh.price /= chosen.neutral_batches
+        self._estimates.update(fresh, chosen.smoothing)
+        return sum(erased) / len(erased), sum(kept) / len(kept)
 
-    def masks_of(self, keep: torch.Tensor) -> MaskSet:
-        """The mask set of a bool vector, without the sites that it keeps whole."""
-        return MaskSet({name: part.clone() for name, part in self.split(keep).items() if not part.all()})
+    def _erase_batch(self, round_: int, k: int, fresh: Estimates) -> float:
+        factors = self._bits.factors(self.keep)
+        loss = self._objective.erase(round_, k, factors)
+        fresh.erase += self._objective.gradient(loss, factors)
+        return loss.item()
 
+    def _neutral_batch(self, round_: int, k: int, fresh: Estimates) -> float:
+        factors = self._bits.factors(self.keep)
+        loss, output = self._objective.preserve(round_, k, factors)
+        fresh.preserve += self._objective.gradient(loss, factors, keep_graph=True)
+        projection = random_projection(output, self._objective.generator(round_, k))
+        fresh.price += self._objective.gradient(projection, factors).square()
+        return loss.item()
 
-@dataclass
-class Estimates:
-    """Running estimates for every bit; `update` blends a round's values in."""
-
-    erase: torch.Tensor
-    preserve: torch.Tensor
-    price: torch.Tensor
-    weight: float = 0.0
-    """Total weight of what was blended in, which corrects the start from zero."""
-
-    @classmethod
-    def zeros(cls, count: int) -> "Estimates":
-        """Nothing known yet."""
-        return cls(torch.zeros(count), torch.zeros(count), torch.zeros(count))
-
-    def update(self, fresh: "Estimates", smoothing: float) -> None:
-        """Keep `smoothing` of the old values and take the rest from the fresh ones."""
-        for part in ("erase", "preserve", "price"):
-            getattr(self, part).mul_(smoothing).add_(getattr(fresh, part), alpha=1 - smoothing)
-        self.weight = smoothing * self.weight + (1 - smoothing)
-
-    def corrected(self, part: str) -> torch.Tensor:
-        """One estimate without the bias of its start from zero."""
-        value: torch.Tensor = getattr(self, part)
-        return value / self.weight
-
-    def state_dict(self) -> dict[str, torch.Tensor | float]:
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "keep": self.keep,
+            "estimates": self._estimates.state_dict(),
+            "switched": self._switched,
+            "exchanged": self._exchanged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.keep, self._estimates = state["keep"], Estimates(**state["estimates"])
+        self._switched, self._exchanged = state["switched"], state["exchanged"]

@@ -1,7 +1,7 @@
 """Which bits to switch off and on, given what each is worth. Pure functions of tensors; True = keep."""
 
 import torch
-from safeflux.trainer.saliency import Estimates
+from safeflux.trainer.estimates import Estimates
 
 
 def switch_off(keep: torch.Tensor, estimates: Estimates, beta: float, count: int) -> torch.Tensor:

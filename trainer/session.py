@@ -68,7 +68,7 @@ def _set(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         if not isinstance(data.get(parent), dict):
             raise ConfigError(
-                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts and selection"
+                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts, selection and gates"
             )
         data = data[parent]
     if not equals:
@@ -92,9 +92,8 @@ def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int]
     judge = Judge() if config.model == EMBEDDED else None
     training = Run(config, pipe, folder, validator(pipe, judge, config) if judge else None)
     folder.mkdir(parents=True, exist_ok=True)
-    most = (0 if config.initial else config.selection.rounds) + config.selection.exchange_rounds
     for report in training.rounds():
-        progress(report, most)
+        progress(report, training.method.most)
     (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     evaluation = measure(pipe, judge, config, training.result) if judge and config.evaluation_each else {}
     path = folder / MASKS

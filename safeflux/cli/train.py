@@ -15,7 +15,7 @@ import click
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
-@click.option("--initial", type=click.Path(path_type=Path), help="Start from this mask file: exchange rounds only.")
+@click.option("--initial", type=click.Path(path_type=Path), help="Mask file to start from: rounds of exchange only.")
 @click.option(
     "--with",
     "together_with",

@@ -54,9 +54,9 @@ def test_an_unknown_category_is_named_with_the_known_ones():
 
 
 def test_a_configuration_tells_every_wrong_key(weapons):
-    data = {"category": "weapons", "prompts": weapons, "batch": 0, "stepps": 4, "selection": {"kinds": ["attn"]}}
+    data = {"category": "weapons", "prompts": weapons, "batch": 0, "stepps": 4, "kinds": ["attn"]}
     with pytest.raises(ConfigError) as caught:
         make_config(data, "mine.yaml")
     lines = str(caught.value).splitlines()
-    assert sorted(line.split(": ")[1] for line in lines) == ["batch", "selection.kinds.0", "stepps"]
+    assert sorted(line.split(": ")[1] for line in lines) == ["batch", "kinds.0", "stepps"]
     assert all(line.startswith("mine.yaml: ") for line in lines)

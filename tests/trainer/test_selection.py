@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safeflux.trainer.bits import Bits
+from safeflux.trainer.estimates import Estimates
 from safeflux.trainer.losses import preserve_loss, random_projection
-from safeflux.trainer.saliency import Bits, Estimates
 from safeflux.trainer.selection import exchange, switch_off
 
 from safeflux.sites import find_sites

@@ -93,10 +93,37 @@ def test_a_folder_of_another_run_is_left_alone(whole):
     assert (whole / "checkpoint.pt").read_bytes() == before
 
 
+GATES = {
+    "method": "gates",
+    "kinds": "[ff, mlp, norm]",
+    "gates.rounds": "3",
+    "gates.steps_per_round": "2",
+    "gates.lr": "1",
+    "gates.initial": "2",
+}
+
+
+def test_gates_that_were_cut_off_go_on_with_the_same_bits(tmp_path):
+    planned = plan_run("weapons", None, [*SETTINGS, *(f"{key}={value}" for key, value in GATES.items())], {})
+    run(planned, tmp_path / "whole", lambda report, most: None)
+    masks, meta = load_masks(tmp_path / "whole" / "masks.safetensors")
+    assert masks.count.masked > 0
+    assert "hard-concrete" in meta.method
+
+    def stop(report, most):
+        assert (report.phase, most) == ("gates", 3)
+        if report.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path / "cut", stop)
+    run(planned, tmp_path / "cut", lambda report, most: None)
+    whole, cut = ((tmp_path / name / "masks.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
 def test_neurons_can_be_masked_too(tmp_path):
-    planned = plan_run(
-        "weapons", None, [*SETTINGS, "selection.kinds=[ff, mlp, norm]", "selection.exchange_rounds=0"], {}
-    )
+    planned = plan_run("weapons", None, [*SETTINGS, "kinds=[ff, mlp, norm]", "selection.exchange_rounds=0"], {})
     run(planned, tmp_path, lambda report, most: None)
     masks, _ = load_masks(tmp_path / "masks.safetensors")
     assert set(masks.counts_by_kind) <= {"ff", "mlp", "norm"}

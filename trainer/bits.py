@@ -1,0 +1,44 @@
+"""The bits of several sites as one flat vector, which is what the methods work on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safeflux.trainer.gates import Factors
+
+from safeflux.masks import MaskSet
+from safeflux.sites import Site
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The bits of several sites in one line: where each site begins, and how to get back."""
+
+    sites: Mapping[str, Site]
+
+    @property
+    def count(self) -> int:
+        """How many bits there are."""
+        return sum(site.num_bits for site in self.sites.values())
+
+    def join(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Site name -> tensor in the site's shape, into one vector."""
+        return torch.cat([values[name].reshape(-1) for name in self.sites])
+
+    def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The reverse of `join`."""
+        parts = vector.split([site.num_bits for site in self.sites.values()])
+        return {name: part.reshape(site.shape) for (name, site), part in zip(self.sites.items(), parts, strict=True)}
+
+    def factors(self, vector: torch.Tensor) -> Factors:
+        """A vector of bits or of relaxed gates as factors that take gradients."""
+        return {name: part.float().requires_grad_() for name, part in self.split(vector.detach()).items()}
+
+    def keep_of(self, masks: MaskSet) -> torch.Tensor:
+        """The bits of a mask set as one bool vector; sites that it does not name are kept."""
+        whole = {name: masks.get(name, torch.ones(site.shape, dtype=torch.bool)) for name, site in self.sites.items()}
+        return self.join(whole)
+
+    def masks_of(self, keep: torch.Tensor) -> MaskSet:
+        """The mask set of a bool vector, without the sites that it keeps whole."""
+        return MaskSet({name: part.clone() for name, part in self.split(keep).items() if not part.all()})
