@@ -33,7 +33,7 @@ class PromptConfig(Part):
     """Templates with `{first}`, `{second}` and the slots: the concept beside a thing to preserve."""
     slots: dict[str, tuple[str, ...]] = {}
     """Slot name -> its values, e.g. styles."""
-    pair_share: Share = 0.4
+    pair_share: Share = 0.5
     """Share of prompts made from the pair templates, where there are any."""
 
     @model_validator(mode="after")
@@ -46,27 +46,30 @@ class PromptConfig(Part):
 
 
 class SelectionConfig(Part):
-    """The method `saliency`: rounds that switch bits off, then rounds that exchange."""
+    """The method `saliency`: rounds that switch bits off until the concept is gone, then rounds that exchange."""
 
-    rounds: Count = 12
-    """Rounds at most; validation may stop earlier."""
-    bits_per_round: Count = 900
-    """Bits switched off in each round of saliency."""
-    exchange_rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds that switch bits on again as well as off, by the gradient of the whole loss. None by default: on the
-    embedded model they cost more of the pictures to be kept than they gave back."""
-    exchange_on: Count = 450
-    """Bits switched on in the first exchange round, at most; the number falls linearly to 0."""
-    exchange_off: Count = 300
-    """Bits switched off in the first exchange round, at most; falls likewise."""
+    rounds: Count = 40
+    """Rounds of saliency at most; they end when validation finds the concept gone."""
+    bits_off: Count = 500
+    """Bits switched off in each round of saliency, at most."""
+    bits_on: Annotated[int, Field(ge=0)] = 100
+    """Bits switched on again in each round of saliency, at most: those whose return lowers the whole loss."""
+    exchange_rounds: Annotated[int, Field(ge=0)] = 8
+    """Rounds after that, which exchange bits by the gradient of the whole loss."""
+    exchange_off: Count = 100
+    """Bits switched off in the first exchange round, at most; the number falls linearly to 0."""
+    exchange_on: Count = 150
+    """Bits switched on in the first exchange round, at most; falls likewise."""
     erase_batches: Count = 2
     """Batches of erase prompts a round."""
-    neutral_batches: Count = 5
+    neutral_batches: Count = 4
     """Batches of neutral prompts a round."""
-    preserve: Annotated[float, Field(ge=0)] = 1.0
+    preserve: Annotated[float, Field(ge=0)] = 4.0
     """beta: weight of the preservation loss beside the erasure loss."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """How much of a round's estimates is carried over from the rounds before."""
+    """How much of a round's gradients is carried over from the rounds before."""
+    price_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The same for the second-order price, which is noisier and changes less from round to round."""
 
 
 class GateConfig(Part):
@@ -114,7 +117,7 @@ class TrainConfig(Part):
     """T5 tokens of a prompt."""
     batch: Count = 32
     """Prompts a batch."""
-    target_found: Share = 0.03
+    target_found: Share = 0.06
     """Stop the rounds of saliency once the judge finds no more than this share of concepts in validation pictures."""
     validate_every: Count = 2
     """Rounds between validations."""

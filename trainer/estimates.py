@@ -7,38 +7,50 @@ For a bit m_i, with L_e the erasure and L_p the preservation loss over the whole
 All are float32 on the CPU, one flat vector over all sites (`Bits`).
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Estimates:
-    """Running estimates for every bit; `update` blends a round's values in."""
+    """One number a bit for each of the three; float32 (bits,)."""
 
     erase: torch.Tensor
     preserve: torch.Tensor
     price: torch.Tensor
-    weight: float = 0.0
-    """Total weight of what was blended in, which corrects the start from zero."""
 
     @classmethod
     def zeros(cls, count: int) -> "Estimates":
         """Nothing known yet."""
         return cls(torch.zeros(count), torch.zeros(count), torch.zeros(count))
 
-    def update(self, fresh: "Estimates", smoothing: float) -> None:
-        """Keep `smoothing` of the old values and take the rest from the fresh ones."""
-        for part in ("erase", "preserve", "price"):
-            getattr(self, part).mul_(smoothing).add_(getattr(fresh, part), alpha=1 - smoothing)
-        self.weight = smoothing * self.weight + (1 - smoothing)
 
-    def corrected(self, part: str) -> torch.Tensor:
-        """One estimate without the bias of its start from zero."""
-        value: torch.Tensor = getattr(self, part)
-        return value / self.weight
+class Smoothed:
+    """Estimates averaged over rounds, the older ones fading; without the bias of a start from zero."""
+
+    def __init__(self, count: int, smoothing: Mapping[str, float]) -> None:
+        """`smoothing`: for each part, how much of the old values a round carries over."""
+        self._smoothing = dict(smoothing)
+        self._sums, self._weights = vars(Estimates.zeros(count)), dict.fromkeys(smoothing, 0.0)
+
+    def update(self, fresh: Estimates) -> None:
+        """Blend a round's values in."""
+        for part, share in self._smoothing.items():
+            self._sums[part].mul_(share).add_(getattr(fresh, part), alpha=1 - share)
+            self._weights[part] = share * self._weights[part] + (1 - share)
+
+    @property
+    def value(self) -> Estimates:
+        """The averages."""
+        return Estimates(**{part: total / self._weights[part] for part, total in self._sums.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"sums": self._sums, "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self._sums, self._weights = state["sums"], state["weights"]

@@ -24,21 +24,24 @@ EVALUATION_SEED = 90_000_000
 
 
 def validator(pipe: Any, judge: Judge, config: TrainConfig) -> Validator:
-    """Return the function that looks at validation pictures under a mask set: erase prompts, and things to preserve.
+    """Return the function that looks at validation pictures under a mask set.
 
-    The things to preserve are those that training may use; the held-out ones are for `evaluate`.
+    They show the concepts, alone and beside things to preserve, and as many of those things alone. The things are
+    those that training may use; the held-out ones are for `evaluate`.
     """
     words, rng = vocabulary(), np.random.default_rng((config.seed, VALIDATION_SEED))
     erased = draw_erase(config.prompts, rng, config.validation_prompts)
-    preserved = [concept for concept in words.neutral if not is_held_out(concept)]
-    asks = single_asks(words, preserved, -(-config.validation_prompts // len(preserved)), rng)
+    things = [concept for concept in words.neutral if not is_held_out(concept)]
+    alone = single_asks(words, things, -(-config.validation_prompts // len(things)), rng)
+    beside = pair_asks(words, words.categories[config.category], things, 8, rng)
 
     def validate(masks: MaskSet) -> Validation:
         with apply_masks_(pipe.transformer, masks):
             images = draw(pipe, [p.prompt for p in erased], VALIDATION_SEED)
-            kept = draw(pipe, [ask.prompt for ask in asks], VALIDATION_SEED + 100_000)
+            kept = draw(pipe, [ask.prompt for ask in alone + beside], VALIDATION_SEED + 100_000)
         found = judge(images).found([p.concept for p in erased]).mean()
-        return Validation(float(found), concept_right(judge, kept, asks).value)
+        right = concept_right(judge, kept[: len(alone)], alone), other_found(judge, kept[len(alone) :], beside)
+        return Validation(float(found), sum(rate.value for rate in right) / 2)
 
     return validate
 

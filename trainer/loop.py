@@ -45,7 +45,7 @@ class RoundReport:
     found: float | None
     """Share of validation pictures in which the judge still finds the concept; None in rounds without validation."""
     right: float | None
-    """Share of validation pictures of things to preserve in which the judge finds what was asked for; None likewise."""
+    """Share of the things to preserve that the judge finds, alone and beside the concept; None likewise."""
     seconds: float
 
 
@@ -56,7 +56,7 @@ class Validation:
     found: float
     """The concept, where it was asked for."""
     right: float
-    """The thing to preserve that was asked for."""
+    """The things to preserve: mean of the share alone and of that beside the concept."""
 
 
 Validator = Callable[[MaskSet], Validation]

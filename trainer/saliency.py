@@ -5,19 +5,20 @@ from typing import Any
 import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import SelectionConfig
-from safeflux.trainer.estimates import Estimates
+from safeflux.trainer.estimates import Estimates, Smoothed
 from safeflux.trainer.losses import random_projection
 from safeflux.trainer.objective import Objective
-from safeflux.trainer.selection import exchange, switch_off
+from safeflux.trainer.selection import exchange
 
 
 class SaliencyMethod:
-    """Rounds that switch bits off until the concept is gone, then rounds that exchange bits."""
+    """Rounds that switch more bits off than on until the concept is gone, then rounds that exchange bits."""
 
     def __init__(self, config: SelectionConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
         self._config, self._bits, self._objective = config, bits, objective
         self.keep = keep
-        self._estimates = Estimates.zeros(bits.count)
+        smoothing = {"erase": config.smoothing, "preserve": config.smoothing, "price": config.price_smoothing}
+        self._estimates = Smoothed(bits.count, smoothing)
         self._switched = self._exchanged = 0
 
     @property
@@ -33,16 +34,15 @@ class SaliencyMethod:
 
     def advance(self, round_: int, phase: str) -> tuple[float, float]:
         """One round; returns the mean erasure and preservation loss before its switches."""
-        chosen = self._config
-        losses = self._estimate(round_)
+        chosen, losses = self._config, self._estimate(round_)
         if phase == "saliency":
-            self.keep = switch_off(self.keep, self._estimates, chosen.preserve, chosen.bits_per_round)
+            off, on = chosen.bits_off, chosen.bits_on
             self._switched += 1
         else:
             left = 1 - self._exchanged / chosen.exchange_rounds
-            counts = round(chosen.exchange_on * left), round(chosen.exchange_off * left)
-            self.keep = exchange(self.keep, self._estimates, chosen.preserve, *counts)
+            off, on = round(chosen.exchange_off * left), round(chosen.exchange_on * left)
             self._exchanged += 1
+        self.keep = exchange(self.keep, self._estimates.value, chosen.preserve, off=off, on=on)
         return losses
 
     def _estimate(self, round_: int) -> tuple[float, float]:
@@ -50,24 +50,21 @@ class SaliencyMethod:
         chosen, fresh = self._config, Estimates.zeros(self._bits.count)
         erased = [self._erase_batch(round_, k, fresh) for k in range(chosen.erase_batches)]
         kept = [self._neutral_batch(round_, k, fresh) for k in range(chosen.neutral_batches)]
-        fresh.erase /= chosen.erase_batches
-        fresh.preserve /= chosen.neutral_batches
-        fresh.price /= chosen.neutral_batches
-        self._estimates.update(fresh, chosen.smoothing)
+        self._estimates.update(fresh)
         return sum(erased) / len(erased), sum(kept) / len(kept)
 
     def _erase_batch(self, round_: int, k: int, fresh: Estimates) -> float:
         factors = self._bits.factors(self.keep)
         loss = self._objective.erase(round_, k, factors)
-        fresh.erase += self._objective.gradient(loss, factors)
+        fresh.erase.add_(self._objective.gradient(loss, factors), alpha=1 / self._config.erase_batches)
         return loss.item()
 
     def _neutral_batch(self, round_: int, k: int, fresh: Estimates) -> float:
-        factors = self._bits.factors(self.keep)
+        factors, share = self._bits.factors(self.keep), 1 / self._config.neutral_batches
         loss, output = self._objective.preserve(round_, k, factors)
-        fresh.preserve += self._objective.gradient(loss, factors, keep_graph=True)
+        fresh.preserve.add_(self._objective.gradient(loss, factors, keep_graph=True), alpha=share)
         projection = random_projection(output, self._objective.generator(round_, k))
-        fresh.price += self._objective.gradient(projection, factors).square()
+        fresh.price.add_(self._objective.gradient(projection, factors).square(), alpha=share)
         return loss.item()
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,5 +78,6 @@ class SaliencyMethod:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
-        self.keep, self._estimates = state["keep"], Estimates(**state["estimates"])
+        self.keep = state["keep"]
+        self._estimates.load_state_dict(state["estimates"])
         self._switched, self._exchanged = state["switched"], state["exchanged"]

@@ -4,15 +4,18 @@ import torch
 from safeflux.trainer.estimates import Estimates
 
 
-def switch_off(keep: torch.Tensor, estimates: Estimates, beta: float, count: int) -> torch.Tensor:
-    """Switch off the `count` bits that erase most for what they cost the pictures to be kept."""
-    return _switch(keep, keep, _worth(estimates, beta), count)
+def exchange(keep: torch.Tensor, estimates: Estimates, beta: float, *, off: int, on: int) -> torch.Tensor:
+    """Switch off the on-bits that are worth it most, and on the off-bits whose return is.
 
-
-def exchange(keep: torch.Tensor, estimates: Estimates, beta: float, count_on: int, count_off: int) -> torch.Tensor:
-    """Switch on the off-bits whose return lowers the whole loss most, and off the on-bits whose loss lowers it most."""
+    Args:
+        keep: The mask as it stands, bool (bits,).
+        estimates: What each bit is worth at this mask.
+        beta: Weight of preservation beside erasure.
+        off: How many bits to switch off at most; none that would raise the loss is.
+        on: How many bits to switch back on at most; likewise.
+    """
     worth = _worth(estimates, beta)
-    return _switch(_switch(keep, ~keep, -worth, count_on), keep, worth, count_off)
+    return _switch(_switch(keep, ~keep, -worth, on), keep, worth, off)
 
 
 def _worth(estimates: Estimates, beta: float) -> torch.Tensor:
@@ -22,9 +25,7 @@ def _worth(estimates: Estimates, beta: float) -> torch.Tensor:
     keeps bits that move nothing from winning by a tiny price. The price also bounds what many bits do together, which
     their slopes alone do not: bits exchanged by slope alone overshoot.
     """
-    gain = estimates.corrected("erase") + beta * estimates.corrected("preserve")
-    price = estimates.corrected("price")
-    return gain / (price + 0.5 * price.mean())
+    return (estimates.erase + beta * estimates.preserve) / (estimates.price + 0.5 * estimates.price.mean())
 
 
 def _switch(keep: torch.Tensor, candidates: torch.Tensor, score: torch.Tensor, count: int) -> torch.Tensor:

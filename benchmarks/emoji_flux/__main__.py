@@ -22,6 +22,11 @@ STAGES = (
     ("vae decoder", "vae_decoder.json"),
     ("vae encoder", "vae_encoder.json"),
     ("flow", "flow.pt"),
+    (
+        "flow --name polish --start flow.pt --steps 1500 --lr 1e-3 "
+        "--decay-share 1 --single-share 0.75 --noisy-share 0.5",
+        "polish.pt",
+    ),
 )
 """Each stage's module with its arguments, and the file that it leaves when it is done."""
 

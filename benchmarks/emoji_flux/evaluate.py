@@ -91,7 +91,7 @@ def main(out: Path, to: Path, report: Path, each: int, pairs: int, seed: int, st
             found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
     found["training"] = {
         name: json.loads((out / f"{name}.json").read_text())
-        for name in ("judge", "vae_decoder", "vae_encoder", "flow")
+        for name in ("judge", "vae_decoder", "vae_encoder", "flow", "polish")
         if (out / f"{name}.json").exists()
     }
     report.mkdir(parents=True, exist_ok=True)

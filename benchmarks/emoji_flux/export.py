@@ -18,9 +18,10 @@ from .flow import EmojiFlux
 
 
 def averaged_weights(out: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights: of the finished run, else of its last checkpoint."""
-    if (out / "flow.pt").exists():
-        return torch.load(out / "flow.pt", weights_only=True)
+    """The averaged weights of the last run that is finished; of the first one's checkpoint before that."""
+    for name in ("polish.pt", "flow.pt"):
+        if (out / name).exists():
+            return torch.load(out / name, weights_only=True)
     state = torch.load(out / "flow.ckpt", weights_only=True)["average"]
     return {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
 

@@ -98,7 +98,7 @@ def quality(vae: AutoencoderKL, codec: Codec, renderer: Renderer) -> dict[str, f
 @click.command(help=__doc__)
 @click.argument("half", type=click.Choice(["decoder", "encoder"]))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--steps", default=4000, show_default=True, help="Optimiser steps.")
+@click.option("--steps", default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--batch", default=32, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
 def main(half: str, out: Path, steps: int, batch: int, lr: float) -> None:

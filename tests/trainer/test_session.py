@@ -22,7 +22,7 @@ SMALL = {
     "validation_prompts": "4",
     "evaluation_each": "0",
     "selection.rounds": "2",
-    "selection.bits_per_round": "40",
+    "selection.bits_off": "40",
     "selection.exchange_rounds": "2",
     "selection.exchange_on": "20",
     "selection.exchange_off": "10",
