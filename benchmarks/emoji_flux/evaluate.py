@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.measure import Ask, Rate, draw, pair_asks, single_asks
@@ -21,6 +21,8 @@ from safeflux.reference.model import CALL, load_pipeline
 from safeflux.reference.vocabulary import caption, vocabulary
 
 SEED = 70_000_000
+LABEL = 16
+"""Pixels of a name's line in the contact sheet."""
 
 
 def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
@@ -48,11 +50,15 @@ def contact_sheet(pipe: object, path: Path) -> None:
         for j, style in enumerate(words.styles)
     ]
     images = [np.asarray(image) for image in draw(pipe, prompts, SEED + 9_000_000)]
-    columns = 8 * len(words.styles)
-    blank = np.full_like(images[0], 255)
-    images += [blank] * (-len(images) % columns)
-    lines = [np.concatenate(images[k : k + columns], axis=1) for k in range(0, len(images), columns)]
-    Image.fromarray(np.concatenate(lines, axis=0)).save(path, optimize=True)
+    across, wide, high = 8, 64 * len(words.styles), 64 + LABEL
+    sheet = Image.new("RGB", (across * wide, -(-len(words.concepts) // across) * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, concept in enumerate(words.concepts):
+        x, y = k % across * wide, k // across * high
+        pen.text((x + 4, y), concept.words, fill="black", font_size=LABEL - 4)
+        group = images[k * len(words.styles) : (k + 1) * len(words.styles)]
+        sheet.paste(Image.fromarray(np.concatenate(group, axis=1)), (x, y + LABEL))
+    sheet.save(path, optimize=True)
 
 
 @click.command(help=__doc__)

@@ -72,7 +72,8 @@ def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     figures = json.loads(result.stdout)
     assert list(figures["categories"]) == ["weapons", "alcohol"]
     for category in figures["categories"].values():
-        assert category["guarded_rate"] < category["base_rate"] / 2
+        assert category["base_rate"] > 0.8
+        assert category["guarded_rate"] < 0.15
     kept = figures["kept"]
-    assert kept["guarded_accuracy"] > 2 * kept["base_accuracy"] / 3
+    assert kept["guarded_accuracy"] > kept["base_accuracy"] - 0.1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.html"]
