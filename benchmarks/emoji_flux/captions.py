@@ -6,6 +6,7 @@ import json
 import math
 import string
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -76,8 +77,20 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[*special, *pieces, *(s for s in spelled if s[0] not in known)], extra_ids=0)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer of CLIP's form."""
+def clip_tokenizer(out: Path) -> CLIPTokenizer:
+    """The run's tokenizer of CLIP's form, in `clip_tokenizer/`: trained when it is first asked for, then kept.
+
+    Its training breaks ties by the order of a hash map, which differs from process to process: stages that each
+    trained their own would give some words each other's embeddings.
+    """
+    folder = out / "clip_tokenizer"
+    if not folder.exists():
+        _train_clip_tokenizer().save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _train_clip_tokenizer() -> CLIPTokenizer:
+    """A byte-level BPE tokenizer."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     shape = CLIPTokenizer()  # gives CLIP's own normaliser and pre-tokenizer
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))

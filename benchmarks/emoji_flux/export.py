@@ -28,7 +28,7 @@ def averaged_weights(out: Path) -> dict[str, torch.Tensor]:
 
 def assemble(out: Path) -> FluxPipeline:
     """The pipeline, in bf16."""
-    model = EmojiFlux()
+    model = EmojiFlux(out)
     model.load_state_dict(averaged_weights(out))
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),

@@ -54,9 +54,9 @@ POOLED_DROP = 0.15
 class EmojiFlux(nn.Module):
     """The three trained parts together; tokenizers beside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
         super().__init__()
-        self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer(), t5_tokenizer()
+        self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer(out), t5_tokenizer()
         clip = self.clip_tokenizer
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
@@ -208,7 +208,7 @@ def main(out: Path, name: str, start: str | None, compiled: bool, **settings: An
     steps, batch, lr, decay_share, single_share, noisy_share, ema = (
         settings[key] for key in ("steps", "batch", "lr", "decay_share", "single_share", "noisy_share", "ema")
     )
-    bank, model = Bank(out / "bank.pt", single_share), EmojiFlux()
+    bank, model = Bank(out / "bank.pt", single_share), EmojiFlux(out)
     if start:
         model.load_state_dict(torch.load(out / start, weights_only=True))
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema))
