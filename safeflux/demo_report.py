@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safeflux.atomic import write_atomically
 from safeflux.demo_grid import draw_grid, png
 from safeflux.demo_page import make_page
 from safeflux.demo_result import DemoResult
@@ -22,7 +23,5 @@ def write_report(result: DemoResult, folder: Path) -> DemoReport:
     contents = {report.page: make_page(result).encode(), report.grid: png(draw_grid(result))}
     folder.mkdir(parents=True, exist_ok=True)
     for path, data in contents.items():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_atomically(path, data)
     return report

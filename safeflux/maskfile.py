@@ -9,13 +9,13 @@ import json
 import math
 import os
 import reprlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safeflux import __version__
+from safeflux.atomic import write_atomically
 from safeflux.errors import MaskFileError, MaskMismatchError
 from safeflux.maskbytes import (
     MAX_BITS,
@@ -95,7 +95,7 @@ def save_masks(path: str | os.PathLike[str], masks: MaskSet, meta: MaskMeta) -> 
     """
     data = encode(masks, meta)
     try:
-        _write_atomically(Path(path), data)
+        write_atomically(Path(path), data)
     except OSError as error:
         raise MaskFileError(
             f"{os.fspath(path)}: cannot be written ({error.strerror}); nothing was left behind"
@@ -173,20 +173,6 @@ def decode_meta(data: bytes, where: str) -> MaskMeta:
         return _read_metadata(split(data)[0])[0]
     except MaskFileError as error:
         raise MaskFileError(f"{where}: {error}") from error
-
-
-def _write_atomically(target: Path, data: bytes) -> None:
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def _is_sha256(text: str) -> bool:

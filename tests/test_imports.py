@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "atomic"},
     {"families", "reference"},
     {"sites", "yamlfile"},
     {"policyschema", "masks", "maskbytes", "weights"},
@@ -36,6 +36,7 @@ FLOORS = [
 """Lowest first; rooms of one set do not import one another."""
 
 TRAINER_MAY = {
+    "atomic",
     "errors",
     "families",
     "reference",

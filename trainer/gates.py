@@ -1,57 +1,85 @@
-"""Masks as factors on the weights, so that autograd reaches every bit: theta = M * theta' (arXiv 2507.13386).
+"""Learn the mask as hard-concrete gates: the relaxation of arXiv 2507.13386, after Louizos et al. (arXiv 1712.01312).
 
-No hook and no wrapper: the transformer is run by `torch.func.functional_call` with masked copies of the tensors that
-the masks touch. One set of factors serves a whole trajectory, so a recomputed step sees the masks of the step it
-repeats.
+A gate has one number a_i (log alpha). With u uniform on (0, 1), a gate is drawn as
+    s = sigmoid((log u - log(1 - u) + a) / TEMPERATURE),   z = clamp(s (HIGH - LOW) + LOW, 0, 1)
+so that z is exactly 0 or 1 with a finite probability and its gradient reaches a. One draw serves a whole trajectory,
+and both trajectories of a step. The mask keeps the bits with a > 0.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from typing import Any
 
 import torch
+from safeflux.trainer.bits import Bits
+from safeflux.trainer.config import GateConfig
+from safeflux.trainer.objective import Objective
 
-from safeflux.masks import MaskSet
-from safeflux.sites import Site, Span, spans
-from safeflux.weights import named_weights
-
-Factors = dict[str, torch.Tensor]
-"""Site name -> factors, float32, in the site's shape: 1 keeps, 0 switches off, anything between is a relaxed gate."""
+TEMPERATURE, LOW, HIGH = 0.83, -0.1, 1.1
 
 
-def factors_from(masks: MaskSet, sites: Mapping[str, Site], *, requires_grad: bool = False) -> Factors:
-    """Return factors of the given sites: 0 and 1 as the mask set says, 1 for a site that it does not name."""
-    return {
-        name: (masks[name].float() if name in masks else torch.ones(site.shape)).requires_grad_(requires_grad)
-        for name, site in sites.items()
-    }
+def draw_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gates in [0, 1], in the shape of `log_alpha`, which gradients reach."""
+    u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+    s = torch.sigmoid((u.log() - (-u).log1p() + log_alpha) / TEMPERATURE)
+    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def masked_parameters(
-    transformer: torch.nn.Module, sites: Mapping[str, Site], factors: Factors
-) -> dict[str, torch.Tensor]:
-    """Return the tensors that the sites touch, multiplied by their factors; for `functional_call`.
-
-    A neuron's factor goes on its outgoing column alone, which scales its output; a modulation has no such column, so
-    its rows and biases carry the factor. At 0 and 1 that equals writing both sides.
-    """
-    weights = named_weights(transformer)
-    out: dict[str, torch.Tensor] = {}
-    for name, factor in factors.items():
-        for span in _gated(spans(sites[name])):
-            tensor = out.get(span.tensor, weights[span.tensor].detach())
-            out[span.tensor] = tensor * _spread(factor.to(tensor.device), span, tensor.shape)
-    return out
+def share_closed(log_alpha: torch.Tensor) -> torch.Tensor:
+    """The expected share of gates that are exactly 0; a scalar."""
+    return torch.sigmoid(TEMPERATURE * math.log(-LOW / HIGH) - log_alpha).mean()
 
 
-def _gated(places: tuple[Span, ...]) -> Iterable[Span]:
-    """The spans that carry the gate: the outgoing columns of a neuron if it has any, else all of them."""
-    columns = [span for span in places if span.axis == 1]
-    return columns or places
+class GateMethod:
+    """Rounds of Adam steps on the gates' log alpha."""
 
+    def __init__(self, config: GateConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
+        self._config, self._bits, self._objective = config, bits, objective
+        start = torch.where(keep, config.initial, -config.initial)
+        self._log_alpha = start.requires_grad_()
+        self._adam = torch.optim.Adam([self._log_alpha], lr=config.lr)
+        self._rounds = 0
 
-def _spread(factor: torch.Tensor, span: Span, shape: torch.Size) -> torch.Tensor:
-    """Factors shaped to multiply the whole tensor: ones outside of the span."""
-    if factor.dim() == 2 and factor.shape == shape:
-        return factor
-    whole = torch.ones(shape[span.axis], *factor.shape[1:], device=factor.device)
-    whole = torch.cat([whole[: span.start], factor, whole[span.start + len(factor) :]])
-    return whole if factor.dim() == 2 or len(shape) == 1 else whole.unsqueeze(1 - span.axis)
+    @property
+    def keep(self) -> torch.Tensor:
+        """The gates that are more likely open than not."""
+        return self._log_alpha.detach() > 0
+
+    @property
+    def most(self) -> int:
+        """Rounds, all of which are run: the best validated mask is the result."""
+        return self._config.rounds
+
+    def phase(self, is_erased: bool) -> str | None:
+        """`gates`, or None after the last round."""
+        return "gates" if self._rounds < self._config.rounds else None
+
+    def advance(self, round_: int, phase: str) -> tuple[float, float]:
+        """One round of Adam steps; returns its mean losses."""
+        losses = [self._step(round_, k) for k in range(self._config.steps_per_round)]
+        self._rounds += 1
+        erase, preserve = zip(*losses, strict=True)
+        return sum(erase) / len(losses), sum(preserve) / len(losses)
+
+    def _step(self, round_: int, k: int) -> tuple[float, float]:
+        chosen = self._config
+        gates = draw_gates(self._log_alpha, self._objective.generator(round_, k))
+        factors = self._bits.factors(gates)
+        erase = self._objective.erase(round_, k, factors)
+        gradient = self._objective.gradient(erase, factors)
+        preserve, _ = self._objective.preserve(round_, k, factors)
+        gradient += chosen.preserve * self._objective.gradient(preserve, factors)
+        self._adam.zero_grad()
+        torch.autograd.backward([gates, chosen.share * share_closed(self._log_alpha)], [gradient, torch.ones(())])
+        self._adam.step()
+        return erase.item(), preserve.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"log_alpha": self._log_alpha.detach(), "adam": self._adam.state_dict(), "rounds": self._rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        with torch.no_grad():
+            self._log_alpha.copy_(state["log_alpha"])
+        self._adam.load_state_dict(state["adam"])
+        self._rounds = state["rounds"]
