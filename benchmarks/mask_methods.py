@@ -14,16 +14,15 @@ from pathlib import Path
 
 import click
 import torch
-from safeflux.trainer.loop import RoundReport
 from safeflux.trainer.session import plan_run, run
 
 import safeflux
 
 NEURONS = "kinds=[ff, mlp, norm]"
 METHODS = {
-    "saliency, weights, nothing on again": ("selection.bits_on=0", "selection.exchange_rounds=0"),
+    "saliency, weights, nothing on again": ("saliency.bits_on=0", "saliency.exchange_rounds=0"),
     "saliency, weights, exchange": (),
-    "saliency, neurons": (NEURONS, "selection.bits_off=40", "selection.bits_on=10"),
+    "saliency, neurons": (NEURONS, "saliency.bits_off=40", "saliency.bits_on=10"),
     "gates, weights": ("method=gates",),
     "gates, neurons": (NEURONS, "method=gates"),
 }
@@ -42,18 +41,15 @@ def seconds_of(folder: Path) -> float:
 @click.option("--seed", default=0, show_default=True)
 def main(category: str, out: Path, report: Path | None, seed: int) -> None:
     """Train, measure, print, write."""
-
-    def progress(round_: RoundReport, most: int) -> None:
-        seen = "" if round_.found is None else f", found {round_.found:.3f}, kept {round_.right:.3f}"
-        click.echo(f"  round {round_.round}/{most} {round_.phase}: {round_.masked} off{seen}")
-
     rows = {}
     for name, settings in METHODS.items():
         click.echo(name)
         folder = out / name.replace(", ", "-").replace(" ", "-")
-        result = run(plan_run(category, None, settings, {"seed": seed}), folder, progress)
+        planned = plan_run(category, None, settings, {"seed": seed})
+        result = run(planned, folder, lambda report, most: click.echo(f"  {report}"))
         rows[name] = {
             "settings": settings,
+            "reaches_target": result.reaches_target,
             "masked": result.masked,
             "share_masked": result.share_masked,
             "seconds": round(seconds_of(folder)),

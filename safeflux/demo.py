@@ -22,7 +22,7 @@ from safeflux.guard import guard
 from safeflux.plan import Plan
 from safeflux.policy import Action, Policy, load_policy
 from safeflux.reference.judge import JUDGE, Judge
-from safeflux.reference.measure import Ask, draw, pair_asks, single_asks
+from safeflux.reference.measure import Ask, draw, in_turn, pair_asks, single_asks
 from safeflux.reference.model import CALL, MODEL, load_pipeline
 from safeflux.reference.vocabulary import Concept, held_out_concepts, vocabulary
 from safeflux.store import StoreLike
@@ -91,13 +91,13 @@ def _asks(plan: Plan, images: int, rng: np.random.Generator) -> dict[tuple[str, 
     if not erased:
         raise PolicyError(f"policy {plan.policy.name!r} enforces no category, so there is nothing to show; enforce one")
     asks = {
-        (name, Measure.FOUND): single_asks(words, _in_turn(concepts, images), 1, rng)
+        (name, Measure.FOUND): single_asks(words, in_turn(concepts, images), 1, rng)
         for name, concepts in erased.items()
     }
     neutral = [held_out[k] for k in rng.permutation(len(held_out))]
-    asks["kept", Measure.RIGHT] = single_asks(words, _in_turn(neutral, images), 1, rng)
+    asks["kept", Measure.RIGHT] = single_asks(words, in_turn(neutral, images), 1, rng)
     # Category by category in turn, so that the first few pictures show each of them.
-    mixed = [concept for row in zip(*(_in_turn(c, images) for c in erased.values()), strict=True) for concept in row]
+    mixed = [concept for row in zip(*(in_turn(c, images) for c in erased.values()), strict=True) for concept in row]
     asks["beside", Measure.OTHER] = pair_asks(words, mixed[:images], neutral, 1, rng)
     return asks
 
@@ -113,10 +113,6 @@ def _concepts_of(category: str, plan: Plan) -> tuple[Concept, ...]:
             f"embedded model draws {', '.join(known)}; the demo has nothing to show of it"
         )
     return concepts
-
-
-def _in_turn(concepts: Sequence[Concept], count: int) -> list[Concept]:
-    return [concepts[k % len(concepts)] for k in range(count)]
 
 
 def _draw(pipe: Any, asks: Sequence[Ask], first: int, progress: Callable[[int], None]) -> list[Image.Image]:

@@ -1,7 +1,8 @@
 """Learns the masks of a category, end to end through the whole sampler (Minimalist Concept Erasure, arXiv 2507.13386).
 
-Rooms, in the order of the data: `config` (what is asked for), `prompts` (erase pairs and neutral prompts), `rollout`
-(the differentiable sampler), `gates` (masks as factors on the weights), `losses`, `saliency` (what each bit is
-worth), `selection` (which bits to switch off and on), `loop` (the run), `evaluate` (what the judge finds), `export`
-(the mask file).
+Rooms, in the order of the data: `config` (what is asked for), `prompts` (erase pairs and neutral prompts), `factors`
+(masks as factors on the weights), `bits` (all of them as one vector), `rollout` (the differentiable sampler), `losses`,
+`objective` (the losses of one batch as functions of the factors). Two methods choose the bits: `saliency`, with
+`estimates` (what each bit is worth) and `selection` (which to switch), and `gates` (the hard-concrete relaxation).
+Around them: `loop` (the run), `evaluate` (what the judge finds), `export` (the mask file), `session` (all in one).
 """

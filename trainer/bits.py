@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from safeflux.trainer.gates import Factors
+from safeflux.trainer.factors import Factors
 
 from safeflux.masks import MaskSet
 from safeflux.sites import Site

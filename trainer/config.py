@@ -45,7 +45,7 @@ class PromptConfig(Part):
         return self
 
 
-class SelectionConfig(Part):
+class SaliencyConfig(Part):
     """The method `saliency`: rounds that switch bits off until the concept is gone, then rounds that exchange."""
 
     rounds: Count = 40
@@ -100,8 +100,8 @@ class TrainConfig(Part):
     kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
     """Kinds of site that may be masked."""
     method: Literal["saliency", "gates"] = "saliency"
-    """How bits are chosen; `selection` or `gates` has its options."""
-    selection: SelectionConfig = SelectionConfig()
+    """How bits are chosen; the group of options of the same name is its own."""
+    saliency: SaliencyConfig = SaliencyConfig()
     gates: GateConfig = GateConfig()
     initial: Path | None = None
     """A mask file to start from. The method `saliency` then skips to its exchange rounds."""
@@ -118,11 +118,12 @@ class TrainConfig(Part):
     batch: Count = 32
     """Prompts a batch."""
     target_found: Share = 0.06
-    """Stop the rounds of saliency once the judge finds no more than this share of concepts in validation pictures."""
+    """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures: rounds of
+    saliency then end, and the result is the one of such masks that preserves best."""
     validate_every: Count = 2
     """Rounds between validations."""
     validation_prompts: Count = 96
-    """Erase prompts drawn for a validation."""
+    """Pictures of a validation, for each of three questions: concepts, things to preserve alone, and beside them."""
     evaluation_each: Annotated[int, Field(ge=0)] = 16
     """Pictures a concept, for each question, of the evaluation that goes into the mask file; 0 leaves it out."""
     seed: int = 0

@@ -15,7 +15,16 @@ from safeflux.trainer.prompts import draw_erase
 from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Rate, concept_found, concept_right, draw, other_found, pair_asks, single_asks
+from safeflux.reference.measure import (
+    Rate,
+    concept_found,
+    concept_right,
+    draw,
+    in_turn,
+    other_found,
+    pair_asks,
+    single_asks,
+)
 from safeflux.reference.vocabulary import held_out_concepts, is_held_out, vocabulary
 
 VALIDATION_SEED = 50_000_000
@@ -26,14 +35,16 @@ EVALUATION_SEED = 90_000_000
 def validator(pipe: Any, judge: Judge, config: TrainConfig) -> Validator:
     """Return the function that looks at validation pictures under a mask set.
 
-    They show the concepts, alone and beside things to preserve, and as many of those things alone. The things are
-    those that training may use; the held-out ones are for `evaluate`.
+    They answer three questions with as many pictures each: the concepts (as in training), things to preserve alone,
+    and things to preserve beside a concept. The things are those that training may use; the held-out ones are for
+    `evaluate`.
     """
-    words, rng = vocabulary(), np.random.default_rng((config.seed, VALIDATION_SEED))
-    erased = draw_erase(config.prompts, rng, config.validation_prompts)
-    things = [concept for concept in words.neutral if not is_held_out(concept)]
-    alone = single_asks(words, things, -(-config.validation_prompts // len(things)), rng)
-    beside = pair_asks(words, words.categories[config.category], things, 8, rng)
+    words, count = vocabulary(), config.validation_prompts
+    rng = np.random.default_rng((config.seed, VALIDATION_SEED))
+    erased = draw_erase(config.prompts, rng, count)
+    things = [words.neutral[k] for k in rng.permutation(len(words.neutral)) if not is_held_out(words.neutral[k])]
+    alone = single_asks(words, in_turn(things, count), 1, rng)
+    beside = pair_asks(words, in_turn(words.categories[config.category], count), things, 1, rng)
 
     def validate(masks: MaskSet) -> Validation:
         with apply_masks_(pipe.transformer, masks):

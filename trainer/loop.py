@@ -5,21 +5,22 @@ the same bits as one that was not.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
+from safeflux.trainer.gates import GateMethod
 from safeflux.trainer.objective import Objective
-from safeflux.trainer.relaxation import GateMethod
 from safeflux.trainer.saliency import SaliencyMethod
 
+from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError
 from safeflux.maskfile import load_masks
 from safeflux.masks import MaskSet
@@ -47,6 +48,14 @@ class RoundReport:
     right: float | None
     """Share of the things to preserve that the judge finds, alone and beside the concept; None likewise."""
     seconds: float
+
+    def __str__(self) -> str:
+        """One line, for people."""
+        seen = "" if self.found is None else f", found {100 * self.found:.1f} %, kept {100 * (self.right or 0):.1f} %"
+        return (
+            f"round {self.round} {self.phase}: erase {self.erase_loss:.4f}, preserve {self.preserve_loss:.4f}, "
+            f"{self.masked} off ({100 * self.share_masked:.2f} %){seen}, {self.seconds:.0f} s"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Run:
         keep = self.bits.keep_of(load_masks(config.initial)[0] if config.initial else MaskSet({}))
         objective = Objective(config, pipe, self.bits)
         self.method: Method = (
-            SaliencyMethod(config.selection, self.bits, objective, keep)
+            SaliencyMethod(config.saliency, self.bits, objective, keep)
             if config.method == "saliency"
             else GateMethod(config.gates, self.bits, objective, keep)
         )
@@ -106,7 +115,12 @@ class Run:
     @property
     def result(self) -> MaskSet:
         """Of the validated mask sets that erase enough, the one that preserves best; without any, the last."""
-        return self.bits.masks_of(self.method.keep if self._best_right < 0 else self._best)
+        return self.bits.masks_of(self._best if self.reaches_target else self.method.keep)
+
+    @property
+    def reaches_target(self) -> bool:
+        """Whether a validated mask set erases enough; False too where nothing can validate."""
+        return self._best_right >= 0
 
     def rounds(self) -> Iterator[RoundReport]:
         """Run all rounds that are left, yielding a report after each; its checkpoint is on disk by then."""
@@ -144,7 +158,7 @@ class Run:
 
     def _save(self, report: RoundReport) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        staged = self.folder / f"{CHECKPOINT}.partial"
+        buffer = BytesIO()
         state = {
             "config": config_digest(self.config),
             "method": self.method.state_dict(),
@@ -153,8 +167,8 @@ class Run:
             "best": self._best,
             "best_right": self._best_right,
         }
-        torch.save(state, staged)
-        os.replace(staged, self.folder / CHECKPOINT)
+        torch.save(state, buffer)
+        write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(asdict(report)) + "\n")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
-from safeflux.trainer.gates import Factors, factors_from, masked_parameters
+from safeflux.trainer.factors import Factors, factors_from, masked_parameters
 from safeflux.trainer.losses import erase_loss, preserve_loss
 from safeflux.trainer.prompts import draw_erase, draw_neutral
 from safeflux.trainer.rollout import Condition, fast_math, rollout, sampler_of

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.bits import Bits
-from safeflux.trainer.config import SelectionConfig
+from safeflux.trainer.config import SaliencyConfig
 from safeflux.trainer.estimates import Estimates, Smoothed
 from safeflux.trainer.losses import random_projection
 from safeflux.trainer.objective import Objective
@@ -14,7 +14,7 @@ from safeflux.trainer.selection import exchange
 class SaliencyMethod:
     """Rounds that switch more bits off than on until the concept is gone, then rounds that exchange bits."""
 
-    def __init__(self, config: SelectionConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
+    def __init__(self, config: SaliencyConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
         self._config, self._bits, self._objective = config, bits, objective
         self.keep = keep
         smoothing = {"erase": config.smoothing, "preserve": config.smoothing, "price": config.price_smoothing}

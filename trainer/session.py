@@ -13,6 +13,7 @@ from safeflux.trainer.loop import RoundReport, Run
 from safeflux.trainer.prompts import embedded_prompts
 
 from safeflux.apply import apply_masks_
+from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError, ModelError
 from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
@@ -34,6 +35,8 @@ class Result:
     share_masked: float
     """Of the bits that could be masked, those that are off."""
     evaluation: dict[str, Any]
+    reaches_target: bool
+    """Whether validation found the concept seldom enough; False too for a model that nothing can validate."""
 
 
 def plan_run(category: str | None, config: Path | None, settings: Sequence[str], given: dict[str, Any]) -> TrainConfig:
@@ -68,11 +71,11 @@ def _set(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         if not isinstance(data.get(parent), dict):
             raise ConfigError(
-                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts, selection and gates"
+                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts, saliency and gates"
             )
         data = data[parent]
     if not equals:
-        raise ConfigError(f"--set {setting}: expected KEY=VALUE, e.g. selection.rounds=20")
+        raise ConfigError(f"--set {setting}: expected KEY=VALUE, e.g. saliency.rounds=20")
     data[last] = yaml.safe_load(value)
 
 
@@ -94,12 +97,12 @@ def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int]
     folder.mkdir(parents=True, exist_ok=True)
     for report in training.rounds():
         progress(report, training.method.most)
-    (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_atomically(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     evaluation = measure(pipe, judge, config, training.result) if judge and config.evaluation_each else {}
     path = folder / MASKS
     sha256 = export(path, training.result, config, pipe, evaluation)
     masked = training.result.count.masked
-    return Result(path, sha256, masked, masked / training.bits.count, evaluation)
+    return Result(path, sha256, masked, masked / training.bits.count, evaluation, training.reaches_target)
 
 
 def measure(pipe: Any, judge: Judge, config: TrainConfig, masks: MaskSet) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import click
     help="Mask file of another category, switched on in half of the batches. Repeatable.",
 )
 @click.option("--seed", type=int, help="Seed of the training's prompts and noises.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. selection.rounds=20.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. saliency.rounds=20.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
 def train(
     category: str | None,
@@ -45,18 +45,25 @@ def train(
     Examples:
       safeflux train --category weapons
       safeflux train --category alcohol --with runs/weapons/masks.safetensors
-      safeflux train --config my-model.yaml --out runs/mine --set selection.rounds=20
+      safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
     """
     from safeflux.trainer.session import plan_run, run
 
-    given: dict[str, Any] = {"initial": initial, "together_with": together_with, "seed": seed}
-    planned = plan_run(category, config, settings, {key: value for key, value in given.items() if value})
+    options: dict[str, Any] = {"initial": initial, "together_with": together_with or None, "seed": seed}
+    given = {key: value for key, value in options.items() if value is not None}
+    planned = plan_run(category, config, settings, given)
     folder = out or Path("runs") / planned.category
     try:
         result = run(planned, folder, _Progress(planned.category))
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last round in {folder}", err=True)
         sys.exit(130)
+    if not result.reaches_target:
+        click.echo(
+            f"warning: no validation found the concept in at most {100 * planned.target_found:.1f} % of its pictures; "
+            "the mask is that of the last round. More rounds may help: --set saliency.rounds=N",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(result) | {"path": str(result.path)}, indent=2))
     else:
@@ -85,10 +92,5 @@ class _Progress:
         self._bar.start()
 
     def __call__(self, report: Any, most: int) -> None:
-        seen = "" if report.found is None else f", found {100 * report.found:.1f} %, kept {100 * report.right:.1f} %"
-        line = (
-            f"round {report.round} {report.phase}: erase {report.erase_loss:.4f}, preserve {report.preserve_loss:.4f}, "
-            f"{report.masked} off ({100 * report.share_masked:.2f} %){seen}, {report.seconds:.0f} s"
-        )
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(str(report), highlight=False, soft_wrap=True)
         self._bar.update(self._task, total=most, completed=report.round)

@@ -106,6 +106,11 @@ def pair_asks(
     return asks
 
 
+def in_turn(concepts: Sequence[Concept], count: int) -> list[Concept]:
+    """`count` concepts, each in turn, so that none is left out before another comes twice."""
+    return [concepts[k % len(concepts)] for k in range(count)]
+
+
 def _look(words: Vocabulary, rng: np.random.Generator) -> tuple[str, str]:
     return words.styles[int(rng.integers(len(words.styles)))], _pick(words.background_names, rng)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safeflux.trainer.gates import factors_from, masked_parameters
+from safeflux.trainer.factors import factors_from, masked_parameters
 from safeflux.trainer.rollout import Condition, Sampler, rollout, sampler_of
 from torch.func import functional_call
 

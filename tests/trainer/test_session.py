@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from safeflux.trainer.session import plan_run, run
 
+from safeflux.cli import main
 from safeflux.errors import ConfigError, ModelError
 from safeflux.fingerprint import fingerprint, same_base
 from safeflux.maskfile import load_masks
@@ -21,13 +24,13 @@ SMALL = {
     "steps": "1",
     "validation_prompts": "4",
     "evaluation_each": "0",
-    "selection.rounds": "2",
-    "selection.bits_off": "40",
-    "selection.exchange_rounds": "2",
-    "selection.exchange_on": "20",
-    "selection.exchange_off": "10",
-    "selection.erase_batches": "1",
-    "selection.neutral_batches": "1",
+    "saliency.rounds": "2",
+    "saliency.bits_off": "40",
+    "saliency.exchange_rounds": "2",
+    "saliency.exchange_on": "20",
+    "saliency.exchange_off": "10",
+    "saliency.erase_batches": "1",
+    "saliency.neutral_batches": "1",
     "target_found": "0",
 }
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
@@ -58,9 +61,9 @@ def test_the_log_has_a_line_for_each_round(whole):
 
 
 def test_the_mask_that_preserves_best_of_those_that_erase_enough_is_the_result(tmp_path):
-    changes = {"target_found": "1", "validate_every": "1", "selection.exchange_rounds": "4"}
+    changes = {"target_found": "1", "validate_every": "1", "saliency.exchange_rounds": "4"}
     settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
-    run(plan_run("weapons", None, settings, {}), tmp_path, lambda report, most: None)
+    assert run(plan_run("weapons", None, settings, {}), tmp_path, lambda report, most: None).reaches_target
     rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [r["phase"] for r in rounds] == ["saliency"] + ["exchange"] * 4  # everything is erased enough at once
     best = max(rounds, key=lambda r: r["right"])
@@ -82,8 +85,20 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path, kill
     assert process.returncode == (130 if kill is signal.SIGINT else -signal.SIGKILL)
     assert kill is signal.SIGKILL or "goes on from the last round" in errors
     assert not (tmp_path / "masks.safetensors").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "warning: no validation found the concept in at most 0.0 %" in done.stderr
     assert (tmp_path / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
+
+
+def test_a_seed_of_zero_overrides_the_configuration_too(whole, tmp_path):
+    run_folder, config = tmp_path / "run", tmp_path / "other-seed.yaml"
+    shutil.copytree(whole, run_folder)
+    config.write_text((whole / "config.yaml").read_text().replace("\nseed: 0\n", "\nseed: 5\n"))
+    command = ["train", "--config", str(config), "--out", str(run_folder)]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1
+    assert "another configuration" in refused.stderr
+    assert CliRunner().invoke(main, [*command, "--seed", "0"]).exit_code == 0
 
 
 def test_a_folder_of_another_run_is_left_alone(whole):
@@ -123,7 +138,7 @@ def test_gates_that_were_cut_off_go_on_with_the_same_bits(tmp_path):
 
 
 def test_neurons_can_be_masked_too(tmp_path):
-    planned = plan_run("weapons", None, [*SETTINGS, "kinds=[ff, mlp, norm]", "selection.exchange_rounds=0"], {})
+    planned = plan_run("weapons", None, [*SETTINGS, "kinds=[ff, mlp, norm]", "saliency.exchange_rounds=0"], {})
     run(planned, tmp_path, lambda report, most: None)
     masks, _ = load_masks(tmp_path / "masks.safetensors")
     assert set(masks.counts_by_kind) <= {"ff", "mlp", "norm"}
@@ -136,7 +151,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("setting", ["selection.rounds", "selection.rouns=3", "batch=none", "nothing.at.all=1"])
+@pytest.mark.parametrize("setting", ["saliency.rounds", "saliency.rouns=3", "batch=none", "nothing.at.all=1"])
 def test_a_bad_setting_is_an_error(setting):
     with pytest.raises(ConfigError, match=setting.split("=")[0].split(".")[0]):
         plan_run("weapons", None, [setting], {})
