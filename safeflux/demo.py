@@ -21,9 +21,9 @@ from safeflux.errors import PolicyError
 from safeflux.guard import guard
 from safeflux.plan import Plan
 from safeflux.policy import Action, Policy, load_policy
-from safeflux.reference.judge import JUDGE, Judge
+from safeflux.reference.judge import Judge
 from safeflux.reference.measure import Ask, draw, in_turn, pair_asks, single_asks
-from safeflux.reference.model import CALL, MODEL, load_pipeline
+from safeflux.reference.model import CALL, load_pipeline
 from safeflux.reference.vocabulary import Concept, held_out_concepts, vocabulary
 from safeflux.store import StoreLike
 
@@ -43,8 +43,6 @@ def run_demo(
     *,
     images: int = IMAGES,
     seed: int = 0,
-    model: str | Path = MODEL,
-    judge: Path = JUDGE,
     store: StoreLike | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> DemoResult:
@@ -54,8 +52,6 @@ def run_demo(
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         images: Prompts a section: for each enforced category, for the kept concepts, for pictures with two things.
         seed: Draws the prompts and sets the noises; other seeds share no noise with it.
-        model: Folder of the embedded model.
-        judge: File of the judge.
         store: A folder, or several, with mask files besides the bundled ones.
         progress: Told how far it is.
 
@@ -65,7 +61,7 @@ def run_demo(
     """
     effective = load_policy(policy)
     progress("loading the model", 0, 1)
-    pipe, referee = load_pipeline(model), Judge(judge)
+    pipe, judge = load_pipeline(), Judge()
     plan = guard(pipe, effective, store=store, dry_run=True).plan
     asks = _asks(plan, images, np.random.default_rng(seed))
     progress("loading the model", 1, 1)
@@ -78,7 +74,7 @@ def run_demo(
         after = _draw(pipe, flat, first, lambda done: progress("drawing after guard", done, len(flat)))
         receipt = handle.receipt()
 
-    pictures = zip(flat, _judged(referee, before, flat), _judged(referee, after, flat), strict=True)
+    pictures = zip(flat, _judged(judge, before, flat), _judged(judge, after, flat), strict=True)
     pairs = [Pair(ask, first + k, old, new) for k, (ask, old, new) in enumerate(pictures)]
     *categories, kept, beside = _sections(asks, pairs)
     return DemoResult(effective, seed, tuple(categories), kept, beside, plan.shares, timing, receipt)

@@ -14,10 +14,10 @@ from safeflux.trainer.prompts import embedded_prompts
 
 from safeflux.apply import apply_masks_
 from safeflux.atomic import write_atomically
-from safeflux.errors import ConfigError, ModelError
+from safeflux.errors import ConfigError
 from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
-from safeflux.reference.model import load_pipeline
+from safeflux.reference.model import MODEL, load_pipeline
 
 EMBEDDED = "emoji-flux"
 MASKS = "masks.safetensors"
@@ -91,7 +91,7 @@ def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int]
         ConfigError: The folder holds a run of another configuration.
         ModelError: The model cannot be loaded as a FLUX pipeline.
     """
-    pipe = _load(config.model)
+    pipe = load_pipeline(MODEL if config.model == EMBEDDED else config.model)
     judge = Judge() if config.model == EMBEDDED else None
     training = Run(config, pipe, folder, validator(pipe, judge, config) if judge else None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,11 +112,3 @@ def measure(pipe: Any, judge: Judge, config: TrainConfig, masks: MaskSet) -> dic
     with apply_masks_(pipe.transformer, masks):
         masked = evaluate(pipe, judge, config.category, each=each, kept_each=-(-each // 4))
     return {"seed": EVALUATION_SEED, "base": base.to_json(), "masked": masked.to_json()}
-
-
-def _load(model: str) -> Any:
-    if model == EMBEDDED:
-        return load_pipeline()
-    if not (Path(model) / "model_index.json").is_file():
-        raise ModelError(f"{model}: expected a folder of a FLUX pipeline (with model_index.json), or {EMBEDDED!r}")
-    return load_pipeline(model)

@@ -22,7 +22,8 @@ def load_pipeline(folder: str | Path = MODEL) -> Any:
         ModelError: The folder holds no model.
     """
     if not (Path(folder) / "model_index.json").is_file():
-        raise ModelError(f"{folder}: expected a diffusers model, found no model_index.json; install safeflux anew")
+        way_out = "install safeflux anew" if Path(folder) == MODEL else "name such a folder, or leave it to emoji-flux"
+        raise ModelError(f"{folder}: expected a FLUX pipeline of diffusers, found no model_index.json; {way_out}")
     with _quiet():
         from diffusers import FluxPipeline
 

@@ -10,7 +10,6 @@ from safeflux.demo_grid import draw_grid, png
 from safeflux.demo_result import Measure
 from safeflux.errors import ModelError, PolicyError, StoreError
 from safeflux.guard import guard
-from safeflux.policy import load_policy
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import draw, single_asks
 from safeflux.reference.model import load_pipeline
@@ -38,9 +37,9 @@ def test_json_has_the_figures_and_nothing_else(result, shop, images, seed):
     assert all(ms > 0 for ms in (figures["guard_ms"], *figures["step_ms"].values()))
 
 
-def test_shares_count_every_bit_the_model_has(result, model, shop):
+def test_shares_count_every_bit_the_model_has(result, shop):
     _, _, (blades, spirits) = shop
-    sites = find_sites(load_pipeline(model).transformer).values()
+    sites = find_sites(load_pipeline().transformer).values()
     weights = sum(site.num_bits for site in sites if site.kind == "weight")
     neurons = sum(site.num_bits for site in sites if site.kind != "weight")
     assert result.weights == (blades.count.masked, weights)
@@ -73,9 +72,9 @@ def pixels(images):
     return [image.tobytes() for image in images]
 
 
-def test_the_same_noise_gives_the_same_pictures_before_guard_and_after_undo(model, shop):
+def test_the_same_noise_gives_the_same_pictures_before_guard_and_after_undo(shop):
     policy, store, _ = shop
-    pipe = load_pipeline(model)
+    pipe = load_pipeline()
     asks = single_asks(vocabulary(), held_out_concepts()[:5], 1, np.random.default_rng(0))
     prompts = [ask.prompt for ask in asks]
     before = pixels(draw(pipe, prompts, 7, batch=2))
@@ -87,32 +86,30 @@ def test_the_same_noise_gives_the_same_pictures_before_guard_and_after_undo(mode
     assert len(set(before)) == len(before)
 
 
-def test_the_pictures_of_a_result_are_paired_and_judged(result, model, judge, shop):
-    pipe = load_pipeline(model)
+def test_the_pictures_of_a_result_are_paired_and_judged(result):
+    pipe = load_pipeline()
     pairs = [pair for section in result.sections for pair in section.pairs]
     assert [pair.seed for pair in pairs] == list(range(4_000_000, 4_000_000 + len(pairs)))
     assert all(pair.before.image.tobytes() != pair.after.image.tobytes() for pair in pairs)
     again = draw(pipe, [pair.ask.prompt for pair in pairs], pairs[0].seed, batch=20)
     assert pixels(again) == pixels([pair.before.image for pair in pairs])
-    verdicts = Judge(judge)(again)
+    verdicts = Judge()(again)
     assert [pair.before.found for pair in pairs] == list(verdicts.found([pair.ask.concept for pair in pairs]))
     assert [pair.before.right for pair in pairs] == [
         {pair.ask.concept} == top for pair, top in zip(pairs, verdicts.top(1), strict=True)
     ]
     beside = result.beside.pairs
-    others = Judge(judge)([pair.after.image for pair in beside]).found([pair.ask.other for pair in beside])
+    others = Judge()([pair.after.image for pair in beside]).found([pair.ask.other for pair in beside])
     assert [pair.after.other for pair in beside] == list(others)
 
 
-def test_two_runs_give_the_same_figures_but_for_the_times(result, model, judge, shop, images, seed):
+def test_two_runs_give_the_same_figures_but_for_the_times(result, shop, images, seed):
     policy, store, _ = shop
     steps = []
     again = run_demo(
         policy,
         images=images,
         seed=seed,
-        model=model,
-        judge=judge,
         store=store,
         progress=lambda *step: steps.append(step),
     )
@@ -129,21 +126,21 @@ def test_two_runs_give_the_same_figures_but_for_the_times(result, model, judge, 
     }
 
 
-def test_a_policy_that_the_model_draws_nothing_of_is_refused(model, judge, save_mask, tmp_path):
+def test_a_policy_that_the_model_draws_nothing_of_is_refused(save_mask, tmp_path):
     save_mask(tmp_path, "nudity", "nudity", 1, {"weight"})
     head = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\ndescription: Mine.\nbudget: {max_share_masked: 1}\n"
     (tmp_path / "mine.yaml").write_text(head + "categories:\n  nudity: {masks: [nudity]}\n")
     with pytest.raises(PolicyError, match=r"category 'nudity': its masks are for nudity, and the embedded model draws"):
-        run_demo(tmp_path / "mine.yaml", images=1, model=model, judge=judge, store=tmp_path)
+        run_demo(tmp_path / "mine.yaml", images=1, store=tmp_path)
     (tmp_path / "mine.yaml").write_text(head + "categories:\n  nudity: {action: audit, masks: [nudity]}\n")
     with pytest.raises(PolicyError, match="enforces no category"):
-        run_demo(tmp_path / "mine.yaml", images=1, model=model, judge=judge, store=tmp_path)
+        run_demo(tmp_path / "mine.yaml", images=1, store=tmp_path)
 
 
-def test_a_missing_mask_or_model_is_refused_before_anything_is_drawn(model, judge, shop, tmp_path):
+def test_a_missing_mask_or_model_is_refused_before_anything_is_drawn(shop, tmp_path):
     steps = []
     with pytest.raises(StoreError, match="blades"):
-        run_demo(shop[0], images=1, model=model, judge=judge, progress=lambda *step: steps.append(step))
+        run_demo(shop[0], images=1, progress=lambda *step: steps.append(step))
     assert steps == [("loading the model", 0, 1)]
     with pytest.raises(ModelError, match=r"model_index\.json"):
-        run_demo(load_policy("strict"), images=1, model=tmp_path, judge=judge)
+        load_pipeline(tmp_path)
