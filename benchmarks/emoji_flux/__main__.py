@@ -43,7 +43,7 @@ def main(out: Path, to: Path) -> None:
             continue
         _run(*stage.split(), "--out", str(out))
     _run("export", "--out", str(out), "--to", str(to))
-    _run("evaluate", "--out", str(out), "--to", str(to))
+    _run("evaluate", "--to", str(to))
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -85,7 +85,9 @@ def clip_tokenizer(out: Path) -> CLIPTokenizer:
     """
     folder = out / "clip_tokenizer"
     if not folder.exists():
-        _train_clip_tokenizer().save_pretrained(folder)
+        staged = folder.with_suffix(".partial")
+        _train_clip_tokenizer().save_pretrained(staged)
+        staged.rename(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 

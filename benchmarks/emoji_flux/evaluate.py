@@ -2,8 +2,7 @@
 
     python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
 
-Writes `figures.json`, with what the stages reported of their training (steps, losses, hours), and
-`contact_sheet.png`.
+Writes `figures.json` and `contact_sheet.png`.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ def contact_sheet(pipe: object, path: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
 @click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
 @click.option(
     "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
@@ -71,7 +69,7 @@ def contact_sheet(pipe: object, path: Path) -> None:
 @click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
 @click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
 @click.option("--steps", default=8, show_default=True)
-def main(out: Path, to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
+def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
     """Measure and write."""
     words, rng = vocabulary(), np.random.default_rng(seed)
     pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx")
@@ -95,11 +93,6 @@ def main(out: Path, to: Path, report: Path, each: int, pairs: int, seed: int, st
                 for c in words.concepts
             }
             found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
-    found["training"] = {
-        name: json.loads((out / f"{name}.json").read_text())
-        for name in ("judge", "vae_decoder", "vae_encoder", "flow", "polish")
-        if (out / f"{name}.json").exists()
-    }
     report.mkdir(parents=True, exist_ok=True)
     contact_sheet(pipe, report / "contact_sheet.png")
     (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")

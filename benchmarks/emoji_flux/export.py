@@ -1,6 +1,8 @@
 """Put the trained parts together as a plain FluxPipeline folder in bf16, with the judge beside it.
 
-python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
+    python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
+
+Writes too what the stages reported of their training (steps, losses, hours): `training.json` of the report.
 """
 
 from __future__ import annotations
@@ -16,20 +18,14 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from .flow import EmojiFlux
 
-
-def averaged_weights(out: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of the last run that is finished; of the first one's checkpoint before that."""
-    for name in ("polish.pt", "flow.pt"):
-        if (out / name).exists():
-            return torch.load(out / name, weights_only=True)
-    state = torch.load(out / "flow.ckpt", weights_only=True)["average"]
-    return {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
+REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "polish")
+"""The stages that train."""
 
 
 def assemble(out: Path) -> FluxPipeline:
     """The pipeline, in bf16."""
     model = EmojiFlux(out)
-    model.load_state_dict(averaged_weights(out))
+    model.load_state_dict(torch.load(out / "polish.pt", weights_only=True))
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=AutoencoderKL.from_pretrained(out / "vae"),
@@ -56,16 +52,21 @@ def load_as_float32(folder: Path) -> None:
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
 @click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
-def main(out: Path, to: Path) -> None:
-    """Write `emoji-flux/` and `judge.onnx`."""
+@click.option(
+    "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
+)
+def main(out: Path, to: Path, report: Path) -> None:
+    """Write `emoji-flux/`, `judge.onnx` and `training.json`."""
     staged, target = to / ".emoji-flux.partial", to / "emoji-flux"
     shutil.rmtree(staged, ignore_errors=True)
     assemble(out).save_pretrained(staged)
     load_as_float32(staged)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staged, target)
-    if (out / "judge.onnx").exists():
-        shutil.copy(out / "judge.onnx", to / "judge.onnx")
+    shutil.copy(out / "judge.onnx", to / "judge.onnx")
+    training = {name: json.loads((out / f"{name}.json").read_text()) for name in REPORTS}
+    report.mkdir(parents=True, exist_ok=True)
+    (report / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     size = sum(f.stat().st_size for f in [*target.rglob("*"), to / "judge.onnx"] if f.is_file())
     click.echo(f"{target}: {size / 1e6:.1f} MB with the judge")
 

@@ -14,8 +14,10 @@ Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,65 @@ def learning_rate(step: int, steps: int, decay_share: float, warmup: int = 300) 
     return max(0.0, min((step + 1) / warmup, 1.0, (steps - step) / (decay_share * steps)))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made with; goes into its report."""
+
+    start: str | None
+    steps: int
+    batch: int
+    lr: float
+    decay_share: float
+    single_share: float
+    noisy_share: float
+    ema: float
+
+
+def train(model: EmojiFlux, out: Path, name: str, settings: Settings) -> None:
+    """Go on from the last checkpoint to the last step; save the averaged weights, and the losses on the way."""
+    chosen, bank = settings, Bank(out / "bank.pt", settings.single_share)
+    ema = torch.optim.swa_utils.get_ema_multi_avg_fn(chosen.ema)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
+    optimisers = Optimisers(model, chosen.lr, chosen.steps, chosen.decay_share)
+    checkpoint = Checkpoint(out / f"{name}.ckpt", model=model, average=average, optimisers=optimisers)
+    first, began, smooth = checkpoint.load(), time.monotonic(), None
+    log = out / f"{name}.jsonl"
+    for step in range(first, chosen.steps):
+        loss = _loss(model, bank, step, chosen)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(
+                f"{name}: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}"
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimisers.step()
+        average.update_parameters(model)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0 or step + 1 == chosen.steps:
+            seconds = (time.monotonic() - began) / (step + 1 - first)
+            line = {"step": step, "loss": round(smooth, 4), "s_per_step": round(seconds, 3)}
+            with log.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
+            click.echo(f"{name} step {step} loss {smooth:.4f} {seconds:.3f} s/step")
+        if (step + 1) % 250 == 0 or step + 1 == chosen.steps:
+            checkpoint.save(step + 1)
+    losses = {line["step"]: line["loss"] for line in map(json.loads, log.read_text().splitlines())}
+    every = {step: loss for step, loss in losses.items() if step % 1000 == 0 or step + 1 == chosen.steps}
+    report = {**asdict(chosen), "hours": checkpoint.hours, "loss_at_step": every}
+    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    torch.save(average.module.state_dict(), out / f"{name}.pt")
+
+
+def _loss(model: EmojiFlux, bank: Bank, step: int, settings: Settings) -> torch.Tensor:
+    """The loss of one step's batch, which depends on the step alone."""
+    rng = np.random.default_rng((SEED, step))
+    generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+    x0, scenes = bank.draw(settings.batch, rng)
+    prompts = [describe(scene, rng) for scene in scenes]
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        return flow_loss(model, x0, prompts, generator, settings.noisy_share)
+
+
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
 @click.option("--name", default="flow", show_default=True, help="Of the files: checkpoint, log, report, weights.")
@@ -205,52 +266,12 @@ def learning_rate(step: int, steps: int, decay_share: float, warmup: int = 300) 
 def main(out: Path, name: str, start: str | None, compiled: bool, **settings: Any) -> None:
     """Train, save the averaged weights as `NAME.pt` and the losses on the way as `NAME.json`."""
     torch.manual_seed(SEED)
-    steps, batch, lr, decay_share, single_share, noisy_share, ema = (
-        settings[key] for key in ("steps", "batch", "lr", "decay_share", "single_share", "noisy_share", "ema")
-    )
-    bank, model = Bank(out / "bank.pt", single_share), EmojiFlux(out)
+    model = EmojiFlux(out)
     if start:
         model.load_state_dict(torch.load(out / start, weights_only=True))
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema))
-    optimisers = Optimisers(model, lr, steps, decay_share)
-    checkpoint = Checkpoint(out / f"{name}.ckpt", model=model, average=average, optimisers=optimisers)
     if compiled:
         compile_(model)
-    first, began, smooth = checkpoint.load(), time.monotonic(), None
-    log = (out / f"{name}.jsonl").open("a")
-    for step in range(first, steps):
-        rng = np.random.default_rng((SEED, step))
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
-        x0, scenes = bank.draw(batch, rng)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = flow_loss(model, x0, [describe(scene, rng) for scene in scenes], generator, noisy_share)
-        if not torch.isfinite(loss):
-            raise SystemExit(
-                f"{name}: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint.path}"
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimisers.step()
-        average.update_parameters(model)
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        if step % 50 == 0 or step + 1 == steps:
-            seconds = (time.monotonic() - began) / (step + 1 - first)
-            line = {
-                "step": step,
-                "loss": round(smooth, 4),
-                "lr": lr * learning_rate(step, steps, decay_share),
-                "s_per_step": round(seconds, 3),
-            }
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            click.echo(f"{name} step {step} loss {smooth:.4f} {seconds:.3f} s/step")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            checkpoint.save(step + 1)
-    losses = {line["step"]: line["loss"] for line in map(json.loads, (out / f"{name}.jsonl").read_text().splitlines())}
-    every = {step: loss for step, loss in losses.items() if step % 1000 == 0 or step + 1 == steps}
-    report = {**settings, "start": start, "hours": checkpoint.hours, "loss_at_step": every}
-    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    torch.save(average.module.state_dict(), out / f"{name}.pt")
+    train(model, out, name, Settings(start, **settings))
 
 
 if __name__ == "__main__":
