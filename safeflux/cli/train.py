@@ -15,7 +15,11 @@ import click
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
-@click.option("--initial", type=click.Path(path_type=Path), help="Mask file to start from: rounds of exchange only.")
+@click.option(
+    "--initial",
+    type=click.Path(path_type=Path),
+    help="Mask file to start from; the method saliency then only exchanges bits.",
+)
 @click.option(
     "--with",
     "together_with",
