@@ -116,21 +116,24 @@ def spans(site: Site, layout: Layout = "diffusers") -> tuple[Span, ...]:
         Span(tensor='single_blocks.3.linear1.weight', axis=0, start=9216)
     """
     rule, n = _rule_of(site)
-    return tuple(Span(part.tensor.format(n=n), part.axis, part.before * site.dim) for part in rule.parts[layout])
+    return tuple(
+        Span(part.tensor.format(n=n), part.axis, part.before * site.dim + part.piece * site.shape[0])
+        for part in rule.parts[layout]
+    )
 
 
 def _recognise(shapes: Shapes, layout: Layout) -> Family:
     plain = base_names(shapes)
-    family = next((f for f in FAMILIES if plain.keys() >= set(f.markers[layout])), None)
-    if family is None:
-        missing = [m for m in FAMILIES[0].markers[layout] if m not in plain]
+    missing = {f.name: [m for m in f.markers[layout] if m not in plain] for f in FAMILIES}
+    nearest = min(FAMILIES, key=lambda f: len(missing[f.name]))
+    if missing[nearest.name]:
         raise ModelError(
-            f"this is no FLUX model in the {layout} layout: expected tensors such as {missing[0]!r}, got "
+            f"this is no FLUX model in the {layout} layout: expected tensors such as {missing[nearest.name][0]!r}, got "
             f"{len(shapes)} tensors "
-            f"like {sorted(shapes)[:2]}. Known families: {', '.join(f.name for f in FAMILIES)}. "
+            f"like {sorted(shapes)[:2]}. Known families: {', '.join(missing)}. "
             "Pass a FLUX pipeline or its transformer."
         )
-    return family
+    return nearest
 
 
 def _blocks(rule: Rule, shapes: Shapes, layout: Layout) -> list[int]:
@@ -155,12 +158,13 @@ def _site_shape(rule: Rule, n: int, dim: int, shapes: Shapes, layout: Layout) ->
         num_axes = 1 if name.endswith(".bias") else 2
         if len(shape) != num_axes:
             raise ModelError(f"tensor {name!r}: expected {num_axes} axes, got shape {shape}: quantised or sharded?")
-        widths[name] = shape[part.axis] - (part.before + part.after) * dim
+        widths[name] = (shape[part.axis] - (part.before + part.after) * dim) / part.pieces
     if len(set(widths.values())) > 1 or min(widths.values()) < 1:
+        got = ", ".join(f"{name} {width:g}" for name, width in widths.items())
         raise ModelError(
-            f"site {rule.fqn.format(n=n)}:{rule.kind}: its tensors disagree on the number of neurons: {widths}"
+            f"site {rule.fqn.format(n=n)}:{rule.kind}: its tensors disagree on the number of neurons: {got}"
         )
-    width = next(iter(widths.values()))
+    width = int(next(iter(widths.values())))
     return (width, _shape_of(parts[0].tensor.format(n=n), shapes)[1]) if rule.kind == "weight" else (width,)
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from safeflux.fingerprint import fingerprint
@@ -52,6 +53,23 @@ def transformer(base_transformer: FluxTransformer2DModel) -> FluxTransformer2DMo
 def other_transformer() -> FluxTransformer2DModel:
     """Same structure, other weights."""
     return build_transformer(1)
+
+
+@pytest.fixture
+def flux2_transformer() -> Flux2Transformer2DModel:
+    """A FLUX.2 transformer with 2 double and 2 single blocks, 32 wide, with guidance."""
+    torch.manual_seed(0)
+    return Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    ).eval()
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ def masked_parameters(
     for name, factor in factors.items():
         for span in _gated(spans(sites[name])):
             tensor = out.get(span.tensor, weights[span.tensor].detach())
-            out[span.tensor] = tensor * _spread(factor.to(tensor.device), span, tensor.shape)
+            product = tensor * _spread(factor.to(tensor.device), span, tensor.shape)
+            out[span.tensor] = product.to(tensor.dtype)  # a bf16 weight times a float32 factor is rounded once, here
     return out
 
 

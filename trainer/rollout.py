@@ -1,78 +1,28 @@
 """The whole sampler as one differentiable function: all Euler steps of the pipeline's own schedule.
 
-Activations of a step are recomputed in the backward pass (`torch.utils.checkpoint`), so memory holds one step's
-activations and the latents of all steps, whatever their number. Shapes: B batch, N image tokens, C channels a token,
-L text tokens, D width.
+Activations are recomputed in the backward pass (`torch.utils.checkpoint`), so that memory holds one step's activations
+and the latents of all steps, whatever their number; for models of billions of parameters only one block's, and the
+hidden states between blocks. It is the same function for every family: `pipelines` prepares what differs. Shapes as in
+`sampler`.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
+from safeflux.trainer.pipelines import encode, sampler_of
+from safeflux.trainer.sampler import Condition, Sampler
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+__all__ = ["Condition", "Recompute", "Sampler", "encode", "fast_math", "rollout", "sampler_of", "step_inputs"]
 
-@dataclass(frozen=True)
-class Condition:
-    """What a batch is drawn from: `tokens` (B, L, D), `pooled` (B, P), float."""
-
-    tokens: torch.Tensor
-    pooled: torch.Tensor
-
-    def __getitem__(self, index: Any) -> "Condition":
-        """A part of the batch."""
-        return Condition(self.tokens[index], self.pooled[index])
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """The schedule and the geometry of a run; made by `sampler_of` from a pipeline.
-
-    Attributes:
-        sigmas: Noise levels from 1 to 0, (steps + 1,).
-        image_ids: Position ids of the image tokens, (N, 3).
-        guidance: Guidance scale of a guidance-distilled model; None for a model without the embedding.
-        shape: (N, C) of one sample's packed latents.
-    """
-
-    sigmas: torch.Tensor
-    image_ids: torch.Tensor
-    guidance: float | None
-    shape: tuple[int, int]
-
-    def noise(self, count: int, seed: int) -> torch.Tensor:
-        """`count` starting points x_T, float32 (count, N, C), the same for the same seed."""
-        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def sampler_of(pipe: Any, *, steps: int, height: int, width: int, guidance: float = 3.5) -> Sampler:
-    """Return the sampler that the pipeline itself would run at this size and number of steps (shift included)."""
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-    rows, columns = (size // (pipe.vae_scale_factor * 2) for size in (height, width))
-    settings = pipe.scheduler.config
-    mu = calculate_shift(
-        rows * columns,
-        settings.get("base_image_seq_len", 256),
-        settings.get("max_image_seq_len", 4096),
-        settings.get("base_shift", 0.5),
-        settings.get("max_shift", 1.15),
-    )
-    scheduler = type(pipe.scheduler).from_config(settings)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
-    ids = pipe._prepare_latent_image_ids(1, rows, columns, torch.device("cpu"), torch.float32)
-    embeds_guidance = pipe.transformer.config.guidance_embeds
-    return Sampler(scheduler.sigmas, ids, guidance if embeds_guidance else None, (len(ids), _channels(pipe)))
-
-
-def _channels(pipe: Any) -> int:
-    return int(pipe.transformer.config.in_channels)
+Recompute = Literal["none", "step", "block"]
+"""What the backward pass computes again instead of keeping: nothing, each step, or each step block by block."""
 
 
 def rollout(
@@ -81,48 +31,99 @@ def rollout(
     noise: torch.Tensor,
     condition: Condition,
     parameters: Mapping[str, torch.Tensor] | None = None,
+    *,
+    recompute: Recompute = "step",
 ) -> torch.Tensor:
     """Return the final latents x_0, (B, N, C), of the whole sampler.
+
+    The gradient is that of plain autograd whatever is recomputed: a recomputed step or block sees the same tensors.
 
     Args:
         transformer: A FLUX transformer of diffusers.
         sampler: The schedule.
-        noise: x_T, (B, N, C).
-        condition: The encoded prompts.
+        noise: x_T, (B, N, C); the latents stay in its dtype and on its device.
+        condition: The encoded prompts, and the reference image if there is one.
         parameters: Tensors that stand in for the transformer's own (masked ones); gradients flow to them.
+        recompute: `none` keeps the activations of all steps; `step` those of one, for one more forward; `block` those
+            of one block, for two more.
+
+    Raises:
+        ValueError: `recompute` is none of these.
     """
+    if recompute not in get_args(Recompute):
+        raise ValueError(f"recompute: expected one of {get_args(Recompute)}, got {recompute!r}")
 
     def step(x: torch.Tensor, sigma: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        inputs = _inputs(sampler, x, sigma, condition)
-        velocity = functional_call(transformer, dict(parameters or {}), kwargs=inputs)[0]
-        return x + change * velocity.to(x.dtype)
+        inputs = step_inputs(sampler, x, sigma, condition)
+        with _blocks_recomputed(transformer, recompute == "block"):
+            velocity = functional_call(transformer, dict(parameters or {}), kwargs=inputs)[0]
+        return x + change * velocity[:, : x.shape[1]].to(x.dtype)
 
     x = noise
-    for sigma, following in zip(sampler.sigmas[:-1], sampler.sigmas[1:], strict=True):
-        if torch.is_grad_enabled():
-            x = checkpoint(step, x, sigma, following - sigma, use_reentrant=False, preserve_rng_state=False)
-        else:
+    for sigma, following in pairwise(sampler.sigmas):
+        if recompute == "none" or not torch.is_grad_enabled():
             x = step(x, sigma, following - sigma)
+        else:
+            x = checkpoint(step, x, sigma, following - sigma, use_reentrant=False, preserve_rng_state=False)
     return x
 
 
-def _inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> dict[str, Any]:
-    guidance = None if sampler.guidance is None else torch.full((len(x),), sampler.guidance)
-    return {
-        "hidden_states": x,
-        "timestep": sigma.expand(len(x)).to(x.dtype),
+def step_inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> dict[str, Any]:
+    """What the transformer is called with at one noise level, for latents x (B, N, C)."""
+    tokens, ids, text_ids = x, sampler.image_ids.to(x.device), condition.text_ids
+    if condition.reference is not None:
+        tokens = torch.cat([x, condition.reference.tokens.to(x)], dim=1)
+        ids = torch.cat([ids, condition.reference.ids.to(ids)])
+    if text_ids is None:
+        text_ids = torch.zeros(condition.tokens.shape[1], ids.shape[1])
+    inputs = {
+        "hidden_states": tokens.to(condition.tokens.dtype),
+        "timestep": sigma.to(x).expand(len(x)),
         "encoder_hidden_states": condition.tokens,
-        "pooled_projections": condition.pooled,
-        "img_ids": sampler.image_ids,
-        "txt_ids": torch.zeros(condition.tokens.shape[1], 3),
-        "guidance": guidance,
+        "img_ids": ids,
+        "txt_ids": text_ids.to(x.device),
+        "guidance": None if sampler.guidance is None else torch.full((len(x),), sampler.guidance, device=x.device),
         "return_dict": False,
     }
+    return inputs if condition.pooled is None else {**inputs, "pooled_projections": condition.pooled}
+
+
+@contextmanager
+def _blocks_recomputed(transformer: Any, is_on: bool) -> Iterator[None]:
+    """Switch the transformer's own checkpointing of blocks to ours, or off; it is put back as it was.
+
+    Whoever called `enable_gradient_checkpointing` before would get wrong gradients otherwise: diffusers recomputes a
+    block after `functional_call` has put the transformer's own tensors back.
+    """
+    before = transformer.gradient_checkpointing, transformer._gradient_checkpointing_func
+    transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = is_on, _checkpoint_block
+    try:
+        yield
+    finally:
+        transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = before
+
+
+def _checkpoint_block(block: torch.nn.Module, *inputs: Any) -> Any:
+    """Run one block; the backward pass runs it again with the tensors that it holds now, stand-ins included."""
+    tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    # A tensor that is an argument of its own is let go with its step; inside a tuple it would be kept for all steps.
+    lengths = [len(value) if isinstance(value, tuple) else None for value in inputs]
+    flat = [part for value in inputs for part in (value if isinstance(value, tuple) else (value,))]
+
+    def run(*flat: Any) -> Any:
+        rest = iter(flat)
+        values = tuple(next(rest) if n is None else tuple(islice(rest, n)) for n in lengths)
+        return functional_call(block, tensors, values)
+
+    return checkpoint(run, *flat, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager
 def fast_math(device: torch.device) -> Iterator[None]:
-    """bf16 matmuls by autocast; on a CPU also plain attention, whose backward there is many times the faster one."""
+    """bf16 matmuls by autocast; on a CPU also plain attention, whose backward there is many times the faster one.
+
+    The backward pass belongs inside too: what it recomputes would run another attention otherwise.
+    """
     plain_attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16), plain_attention, warnings.catch_warnings():
         # The norms of q and k keep their float32 weights, as they should; torch says that this takes its slower kernel.

@@ -13,8 +13,9 @@ class Part:
     """One tensor that holds a piece of each bit of a site.
 
     In a neuron site, bit j is row (`axis` 0) or column (`axis` 1) number `start + j`; in a weight site, bit (i, j) is
-    element (`start + i`, j). `start` is what lies `before`; what is left of the axis between `before` and `after` is
-    the width of the site, and all parts of a site must agree on it.
+    element (`start + i`, j). What is left of the axis between `before` and `after` falls into `pieces` of the same
+    width, which is the width of the site; the bits begin where piece number `piece` does. All parts of a site must
+    agree on the width.
     """
 
     tensor: str
@@ -24,6 +25,10 @@ class Part:
     """What lies ahead of the site along `axis`, in units of `dim`, the model's hidden width."""
     after: int = 0
     """What lies behind it, in the same unit."""
+    pieces: int = 1
+    """How many tensors of the site's width are fused here: 2 in a gated MLP, whose gates and values are one matrix."""
+    piece: int = 0
+    """Which of them this part is, from 0."""
 
 
 @dataclass(frozen=True)

@@ -1,96 +1,207 @@
 """The differentiable sampler: the pipeline's own pictures, and plain autograd's gradients."""
 
+import runpy
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
 from safeflux.trainer.factors import factors_from, masked_parameters
-from safeflux.trainer.rollout import Condition, Sampler, rollout, sampler_of
+from safeflux.trainer.rollout import Condition, Sampler, fast_math, rollout, sampler_of
 from torch.func import functional_call
 
 from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
 
-
-@pytest.fixture
-def sampler(pipe) -> Sampler:
-    return sampler_of(pipe, steps=3, height=4, width=4)
+FAMILIES = ["dev", "schnell", "kontext", "kontext without image", "flux2", "flux2 with image", "klein"]
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-@pytest.fixture
-def condition(inputs) -> Condition:
-    return Condition(inputs["encoder_hidden_states"], inputs["pooled_projections"])
+def sampler_for(case, steps: int) -> Sampler:
+    return sampler_of(case.pipe, steps=steps, height=8, width=12)
 
 
-def test_a_rollout_is_what_the_pipeline_draws(pipe, sampler, condition):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_rollout_is_what_the_pipeline_draws(make_case, family, steps):
+    case = make_case(family)
+    sampler = sampler_for(case, steps)
     noise = sampler.noise(2, seed=3)
     with torch.no_grad():
-        ours = rollout(pipe.transformer, sampler, noise, condition)
-    theirs = pipe(
-        prompt_embeds=condition.tokens,
-        pooled_prompt_embeds=condition.pooled,
-        latents=noise,
-        num_inference_steps=3,
-        height=4,
-        width=4,
-        output_type="latent",
-    ).images
-    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        ours = rollout(case.pipe.transformer, sampler, noise, case.condition)
+    theirs = case.draw(noise, steps)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(theirs[:1], theirs[1:], atol=1e-2)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 8])
-def test_the_recomputed_gradient_is_that_of_plain_autograd(pipe, condition, steps):
-    transformer = pipe.transformer.double()
-    sampler = sampler_of(pipe, steps=steps, height=4, width=4)
-    noise, cond = sampler.noise(2, seed=5).double(), Condition(condition.tokens.double(), condition.pooled.double())
-    sites = find_sites(transformer)
-    draw = torch.Generator().manual_seed(0)
-    factors = {name: torch.rand(site.shape, generator=draw).requires_grad_() for name, site in sites.items()}
-
-    ours = _gradients(lambda p: rollout(transformer, sampler, noise, cond, p), transformer, sites, factors)
-    plain = _gradients(lambda p: _plain(transformer, sampler, noise, cond, p), transformer, sites, factors)
-    for name in sites:
-        difference = (ours[name] - plain[name]).norm() / plain[name].norm().clamp_min(1e-30)
-        assert difference <= 1e-9, name
-    assert all(gradient.abs().max() > 0 for name, gradient in plain.items() if not name.endswith("ff_context:ff"))
+@pytest.mark.parametrize("family", ["kontext", "flux2 with image"])
+def test_a_reference_image_changes_what_is_drawn(make_case, family):
+    case = make_case(family)
+    sampler, condition = sampler_for(case, 2), case.condition
+    alone = Condition(condition.tokens, condition.pooled, condition.text_ids)
+    with torch.no_grad():
+        drawn = [rollout(case.pipe.transformer, sampler, sampler.noise(2, 3), c) for c in (condition, alone)]
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["dev", "flux2"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_the_recomputed_gradient_is_that_of_plain_autograd(make_case, family, dtype, steps):
+    check_gradients(make_case(family).to(dtype), steps, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("family", ["schnell", "kontext", "klein"])
+def test_so_it_is_in_the_other_families(make_case, family):
+    check_gradients(make_case(family).to(torch.float64), 3, 1e-9, ("none", "step", "block"))
+
+
+def test_so_it_is_for_whoever_had_diffusers_recompute_its_blocks(make_case):
+    case = make_case("dev").to(torch.float64)
+    case.pipe.transformer.enable_gradient_checkpointing()
+    theirs = case.pipe.transformer._gradient_checkpointing_func
+    check_gradients(case, 2, 1e-9)
+    assert case.pipe.transformer.gradient_checkpointing
+    assert case.pipe.transformer._gradient_checkpointing_func is theirs
+
+
+def test_a_second_gradient_of_the_same_rollout_is_the_same(make_case):
+    case = make_case("dev").to(torch.float64)
+    for recompute in ("step", "block"):
+        factors, output = masked_rollout(case, 2, recompute)
+        loss = output.square().mean()
+        first = torch.autograd.grad(loss, list(factors.values()), retain_graph=True, allow_unused=True)
+        again = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("recompute", ["step", "block"])
+def test_recomputation_happens_in_fast_math_too(make_case, recompute):
+    case = make_case("flux2")
+    gradients = []
+    for mode in ("none", recompute):
+        with fast_math(torch.device("cpu")):
+            factors, output = masked_rollout(case, 2, mode)
+            gradients.append(torch.autograd.grad(output.square().mean(), factors["context_embedder:weight"])[0])
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
+def test_a_block_is_run_once_more_for_each_level_of_recomputation(make_case):
+    case = make_case("flux2")
+    block, runs = case.pipe.transformer.transformer_blocks[1], []
+    block.register_forward_pre_hook(lambda *_: runs.append(1))  # before: a recomputation stops early
+    counts = {}
+    for recompute in ("none", "step", "block"):
+        runs.clear()
+        _, output = masked_rollout(case, 3, recompute)
+        output.sum().backward()
+        counts[recompute] = len(runs)
+    assert counts == {"none": 3, "step": 6, "block": 9}
+
+
+@pytest.mark.parametrize("family", ["dev", "flux2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["ff", "mlp", "norm", "weight"])
-def test_factors_of_zero_and_one_are_the_masked_model(pipe, sampler, condition, make_masks, kind):
-    masks: MaskSet = make_masks(4, kinds=(kind,), share=0.3)
-    sites = {name: site for name, site in find_sites(pipe.transformer).items() if site.kind == kind}
+@pytest.mark.filterwarnings("ignore:.*dtype")
+def test_factors_of_zero_and_one_are_the_masked_model(make_case, family, dtype, kind):
+    case = make_case(family).to(dtype)
+    transformer = case.pipe.transformer
+    sites = {name: site for name, site in find_sites(transformer).items() if site.kind == kind}
+    if family == "flux2" and kind == "norm":
+        assert not sites
+        return
+    draw = torch.Generator().manual_seed(4)
+    masks = MaskSet({name: torch.rand(site.shape, generator=draw) >= 0.3 for name, site in sites.items()})
+    sampler = sampler_for(case, 3)
     noise = sampler.noise(2, seed=1)
     with torch.no_grad():
-        parameters = masked_parameters(pipe.transformer, sites, factors_from(masks, sites))
-        gated = rollout(pipe.transformer, sampler, noise, condition, parameters)
-        base = rollout(pipe.transformer, sampler, noise, condition)
-        with apply_masks_(pipe.transformer, masks):
-            written = rollout(pipe.transformer, sampler, noise, condition)
-    assert torch.allclose(gated, written, rtol=1e-4, atol=1e-6)
-    assert (written - base).abs().max() > 1e-4
+        parameters = masked_parameters(transformer, sites, factors_from(masks, sites))
+        gated = rollout(transformer, sampler, noise, case.condition, parameters)
+        base = rollout(transformer, sampler, noise, case.condition)
+        with apply_masks_(transformer, masks):
+            written = rollout(transformer, sampler, noise, case.condition)
+    assert gated.dtype == torch.float32
+    assert torch.equal(gated, written)
+    assert (written - base).abs().max() > 1e-3
 
 
-def test_noise_is_fixed_by_its_seed(sampler):
+def test_an_unknown_way_of_recomputation_is_an_error(make_case):
+    with pytest.raises(ValueError, match=r"expected one of \('none', 'step', 'block'\), got 'blocks'"):
+        masked_rollout(make_case("schnell"), 1, "blocks")
+
+
+def test_noise_is_fixed_by_its_seed(make_case):
+    sampler = sampler_for(make_case("dev"), 1)
     assert torch.equal(sampler.noise(2, seed=1), sampler.noise(2, seed=1))
     assert not torch.equal(sampler.noise(2, seed=1), sampler.noise(2, seed=2))
 
 
-def _plain(transformer, sampler, x, condition, parameters):
-    """All steps in one graph, nothing recomputed."""
-    for sigma, following in zip(sampler.sigmas[:-1], sampler.sigmas[1:], strict=True):
-        inputs = {
-            "hidden_states": x,
-            "timestep": sigma.expand(len(x)).to(x.dtype),
-            "encoder_hidden_states": condition.tokens,
-            "pooled_projections": condition.pooled,
-            "img_ids": sampler.image_ids,
-            "txt_ids": torch.zeros(condition.tokens.shape[1], 3),
-            "return_dict": False,
-        }
-        x = x + (following - sigma) * functional_call(transformer, parameters, kwargs=inputs)[0]
-    return x
+def test_a_part_of_a_condition_draws_a_part_of_the_batch(make_case):
+    case = make_case("kontext")
+    sampler = sampler_for(case, 2)
+    noise = sampler.noise(2, seed=1)
+    with torch.no_grad():
+        whole = rollout(case.pipe.transformer, sampler, noise, case.condition)
+        part = rollout(case.pipe.transformer, sampler, noise[1:], case.condition[1:])
+    assert torch.allclose(whole[1:], part, atol=1e-5)
 
 
-def _gradients(run, transformer, sites, factors):
-    output = run(masked_parameters(transformer, sites, factors))
+@pytest.fixture(scope="module")
+def peaks() -> dict[tuple[str, int], int]:
+    """What the benchmark of memory finds on a tiny model, by recomputation and number of steps."""
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "rollout_memory.py"))
+    size = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 4, "attention_head_dim": 64}
+    case = benchmark["Case"](size, tokens=96, text=8)
+    asked = [("step", 4), ("step", 28), ("block", 4), ("block", 6), ("none", 2), ("none", 4)]
+    return {(recompute, steps): case.peak(steps, recompute) for recompute, steps in asked}
+
+
+def test_memory_grows_by_no_more_than_the_latents_of_each_step(peaks):
+    latents = 96 * 64 * 4  # tokens, channels, bytes of a float32
+    assert peaks["step", 28] <= 1.15 * peaks["step", 4]
+    assert (peaks["step", 28] - peaks["step", 4]) / 24 <= 1.1 * latents
+    assert (peaks["block", 6] - peaks["block", 4]) / 2 <= 1.1 * latents
+    assert (peaks["none", 4] - peaks["none", 2]) / 2 > 20 * latents
+
+
+def test_recomputing_more_takes_less_memory(peaks):
+    assert peaks["block", 4] < 0.9 * peaks["step", 4]
+    assert peaks["step", 4] < 0.5 * peaks["none", 4]
+
+
+def check_gradients(case, steps, tolerance, modes=("step", "block")):
+    """Ways of recomputation against one graph that keeps everything, at random relaxed gates on every site."""
+    sites = find_sites(case.pipe.transformer)
+    plain = gradients_of(*masked_rollout(case, steps, None))
+    assert all(plain[name].norm() > 0 for name in sites if not name.endswith("ff_context:ff"))
+    for recompute in modes:
+        ours = gradients_of(*masked_rollout(case, steps, recompute))
+        for name in sites:
+            difference = (ours[name] - plain[name]).norm() / plain[name].norm().clamp_min(1e-30)
+            assert difference <= tolerance, (recompute, name)
+
+
+def masked_rollout(case, steps, recompute):
+    """Random gates, and the output under them; `recompute` None for plain autograd, spelled out."""
+    transformer, sampler = case.pipe.transformer.requires_grad_(False), sampler_for(case, steps)
+    noise, sites = sampler.noise(2, seed=5).to(case.condition.tokens.dtype), find_sites(transformer)
+    draw = torch.Generator().manual_seed(0)
+    factors = {name: torch.rand(site.shape, generator=draw).requires_grad_() for name, site in sites.items()}
+    parameters = masked_parameters(transformer, sites, factors)
+    if recompute is not None:
+        return factors, rollout(transformer, sampler, noise, case.condition, parameters, recompute=recompute)
+    x, was = noise, transformer.gradient_checkpointing
+    transformer.gradient_checkpointing = False
+    for sigma, following in pairwise(sampler.sigmas):
+        x = x + (following - sigma) * case.velocity(
+            lambda **inputs: functional_call(transformer, parameters, kwargs=inputs), x, sigma
+        )
+    transformer.gradient_checkpointing = was
+    return factors, x
+
+
+def gradients_of(factors, output):
     gradients = torch.autograd.grad(output.square().mean(), list(factors.values()), allow_unused=True)
     return {n: torch.zeros(()) if g is None else g for n, g in zip(factors, gradients, strict=True)}

@@ -1,0 +1,92 @@
+"""FLUX.2 (dev, klein): its maskable sites, in diffusers' and in BFL's layout.
+
+Neurons: every MLP is gated, silu(gate) * value, without biases. Gates and values lie in one matrix, the gates first; a
+neuron is a row of each and a column of what follows. Any one of the three at zero makes the neuron zero; all are
+written. A single block fuses q, k, v, gates and values into one matrix, and the outputs of attention and MLP into
+another. Weights: the text path, from the context embedder to the text stream's feed-forward.
+
+There are no modulation sites: FLUX.2 has one modulation for all blocks together, so that a row of it is no neuron of
+any one block.
+"""
+
+from safeflux.families.table import Family, Part, Rule
+
+_D = "transformer_blocks.{n}"
+_S = "single_transformer_blocks.{n}"
+_BD = "double_blocks.{n}"
+_BS = "single_blocks.{n}"
+
+
+def _gated(into: str, out: str, before_in: int = 0, before_out: int = 0) -> tuple[Part, ...]:
+    """A neuron's gate, value and outgoing column."""
+    return (
+        Part(into, before=before_in, pieces=2, piece=0),
+        Part(into, before=before_in, pieces=2, piece=1),
+        Part(out, axis=1, before=before_out),
+    )
+
+
+def _feed_forward(diffusers: str, bfl: str) -> Rule:
+    """The hidden neurons of one feed-forward of a double block."""
+    return Rule(
+        fqn=f"{_D}.{diffusers}",
+        kind="ff",
+        parts={
+            "diffusers": _gated(f"{_D}.{diffusers}.linear_in.weight", f"{_D}.{diffusers}.linear_out.weight"),
+            "bfl": _gated(f"{_BD}.{bfl}.0.weight", f"{_BD}.{bfl}.2.weight"),
+        },
+    )
+
+
+def _weight(fqn: str, bfl: Part) -> Rule:
+    """Every element of one matrix of the text path."""
+    return Rule(fqn=fqn, kind="weight", parts={"diffusers": (Part(f"{fqn}.weight"),), "bfl": (bfl,)})
+
+
+_SINGLE_MLP = Rule(
+    fqn=_S,
+    kind="mlp",
+    parts={
+        "diffusers": _gated(f"{_S}.attn.to_qkv_mlp_proj.weight", f"{_S}.attn.to_out.weight", before_in=3, before_out=1),
+        "bfl": _gated(f"{_BS}.linear1.weight", f"{_BS}.linear2.weight", before_in=3, before_out=1),
+    },
+)
+
+_QKV = f"{_BD}.txt_attn.qkv.weight"
+
+FLUX2 = Family(
+    name="flux2",
+    markers={
+        "diffusers": (
+            "x_embedder.weight",
+            "context_embedder.weight",
+            "double_stream_modulation_txt.linear.weight",
+            "single_stream_modulation.linear.weight",
+            "transformer_blocks.0.ff_context.linear_in.weight",
+            "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight",
+            "norm_out.linear.weight",
+            "proj_out.weight",
+        ),
+        "bfl": (
+            "img_in.weight",
+            "txt_in.weight",
+            "double_stream_modulation_txt.lin.weight",
+            "single_stream_modulation.lin.weight",
+            "double_blocks.0.txt_mlp.0.weight",
+            "single_blocks.0.linear1.weight",
+            "final_layer.linear.weight",
+        ),
+    },
+    dim={"diffusers": "x_embedder.weight", "bfl": "img_in.weight"},
+    rules=(
+        _feed_forward("ff", "img_mlp"),
+        _feed_forward("ff_context", "txt_mlp"),
+        _SINGLE_MLP,
+        _weight("context_embedder", Part("txt_in.weight")),
+        _weight(f"{_D}.attn.add_q_proj", Part(_QKV, after=2)),
+        _weight(f"{_D}.attn.add_k_proj", Part(_QKV, before=1, after=1)),
+        _weight(f"{_D}.attn.add_v_proj", Part(_QKV, before=2)),
+        _weight(f"{_D}.ff_context.linear_in", Part(f"{_BD}.txt_mlp.0.weight")),
+        _weight(f"{_D}.ff_context.linear_out", Part(f"{_BD}.txt_mlp.2.weight")),
+    ),
+)

@@ -1,0 +1,91 @@
+"""What each family's pipeline prepares: prompts, images, guidance; and the pipelines that are refused."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxFillPipeline
+from safeflux.trainer.pipelines import PIPELINES, encode, preparation_of, sampler_of
+from safeflux.trainer.rollout import rollout
+
+from safeflux.errors import ModelError
+from safeflux.reference.model import load_pipeline
+
+SIZE = {"steps": 2, "height": 8, "width": 12}
+
+
+def test_encoded_prompts_draw_what_the_pipeline_draws_of_them():
+    pipe, prompts = load_pipeline(), ["a photo of a dagger", "a drawing of a cat and a cup"]
+    sampler = sampler_of(pipe, steps=2, height=64, width=64)
+    noise = sampler.noise(2, seed=1)
+    with torch.no_grad():
+        ours = rollout(pipe.transformer, sampler, noise, encode(pipe, prompts, 20))
+    theirs = pipe(
+        prompts, latents=noise, num_inference_steps=2, height=64, width=64, max_sequence_length=20, output_type="latent"
+    ).images
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_flux2_numbers_its_text_tokens(make_case, monkeypatch):
+    case = make_case("flux2")
+    asked = []
+
+    def embed(*, prompt, max_sequence_length, **others):
+        asked.append((prompt, max_sequence_length))
+        return case.condition.tokens
+
+    monkeypatch.setattr(case.pipe, "_get_mistral_3_small_prompt_embeds", embed)
+    condition = encode(case.pipe, ["a", "b"], 3)
+    assert asked == [(["a", "b"], 3)]
+    assert torch.equal(condition.tokens, case.condition.tokens)
+    assert torch.equal(condition.text_ids.float(), case.condition.text_ids)
+    assert condition.pooled is None
+
+
+@pytest.mark.parametrize("family", ["kontext", "flux2"])
+def test_an_image_is_encoded_for_every_prompt(make_case, monkeypatch, family):
+    case = make_case(family)
+    condition = case.condition
+    monkeypatch.setattr(type(preparation_of(case.pipe)), "encode", lambda *arguments: condition)
+    image, state = torch.rand(1, 3, 4, 8) * 2 - 1, torch.get_rng_state()
+    encoded = encode(case.pipe, ["a", "b"], 3, image).reference
+    assert encoded.tokens.shape == (2, 8, 16)
+    assert torch.equal(encoded.tokens[0], encoded.tokens[1])
+    assert encoded.ids.shape == (8, 3 if family == "kontext" else 4)
+    assert encoded.ids[:, 0].unique().tolist() == [1 if family == "kontext" else 10]
+    assert not encoded.tokens.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_guidance_goes_where_the_model_has_an_embedding_for_it(make_case):
+    guidance = {family: sampler_of(make_case(family).pipe, **SIZE).guidance for family in ("dev", "schnell", "flux2")}
+    assert guidance == {"dev": 3.5, "schnell": None, "flux2": 4.0}  # the pipelines' own defaults
+    assert sampler_of(make_case("dev").pipe, **SIZE, guidance=2.0).guidance == 2.0
+
+
+def test_an_undistilled_klein_is_refused_at_guidance(make_case):
+    pipe = make_case("klein").pipe
+    pipe.register_to_config(is_distilled=False)
+    with pytest.raises(ModelError, match=r"not distilled.*guidance=1"):
+        sampler_of(pipe, **SIZE)
+    assert sampler_of(pipe, **SIZE, guidance=1.0).guidance is None
+
+
+def test_an_image_is_refused_by_a_pipeline_that_takes_none(make_case, monkeypatch):
+    case = make_case("dev")
+    monkeypatch.setattr(type(preparation_of(case.pipe)), "encode", lambda *arguments: case.condition)
+    with pytest.raises(ModelError, match="FluxPipeline draws from text alone"):
+        encode(case.pipe, ["a", "b"], 3, torch.zeros(1, 3, 4, 8))
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)])
+def test_a_sampler_that_is_not_plain_euler_is_refused(make_case, scheduler):
+    pipe = make_case("dev").pipe
+    pipe.scheduler = scheduler
+    with pytest.raises(ModelError, match="plain Euler steps"):
+        sampler_of(pipe, **SIZE)
+
+
+def test_a_pipeline_of_no_known_class_is_refused_and_a_derived_one_is_not():
+    with pytest.raises(ModelError, match=r"FluxKontextPipeline.*got FluxFillPipeline"):
+        preparation_of(FluxFillPipeline.__new__(FluxFillPipeline))
+    derived = type("Mine", (type(load_pipeline()),), {})
+    assert preparation_of(derived.__new__(derived)) is PIPELINES["FluxPipeline"]
