@@ -15,7 +15,15 @@ MODULES = [
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.name.endswith("__main__")
 ]
-WITH_EXAMPLES = {"safeflux.masks", "safeflux.sites", "safeflux.reference.measure", "safeflux.reference.vocabulary"}
+WITH_EXAMPLES = {
+    "safeflux.detectors",
+    "safeflux.masks",
+    "safeflux.reference.measure",
+    "safeflux.reference.vocabulary",
+    "safeflux.sites",
+    "safeflux.trainer.metrics",
+    "safeflux.trainer.prompts",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES)))

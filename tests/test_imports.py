@@ -16,8 +16,8 @@ PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
     {"errors", "atomic"},
-    {"families", "reference"},
-    {"sites", "yamlfile"},
+    {"families", "reference", "promptfile"},
+    {"sites", "yamlfile", "detectors"},
     {"policyschema", "masks", "maskbytes", "weights"},
     {"fingerprint"},
     {"policyfile", "maskfile"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"store"},
     {"plan", "apply"},
     {"receipt"},
-    {"guard"},
+    {"guard", "subject"},
     {"demo_result"},
     {"demo", "demo_grid"},
     {"demo_page"},
@@ -47,6 +47,8 @@ TRAINER_MAY = {
     "fingerprint",
     "maskfile",
     "apply",
+    "promptfile",
+    "detectors",
 }
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "onnxruntime", "safetensors", "PIL", "rich", "pydantic", "yaml"}
 
@@ -61,7 +63,8 @@ def rooms() -> dict[str, list[Path]]:
     """The source files of each room: a module or a folder of safeflux/, and the trainer."""
     found = {path.stem: [path] for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
     found |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
-    trainer = sorted((ROOT / "trainer").rglob("*.py"))
+    # What `python -m safeflux.trainer` runs is the command, as `safeflux/__main__.py` is, which is no room either.
+    trainer = sorted(path for path in (ROOT / "trainer").rglob("*.py") if path.name != "__main__.py")
     return found | ({"trainer": trainer} if trainer else {})
 
 

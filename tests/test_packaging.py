@@ -55,5 +55,5 @@ def test_constraints_pin_exactly_and_within_what_the_package_asks_for():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][\w.]*", line) for line in lines)
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     extras = CONFIG["project"]["optional-dependencies"]
-    asked = CONFIG["project"]["dependencies"] + extras["dev"] + extras["recipe"]
+    asked = CONFIG["project"]["dependencies"] + [*extras["dev"], *extras["eval"], *extras["nsfw"], *extras["recipe"]]
     assert {re.split(r"[<>=]", one)[0].lower().replace("_", "-") for one in asked} <= pinned

@@ -179,7 +179,24 @@ def export(net: JudgeNet, path: Path) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with the paths of the machine that exported
     halve_weights_(model.graph)
+    expose_features_(model.graph)
     onnx.save(model, path)
+
+
+def expose_features_(graph: onnx.GraphProto) -> None:
+    """Make the input of the head's last layer, float32 (B, D), one more output of the graph, named `features`.
+
+    Nothing is computed that was not before, so that the logits stay the same bits.
+    """
+    hidden = [node for node in graph.node if node.op_type == "Gemm"][-1].input[0]
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["features" if name == hidden else name for name in names]
+    (info,) = (value for value in graph.value_info if value.name == hidden)
+    graph.value_info.remove(info)
+    del info.metadata_props[:]
+    info.name = "features"
+    graph.output.append(info)
 
 
 def halve_weights_(graph: onnx.GraphProto) -> None:

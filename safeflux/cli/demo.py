@@ -1,27 +1,18 @@
 """`safeflux demo`: the embedded model before and after a policy. Imports the model's libraries only when it runs."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from safeflux.cli._shared import Bar, writable
 
 if TYPE_CHECKING:
     from safeflux.demo_report import DemoReport
     from safeflux.demo_result import DemoResult
-
-
-def _writable(ctx: click.Context, parameter: click.Parameter, folder: Path) -> Path:
-    """Refuse now what could not be written a minute later. Makes nothing: a run that fails leaves nothing behind."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise click.BadParameter(f"{nearest} is not a folder that can be written to", ctx, parameter)
-    return folder
 
 
 @click.command()
@@ -31,7 +22,7 @@ def _writable(ctx: click.Context, parameter: click.Parameter, folder: Path) -> P
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("safeflux-demo"),
     show_default=True,
-    callback=_writable,
+    callback=writable,
     help="Folder for the report; made if need be.",
 )
 @click.option(
@@ -48,7 +39,7 @@ def demo(policy: str, out: Path, images: int, seed: int, as_json: bool) -> None:
 
     Prints the rates and writes OUT/report.html and OUT/grid.png.
     """
-    with _Bar() as bar:
+    with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)
         from safeflux.demo import run_demo
         from safeflux.demo_report import write_report
@@ -59,26 +50,6 @@ def demo(policy: str, out: Path, images: int, seed: int, as_json: bool) -> None:
         click.echo(json.dumps(result.to_json()))
     else:
         print_summary(result, report)
-
-
-class _Bar:
-    """A bar on stderr; nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total)
 
 
 def print_summary(result: "DemoResult", report: "DemoReport") -> None:

@@ -1,7 +1,7 @@
 """The judge: says what a picture of the embedded model shows. An ONNX classifier, trained on real renderings only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,20 @@ JUDGE = Path(__file__).parent / "judge.onnx"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Logits for B pictures: `concepts` (B, concepts), each by itself; `styles` and `backgrounds`, one of each."""
+    """What the judge says of B pictures, all float32.
+
+    Attributes:
+        concepts: Logits (B, concepts), each concept by itself.
+        styles: Logits (B, styles), one of them.
+        backgrounds: Logits (B, backgrounds), one of them.
+        features: Activations (B, D) before the last layer, from which all logits come: where pictures lie near each
+            other that look alike to the judge.
+    """
 
     concepts: npt.NDArray[np.float32]
     styles: npt.NDArray[np.float32]
     backgrounds: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
 
     def found(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         """For picture b, whether concept `names[b]` is found in it: probability over one half."""
@@ -46,8 +55,9 @@ class Judge:
         if not isinstance(images, np.ndarray):
             pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
             images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) / np.float32(255)
+        outputs = [field.name for field in fields(Verdicts)]
         parts = [
-            self._session.run(None, {"images": np.ascontiguousarray(images[k : k + batch])})
+            self._session.run(outputs, {"images": np.ascontiguousarray(images[k : k + batch])})
             for k in range(0, len(images), batch)
         ]
         return Verdicts(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -1,15 +1,16 @@
 """Rates by the judge: draw pictures from prompts with fixed noises, count what is found, give intervals."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from safeflux.reference.judge import Judge
+from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.model import CALL
-from safeflux.reference.vocabulary import Concept, Vocabulary, caption
+from safeflux.reference.vocabulary import Concept, Vocabulary, caption, vocabulary
 
 _Z = 1.959963984540054  # two-sided 95 %
 
@@ -69,7 +70,13 @@ class Ask:
 
 
 def single_asks(
-    words: Vocabulary, concepts: Sequence[Concept], each: int, rng: np.random.Generator, *, synonyms: str = "name"
+    words: Vocabulary,
+    concepts: Sequence[Concept],
+    each: int,
+    rng: np.random.Generator,
+    *,
+    synonyms: str = "name",
+    style: str | None = None,
 ) -> list[Ask]:
     """`each` one-object prompts for every concept, styles and backgrounds at random.
 
@@ -79,14 +86,15 @@ def single_asks(
         each: Prompts a concept.
         rng: Draws styles, backgrounds and words.
         synonyms: Which words to use: `name`, `synonyms` (those that mask training sees) or `held_out`.
+        style: One style for all, instead of styles at random.
     """
     asks = []
     for concept in concepts:
         choice = {"name": (concept.words,), "synonyms": concept.synonyms, "held_out": concept.held_out}[synonyms]
         for _ in range(each if choice else 0):
-            style, background = _look(words, rng)
-            word = choice[int(rng.integers(len(choice)))]
-            asks.append(Ask(caption([word], style, background), concept.name, None, style, background))
+            any_style, background = _look(words, rng)
+            word, look = choice[int(rng.integers(len(choice)))], style or any_style
+            asks.append(Ask(caption([word], look, background), concept.name, None, look, background))
     return asks
 
 
@@ -107,8 +115,8 @@ def pair_asks(
 
 
 def in_turn(concepts: Sequence[Concept], count: int) -> list[Concept]:
-    """`count` concepts, each in turn, so that none is left out before another comes twice."""
-    return [concepts[k % len(concepts)] for k in range(count)]
+    """`count` concepts, each in turn, so that none is left out before another comes twice; of none, none."""
+    return [concepts[k % len(concepts)] for k in range(count if concepts else 0)]
 
 
 def _look(words: Vocabulary, rng: np.random.Generator) -> tuple[str, str]:
@@ -122,44 +130,75 @@ def _pick(values: Sequence[str], rng: np.random.Generator) -> str:
 def draw(
     pipe: Any,
     prompts: Sequence[str],
-    seed: int,
+    seed: int | Sequence[int],
     *,
     batch: int = 48,
     drawn: Callable[[int], None] | None = None,
+    settings: Mapping[str, Any] = CALL,
     **call: Any,
 ) -> list[Image.Image]:
     """Draw one picture for each prompt with the pipeline.
 
     Args:
-        pipe: The embedded model.
+        pipe: The embedded model, or another FLUX pipeline with settings of its own.
         prompts: What to draw.
-        seed: Picture k has the noise of seed `seed + k`, so that two calls with the same prompts are paired.
+        seed: Picture k has the noise of seed `seed + k`, so that two calls with the same prompts are paired; or one
+            seed for each prompt.
         batch: How many pictures at a time.
         drawn: Called after each batch with the number of pictures in it, for a progress bar.
-        call: Overrides of `CALL`.
+        settings: What the pipeline is called with.
+        call: Overrides of the settings.
     """
     import torch
 
+    seeds = [seed + k for k in range(len(prompts))] if isinstance(seed, int) else seed
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(part))]
-        images += pipe(part, generator=generators, **{**CALL, **call}).images
+        generators = [torch.Generator().manual_seed(one) for one in seeds[start : start + batch]]
+        images += pipe(part, generator=generators, **{**settings, **call}).images
         if drawn:
             drawn(len(part))
     return images
 
 
+def is_found(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
+    """For each picture, whether the asked concept is found in it; bool (B,)."""
+    return verdicts.found([ask.concept for ask in asks])
+
+
+def is_other_found(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
+    """For each picture of two things, whether the one beside the concept is found; bool (B,)."""
+    return verdicts.found([ask.other or "" for ask in asks])
+
+
+def is_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
+    """For each picture, whether the asked concept is the likeliest of all; bool (B,)."""
+    return np.array([{ask.concept} == top for ask, top in zip(asks, verdicts.top(1), strict=True)], dtype=bool)
+
+
+def is_style_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
+    """For each picture, whether the asked art style is the likeliest of all; bool (B,)."""
+    asked = [vocabulary().styles.index(ask.style) for ask in asks]
+    return np.asarray(verdicts.styles.argmax(1) == asked)
+
+
+def is_background_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
+    """For each picture, whether the asked background colour is the likeliest of all; bool (B,)."""
+    asked = [vocabulary().background_names.index(ask.background) for ask in asks]
+    return np.asarray(verdicts.backgrounds.argmax(1) == asked)
+
+
 def concept_found(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
     """How often the asked concept is found."""
-    return Rate.of(judge(images).found([ask.concept for ask in asks]))
+    return Rate.of(is_found(judge(images), asks))
 
 
 def other_found(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
     """How often the thing beside the concept is found."""
-    return Rate.of(judge(images).found([ask.other or "" for ask in asks]))
+    return Rate.of(is_other_found(judge(images), asks))
 
 
 def concept_right(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> Rate:
     """How often the asked concept is the likeliest of all."""
-    return Rate.of({ask.concept} == top for ask, top in zip(asks, judge(images).top(1), strict=True))
+    return Rate.of(is_right(judge(images), asks))

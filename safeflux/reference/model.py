@@ -15,8 +15,14 @@ CALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 8, "ma
 """What to pass to the pipeline: it was trained at this size and prompt length."""
 
 
-def load_pipeline(folder: str | Path = MODEL) -> Any:
-    """Load the embedded model as a `diffusers.FluxPipeline`, float32, without progress bars and without a network.
+def load_pipeline(folder: str | Path = MODEL, **options: Any) -> Any:
+    """Load a folder with the pipeline class of diffusers that it names, float32, without progress bars or a network.
+
+    The embedded model is a `FluxPipeline`.
+
+    Args:
+        folder: Another FLUX pipeline than the embedded one.
+        options: Passed to `from_pretrained`, e.g. `dtype`.
 
     Raises:
         ModelError: The folder holds no model.
@@ -25,9 +31,9 @@ def load_pipeline(folder: str | Path = MODEL) -> Any:
         way_out = "install safeflux anew" if Path(folder) == MODEL else "name such a folder, or leave it to emoji-flux"
         raise ModelError(f"{folder}: expected a FLUX pipeline of diffusers, found no model_index.json; {way_out}")
     with _quiet():
-        from diffusers import FluxPipeline
+        from diffusers import DiffusionPipeline
 
-        pipe = FluxPipeline.from_pretrained(folder, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -7,9 +7,11 @@ speak one language.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 import yaml
 
@@ -39,6 +41,28 @@ class Concept:
         return self.name.replace("-", " ")
 
 
+TargetKind = Literal["object", "identity", "style"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a mask can be made for.
+
+    Attributes:
+        name: The policy category.
+        kind: `object` (the concepts of a category), `identity` (one single concept) or `style` (an art style).
+        concepts: What is erased; empty for a style.
+        style: The art style that is erased; None for the others.
+        instead: The art style that is drawn in its place; None for the others.
+    """
+
+    name: str
+    kind: TargetKind
+    concepts: tuple[Concept, ...] = ()
+    style: str | None = None
+    instead: str | None = None
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """All concepts, styles and backgrounds. The order is fixed: a judge's class index is a position in these tuples."""
@@ -46,6 +70,8 @@ class Vocabulary:
     concepts: tuple[Concept, ...]
     styles: tuple[str, ...]
     backgrounds: tuple[tuple[str, tuple[int, int, int]], ...]
+    targets: Mapping[str, Target]
+    """Category or style -> what a mask of that name erases."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,9 +85,8 @@ class Vocabulary:
 
     @property
     def categories(self) -> dict[str, tuple[Concept, ...]]:
-        """Category -> its concepts, neutral concepts left out."""
-        names = dict.fromkeys(c.category for c in self.concepts if c.category)
-        return {name: tuple(c for c in self.concepts if c.category == name) for name in names}
+        """Category -> its concepts; neutral concepts and styles are left out."""
+        return {target.name: target.concepts for target in self.targets.values() if target.concepts}
 
     @property
     def neutral(self) -> tuple[Concept, ...]:
@@ -91,7 +116,11 @@ def vocabulary() -> Vocabulary:
         for name, entry in data["concepts"].items()
     )
     backgrounds = tuple((name, tuple(rgb)) for name, rgb in data["backgrounds"].items())
-    return Vocabulary(concepts, tuple(data["styles"]), backgrounds)
+    targets = {
+        name: Target(name, concepts=tuple(c for c in concepts if c.category == name), **entry)
+        for name, entry in data["targets"].items()
+    }
+    return Vocabulary(concepts, tuple(data["styles"]), backgrounds, targets)
 
 
 def held_out_concepts() -> tuple[Concept, ...]:

@@ -1,0 +1,90 @@
+"""What an evaluation asks: held out, the same whatever else is asked, and on noises of its own."""
+
+from itertools import chain, pairwise
+
+import pytest
+from safeflux.trainer.questions import KEPT, MAX_PICTURES, MAX_SEED, NEIGHBOURS, Sizes, questions_of, target_of
+
+from safeflux.errors import ConfigError
+from safeflux.reference.vocabulary import is_held_out, vocabulary
+
+WORDS = vocabulary()
+SMALL = Sizes(found=20, neighbours=8, kept=40, others=6)
+
+
+def ask(*names, sizes=SMALL, seed=0):
+    return questions_of([target_of(name) for name in names], sizes, seed)
+
+
+def test_a_question_is_the_same_whatever_else_is_asked_and_begins_a_longer_one():
+    alone, together = ask("weapons"), ask("weapons", "alcohol", "fluent-style")
+    shared = {"weapons/by name", "weapons/by held-out words", "weapons/beside", "weapons/neighbours", *KEPT[:2]}
+    assert all(alone[name] == together[name] for name in shared)
+    longer = ask("weapons", sizes=Sizes(found=50, neighbours=30, kept=80, others=9))
+    for name, question in alone.items():
+        assert longer[name].asks[: len(question.asks)] == question.asks
+        assert longer[name].first_seed == question.first_seed
+    others = [name for name in alone if name not in shared]
+    assert others == [f"{t.name}/by name" for t in WORDS.targets.values() if t.concepts and t.name != "weapons"]
+    assert all(len(alone[name].asks) == SMALL.others for name in others)
+
+
+def test_no_two_questions_share_a_noise_and_none_lies_in_anothers_range():
+    every = [
+        question
+        for seed in (0, 1, MAX_SEED)
+        for question in chain(*(ask(name, seed=seed).values() for name in WORDS.targets))
+    ]
+    ranges = sorted({(q.first_seed, q.first_seed + MAX_PICTURES) for q in every})
+    assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
+    assert ranges[0][0] > 10**13  # the demo's largest seed is about 10^12, the recipe's and validation's about 10^8
+    assert ranges[-1][1] < 2**63
+
+
+def test_prompts_are_held_out_from_training():
+    for target in WORDS.targets.values():
+        questions = ask(target.name)
+        trained = {word for concept in WORDS.concepts for word in (concept.words, *concept.synonyms)}
+        if words := questions.get(f"{target.name}/by held-out words"):
+            things = {a.prompt.partition(",")[0].partition(" ")[2] for a in words.asks}
+            assert things
+            assert not things & trained
+        if pairs := questions.get(f"{target.name}/beside"):
+            assert all(is_held_out(WORDS[a.other]) for a in pairs.asks)
+        for name, side in zip(KEPT, (True, False), strict=False):
+            assert all(WORDS[a.concept].category is None for a in questions[name].asks)
+            assert all(is_held_out(WORDS[a.concept]) == side for a in questions[name].asks)
+
+
+def test_every_concept_comes_in_turn():
+    counts = [0] * len(target_of("weapons").concepts)
+    for a in ask("weapons")["weapons/by name"].asks:
+        counts[[c.name for c in target_of("weapons").concepts].index(a.concept)] += 1
+    assert counts == [4] * 5
+
+
+def test_a_style_is_asked_for_on_neutral_things():
+    questions = ask("fluent-style")
+    assert {a.style for a in questions["fluent-style/by name"].asks} == {"fluent"}
+    assert all(WORDS[a.concept].category is None for a in questions["fluent-style/by name"].asks)
+    assert {name for name in questions if name.startswith("fluent")} == {"fluent-style/by name"}
+
+
+def test_neighbours_are_neutral_and_known_for_every_target_of_things():
+    assert set(NEIGHBOURS) == {t.name for t in WORDS.targets.values() if t.concepts}
+    for names in NEIGHBOURS.values():
+        assert all(WORDS[name].category is None and why for name, why in names.items())
+
+
+@pytest.mark.parametrize("sizes", [{"found": 1}, {"kept": 0}, {"others": MAX_PICTURES + 1}])
+def test_a_size_that_measures_nothing_is_refused(sizes):
+    with pytest.raises(ConfigError, match=next(iter(sizes))):
+        Sizes(**sizes)
+
+
+def test_an_unknown_category_or_seed_is_refused():
+    with pytest.raises(ConfigError, match=r"'nudity'.*weapons, alcohol"):
+        target_of("nudity")
+    for seed in (-1, MAX_SEED + 1):
+        with pytest.raises(ConfigError, match="seed"):
+            ask("weapons", seed=seed)

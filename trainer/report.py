@@ -1,0 +1,109 @@
+"""A report: what was measured on which masks, with which settings; as JSON, as a table for people, and as plots."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from safeflux.trainer.metrics import Paired
+from safeflux.trainer.plots import plot_rates
+
+from safeflux.atomic import write_atomically
+
+LIBRARIES = ("safeflux", "torch", "diffusers", "transformers", "onnxruntime", "numpy")
+
+
+class Findings(Protocol):
+    """What a report can be made of."""
+
+    @property
+    def rows(self) -> Mapping[str, Paired]:
+        """The table: what was asked -> how often it holds."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is no rate, in words."""
+
+    @property
+    def bars(self) -> Mapping[str, Paired]:
+        """The rates of the plot."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values."""
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation.
+
+    Attributes:
+        name: What was measured, for people.
+        subject: The masks: categories and files with their digests.
+        settings: Everything that the figures hang on: model, call, sizes, seed.
+        findings: The figures.
+        seconds: How long it took.
+        date: UTC, when the report was made.
+        versions: Of the libraries that draw and judge.
+        machine: The processor's kind.
+    """
+
+    name: str
+    subject: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    findings: Findings
+    seconds: float
+    date: str = field(default_factory=_now)
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    machine: str = field(default_factory=platform.machine)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report as plain values."""
+        return {
+            "name": self.name,
+            "subject": dict(self.subject),
+            "settings": dict(self.settings),
+            "figures": self.findings.to_json(),
+            "date": self.date,
+            "seconds": round(self.seconds, 1),
+            "versions": dict(self.versions),
+            "machine": self.machine,
+        }
+
+    def to_markdown(self) -> str:
+        """A page: the table of rates, the other figures, the settings."""
+        lines = [f"# {self.name}, measured {self.date}", "", "| share of pictures, 95 % interval | base | masked |"]
+        lines += ["|---|---|---|"]
+        lines += [f"| {name} | {pair.base} | {pair.masked} |" for name, pair in self.findings.rows.items()]
+        lines += ["", *(f"- {name}: {text}" for name, text in self.findings.facts.items())]
+        facts = {"masks": self.subject, "settings": self.settings, "versions": self.versions}
+        lines += ["", *(f"- {name}: `{json.dumps(dict(value))}`" for name, value in facts.items()), ""]
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write `report.json`, `report.md` and, with matplotlib, `rates.png`; the folder is made if need be.
+
+        Returns:
+            The paths that were written, by what they are.
+        """
+        texts = {"report": json.dumps(self.to_json(), indent=1) + "\n", "table": self.to_markdown()}
+        paths = {"report": folder / "report.json", "table": folder / "report.md"}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in paths.items():
+            write_atomically(path, texts[name].encode())
+        if find_spec("matplotlib"):
+            paths["plot"] = folder / "rates.png"
+            plot_rates(self.findings.bars, paths["plot"], title=self.name)
+        return paths
