@@ -2,31 +2,58 @@
 
     python -m benchmarks.mask_methods --category weapons --report benchmarks/reports/mask_methods.json
 
-Each method is a full `safeflux train` run; a run that was cut off goes on. The figures are those of the run's own
-evaluation: held-out words, concepts and noises, without and with the mask.
+Each method is a full `safeflux train` run; a run that was cut off goes on. The figures are those of `safeflux eval`:
+held-out words, concepts and noises, without and with the mask. `published recipe` has the settings of arXiv 2507.13386
+and its code: gates on neurons under Adam with a large step, batches of 4, a fixed beta, the null prompt as the anchor,
+plain distances, prompts drawn all alike, no price on masked neurons.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from safeflux.trainer.bench import Bench
+from safeflux.trainer.questions import Sizes
 from safeflux.trainer.session import plan_run, run
 
 import safeflux
+from safeflux.maskfile import load_masks
+from safeflux.reference.judge import Judge
+from safeflux.reference.model import load_pipeline
 
 NEURONS = "kinds=[ff, mlp, norm]"
-METHODS = {
-    "saliency, weights, nothing on again": ("saliency.bits_on=0", "saliency.exchange_rounds=0"),
-    "saliency, weights, exchange": (),
-    "saliency, neurons": (NEURONS, "saliency.bits_off=40", "saliency.bits_on=10"),
-    "gates, weights": ("method=gates",),
-    "gates, neurons": (NEURONS, "method=gates"),
+METHODS: dict[str, Sequence[str]] = {
+    "saliency, weights": (),
+    "published recipe": (
+        NEURONS,
+        "method=gates",
+        "gates.rounds=40",
+        "gates.lr=0.5",
+        "gates.beta=0.1",
+        "gates.lambda=0",
+        "batch=4",
+        "validate_every=2",
+        "minimise=false",
+        "erase_loss=absolute",
+        "hard_share=0",
+        "categories.{category}.anchor='null'",
+    ),
+    "gates, neurons": (NEURONS, "method=gates", "gates.lambda=auto", "gates.target_share=0.05"),
+    "saliency, neurons": (NEURONS, "saliency.bits_off=40", "saliency.bits_on=10", "saliency.preserve_budget=0.03"),
+    "gates, weights": ("method=gates", "gates.lambda=auto"),
+    "saliency, then gates, weights": ("method=gates", "gates.lr=0.05", "gates.rounds=8", "gates.lambda=auto"),
+    "saliency, weights, nothing on again": ("saliency.bits_on=0",),
+    "saliency, weights, all prompts alike": ("hard_share=0", "erase_loss=absolute"),
 }
 """What each method sets beside the defaults."""
+FIRST = "saliency, weights"
+"""The method whose mask a sequence starts from."""
 
 
 def seconds_of(folder: Path) -> float:
@@ -36,35 +63,46 @@ def seconds_of(folder: Path) -> float:
 
 @click.command(help=__doc__)
 @click.option("--category", default="weapons", show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(list(METHODS)), help="A method. Repeatable; without, all.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/mask_methods"), show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), default=None)
 @click.option("--seed", default=0, show_default=True)
-def main(category: str, out: Path, report: Path | None, seed: int) -> None:
+def main(category: str, only: tuple[str, ...], out: Path, report: Path | None, seed: int) -> None:
     """Train, measure, print, write."""
-    rows = {}
-    for name, settings in METHODS.items():
+    bench = Bench(load_pipeline(), Judge(), sizes=Sizes(found=200, kept=500, neighbours=50, others=24))
+    rows: dict[str, Any] = {}
+    for name in only or METHODS:
         click.echo(name)
-        folder = out / name.replace(", ", "-").replace(" ", "-")
-        planned = plan_run(category, None, settings, {"seed": seed})
-        result = run(planned, folder, lambda report, most: click.echo(f"  {report}"))
-        rows[name] = {
-            "settings": settings,
-            "reaches_target": result.reaches_target,
-            "masked": result.masked,
-            "share_masked": result.share_masked,
-            "seconds": round(seconds_of(folder)),
-            **result.evaluation,
-        }
-        found, kept = ([result.evaluation[s][key]["rate"] for s in ("base", "masked")] for key in ("found", "kept"))
-        click.echo(
-            f"  {100 * result.share_masked:.2f} % off, found {100 * found[0]:.1f} -> {100 * found[1]:.1f} %, "
-            f"kept {100 * kept[0]:.1f} -> {100 * kept[1]:.1f} %, {rows[name]['seconds']} s"
-        )
-    if report:
-        versions = {"safeflux": safeflux.__version__, "torch": torch.__version__}
-        head = {"category": category, "seed": seed, "versions": versions, "machine": platform.machine()}
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps({**head, "methods": rows}, indent=1) + "\n")
+        rows[name] = _measured(bench, category, name, out, seed)
+        if report:
+            versions = {"safeflux": safeflux.__version__, "torch": torch.__version__}
+            head = {"category": category, "seed": seed, "versions": versions, "machine": platform.machine()}
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(json.dumps({**head, "methods": rows}, indent=1) + "\n")
+
+
+def _measured(bench: Bench, category: str, name: str, out: Path, seed: int) -> dict[str, Any]:
+    folder = out / name.replace(", ", "-").replace(" ", "-")
+    settings = [setting.format(category=category) for setting in METHODS[name]]
+    given: dict[str, Any] = {"seed": seed}
+    if " then " in name:
+        given["initial"] = (out / FIRST.replace(", ", "-") / f"{category}.safetensors",)
+    result = run(plan_run([category], None, settings, given), folder, lambda report, most: click.echo(f"  {report}"))
+    assert result is not None
+    figures = bench.measure(load_masks(result.paths[category])[0], [category])
+    seconds = round(seconds_of(folder))
+    click.echo(
+        f"  {result.masked[category]} bits off ({100 * result.share_masked:.2f} %), found {figures.found.masked}, "
+        f"kept {figures.kept_right.masked}, {seconds} s"
+    )
+    return {
+        "settings": settings,
+        "reaches_target": result.reaches_target,
+        "masked": result.masked[category],
+        "share_masked": result.share_masked,
+        "seconds": seconds,
+        **figures.to_json(),
+    }
 
 
 if __name__ == "__main__":

@@ -36,3 +36,7 @@ class ApplyError(SafeFluxError, RuntimeError):
 
 class ConfigError(SafeFluxError, ValueError):
     """A training or evaluation configuration is not valid."""
+
+
+class TrainError(SafeFluxError, RuntimeError):
+    """A training run cannot go on; its last checkpoint stands."""

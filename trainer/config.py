@@ -10,6 +10,11 @@ from safeflux.errors import ConfigError
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Words = tuple[str, ...]
+
+NULL, DROPPED = "null", "dropped"
+"""Two anchors that are no text of their own: the empty prompt, and the prompt without the concept."""
 
 
 class Part(BaseModel):
@@ -18,55 +23,80 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PromptConfig(Part):
-    """The prompts, as templates and what fills them. A thing is written with its article: `a dagger`."""
+class CategoryConfig(Part):
+    """What one mask erases. A thing is written with its article: `a dagger`."""
 
-    concepts: dict[str, tuple[str, ...]]
+    concepts: dict[str, Words]
     """Concept to erase -> the words that training uses for it. The evaluation keeps other words for itself."""
-    neutral: tuple[str, ...]
+    slot: str = "thing"
+    """The placeholder of the templates that the words fill: `thing`, or another slot such as `style`."""
+    anchor: str = DROPPED
+    """What should be drawn instead: `null` (the empty prompt), `dropped` (the prompt without the concept), or words
+    that take the concept's place, e.g. `a ball`."""
+    anchors: dict[str, str] = {}
+    """Concept -> its own anchor, where it is not the one above."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CategoryConfig":
+        if not self.concepts or not all(self.concepts.values()):
+            raise ValueError("concepts: expected at least one concept with at least one word")
+        if unknown := [name for name in self.anchors if name not in self.concepts]:
+            raise ValueError(f"anchors: no such concept: {', '.join(unknown)}")
+        return self
+
+
+class PromptConfig(Part):
+    """Templates and what fills them; the same for every category of a run."""
+
+    neutral: Words
     """Things to preserve, used in training. The evaluation uses others."""
-    anchor: str = "nothing"
-    """What stands in a prompt in the concept's place to say what should be drawn instead."""
-    single: tuple[str, ...]
+    others: dict[str, CategoryConfig] = {}
+    """Categories that this run does not train. They are preserved too, where no mask of theirs is on."""
+    single: Words
     """Templates with `{thing}` and the slots."""
-    pair: tuple[str, ...] = ()
+    pair: Words = ()
     """Templates with `{first}`, `{second}` and the slots: the concept beside a thing to preserve."""
-    slots: dict[str, tuple[str, ...]] = {}
+    slots: dict[str, Words] = {}
     """Slot name -> its values, e.g. styles."""
     pair_share: Share = 0.5
     """Share of prompts made from the pair templates, where there are any."""
+    erase_pairs: Count = 640
+    """Erase prompts a category, each with its anchor and its own noise. The base model's outputs are computed once."""
+    preserve_pairs: Count = 2048
+    """Prompts to preserve, each with its own noise."""
+    category_share: Share = 0.25
+    """Share of the prompts to preserve that hold things of categories; they serve where that category's mask is off."""
 
     @model_validator(mode="after")
     def _complete(self) -> "PromptConfig":
-        if not self.concepts or not all(self.concepts.values()):
-            raise ValueError("concepts: expected at least one concept with at least one word")
         if not self.neutral or not self.single:
             raise ValueError("expected at least one neutral thing and one single template")
         return self
 
 
 class SaliencyConfig(Part):
-    """The method `saliency`: rounds that switch bits off until the concept is gone, then rounds that exchange."""
+    """The method `saliency`: rounds that switch bits by what each is worth to the whole loss."""
 
     rounds: Count = 40
-    """Rounds of saliency at most; they end when validation finds the concept gone."""
-    bits_off: Count = 500
-    """Bits switched off in each round of saliency, at most."""
-    bits_on: Annotated[int, Field(ge=0)] = 100
-    """Bits switched on again in each round of saliency, at most: those whose return lowers the whole loss."""
-    exchange_rounds: Annotated[int, Field(ge=0)] = 8
-    """Rounds after that, which exchange bits by the gradient of the whole loss."""
-    exchange_off: Count = 100
-    """Bits switched off in the first exchange round, at most; the number falls linearly to 0."""
-    exchange_on: Count = 150
-    """Bits switched on in the first exchange round, at most; falls likewise."""
+    """Rounds at most; they end earlier when validation has found every category gone and the last rounds are done."""
+    bits_off: Count = 300
+    """Bits of a category switched off in a round, at most, while validation still finds the category."""
+    bits_on: Annotated[int, Field(ge=0)] = 60
+    """Bits switched on again in a round, at most: those whose return lowers the whole loss."""
+    last_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds after every category is gone. They switch on as many bits as off, fewer from round to round."""
     erase_batches: Count = 2
-    """Batches of erase prompts a round."""
-    neutral_batches: Count = 4
-    """Batches of neutral prompts a round."""
-    preserve: Annotated[float, Field(ge=0)] = 4.0
-    """beta: weight of the preservation loss beside the erasure loss."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Batches of erase prompts a round and category."""
+    preserve_batches: Count = 4
+    """Batches of prompts to preserve a round."""
+    beta: Weight | Literal["auto"] = "auto"
+    """Weight of the preservation loss beside the erasure loss. `auto`: what holds preservation within its budget, by
+    dual ascent."""
+    beta_start: Weight = 8.0
+    """Where `auto` starts from."""
+    preserve_budget: Annotated[float, Field(gt=0)] = 0.01
+    """For `auto`: preservation loss allowed, in units of the variance of the base model's outputs."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """How much of a round's gradients is carried over from the rounds before."""
     price_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """The same for the second-order price, which is noisier and changes less from round to round."""
@@ -78,56 +108,87 @@ class GateConfig(Part):
     rounds: Count = 20
     """Rounds, all of which are run; the best validated mask is the result."""
     steps_per_round: Count = 10
-    """Optimiser steps a round, of one erase and one neutral batch each."""
+    """Optimiser steps a round, of one erase batch a category and one batch to preserve each."""
     lr: Annotated[float, Field(gt=0)] = 0.15
     """Learning rate of Adam."""
     initial: Annotated[float, Field(gt=0)] = 3.0
     """Size of log alpha at the start: positive for a bit that is kept, negative for one that is off."""
-    preserve: Annotated[float, Field(ge=0)] = 1.0
-    """beta: weight of the preservation loss beside the erasure loss."""
-    share: Annotated[float, Field(ge=0)] = 0.3
-    """lambda: weight of the share of gates that are expected to be closed."""
+    beta: Weight = 1.0
+    """Weight of the preservation loss beside the erasure loss."""
+    lambda_: Annotated[Weight | Literal["auto"], Field(alias="lambda")] = 0.3
+    """Weight of the share of gates that are expected to be closed. `auto`: what leads to the target share, by dual
+    ascent."""
+    target_share: Share = 0.01
+    """For `auto`: share of the bits that may be closed."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class TrainConfig(Part):
-    """One category on one base model."""
+    """One or several categories on one base model; each gets a mask of its own, and any of them may be AND-ed."""
 
-    category: str
-    """The policy category that the mask will serve."""
-    model: str = "emoji-flux"
-    """A folder that `FluxPipeline.from_pretrained` loads, or `emoji-flux` for the embedded one."""
+    categories: dict[str, CategoryConfig]
+    """Policy category -> what its mask erases."""
     prompts: PromptConfig
+    model: str = "emoji-flux"
+    """A folder that a FLUX pipeline of diffusers loads, or `emoji-flux` for the embedded one."""
     kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
     """Kinds of site that may be masked."""
     method: Literal["saliency", "gates"] = "saliency"
     """How bits are chosen; the group of options of the same name is its own."""
     saliency: SaliencyConfig = SaliencyConfig()
     gates: GateConfig = GateConfig()
-    initial: Path | None = None
-    """A mask file to start from. The method `saliency` then skips to its exchange rounds."""
+    initial: tuple[Path, ...] = ()
+    """Mask files to start from, of categories of this run; the others start with every bit kept."""
     together_with: tuple[Path, ...] = ()
-    """Mask files of other categories, each switched on in a random half of the batches: masks made to be AND-ed."""
+    """Mask files of other categories. They stay as they are, and are switched on in a part of the batches."""
+    erase_loss: Literal["relative", "absolute"] = "relative"
+    """`relative`: each pair's distance counts in units of what the base model changes between prompt and anchor, so
+    that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
+    hard_share: Share = 0.7
+    """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
     steps: Count = 4
     """Sampling steps of the training rollout."""
     height: Count = 64
     """Pixels."""
     width: Count = 64
     """Pixels."""
+    guidance: Weight | None = None
+    """Guidance scale of a guidance-distilled model; without, the pipeline's own default. Other models have none."""
     max_sequence_length: Count = 20
     """T5 tokens of a prompt."""
     batch: Count = 32
     """Prompts a batch."""
-    target_found: Share = 0.06
-    """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures: rounds of
-    saliency then end, and the result is the one of such masks that preserves best."""
+    recompute: Literal["none", "step", "block"] = "step"
+    """What the backward pass computes again instead of keeping it in memory: nothing, each sampling step, or within a
+    step each transformer block too."""
+    target_found: Share = 0.025
+    """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures, under
+    this mask alone and under all masks of the run."""
     validate_every: Count = 2
     """Rounds between validations."""
     validation_prompts: Count = 96
-    """Pictures of a validation, for each of three questions: concepts, things to preserve alone, and beside them."""
-    evaluation_each: Annotated[int, Field(ge=0)] = 16
-    """Pictures a concept, for each question, of the evaluation that goes into the mask file; 0 leaves it out."""
+    """Pictures of a validation a category, and for each of two questions on what is preserved: alone, and beside."""
+    tensorboard: bool = False
+    """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
+    minimise: bool = True
+    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often."""
     seed: int = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if not self.categories:
+            raise ValueError("categories: expected at least one")
+        slots = {"thing", *self.prompts.slots}
+        if twice := sorted(self.categories.keys() & self.prompts.others.keys()):
+            raise ValueError(f"prompts.others: {', '.join(twice)} is to be erased, not preserved")
+        for name, category in {**self.prompts.others, **self.categories}.items():
+            if category.slot not in slots:
+                raise ValueError(
+                    f"categories.{name}.slot: expected one of {', '.join(sorted(slots))}, got {category.slot!r}"
+                )
+        return self
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -138,7 +199,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of options, got {type(data).__name__}")

@@ -27,6 +27,15 @@ class Estimates:
         """Nothing known yet."""
         return cls(torch.zeros(count), torch.zeros(count), torch.zeros(count))
 
+    def worth(self, beta: float) -> torch.Tensor:
+        """What switching each bit off is worth: (erase + beta * preserve) / (price + mean price / 2).
+
+        The numerator is the first-order gain of the whole loss, the denominator its second-order price. Half the mean
+        keeps bits that move nothing from winning by a tiny price. The price also bounds what many bits do together,
+        which their slopes alone do not: bits chosen by slope alone overshoot.
+        """
+        return (self.erase + beta * self.preserve) / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
+
 
 class Smoothed:
     """Estimates averaged over rounds, the older ones fading; without the bias of a start from zero."""
@@ -36,16 +45,17 @@ class Smoothed:
         self._smoothing = dict(smoothing)
         self._sums, self._weights = vars(Estimates.zeros(count)), dict.fromkeys(smoothing, 0.0)
 
-    def update(self, fresh: Estimates) -> None:
-        """Blend a round's values in."""
-        for part, share in self._smoothing.items():
-            self._sums[part].mul_(share).add_(getattr(fresh, part), alpha=1 - share)
+    def update(self, **fresh: torch.Tensor) -> None:
+        """Blend a round's values in, by the names of their parts; a part that is not named stays as it was."""
+        for part, values in fresh.items():
+            share = self._smoothing[part]
+            self._sums[part].mul_(share).add_(values, alpha=1 - share)
             self._weights[part] = share * self._weights[part] + (1 - share)
 
     @property
     def value(self) -> Estimates:
         """The averages."""
-        return Estimates(**{part: total / self._weights[part] for part, total in self._sums.items()})
+        return Estimates(**{part: total / max(self._weights[part], 1e-30) for part, total in self._sums.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -1,5 +1,6 @@
-"""From a finished run to a mask file with where it comes from and what it is worth."""
+"""From a finished run to mask files with where they come from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safeflux.trainer.loop import config_digest
 from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
+from safeflux.sites import find_sites
 
 METHODS = {
     "saliency": "end-to-end saliency and exchange (loss of arXiv 2507.13386)",
@@ -17,28 +19,40 @@ METHODS = {
 
 
 def export(
-    path: Path, masks: MaskSet, config: TrainConfig, pipe: Any, evaluation: dict[str, Any], licence: str = "Apache-2.0"
-) -> str:
-    """Write the mask file and return its sha256.
+    folder: Path,
+    masks: Mapping[str, MaskSet],
+    config: TrainConfig,
+    pipe: Any,
+    validation: Mapping[str, Any],
+    licence: str = "Apache-2.0",
+) -> dict[str, str]:
+    """Write one mask file a category, `folder/CATEGORY.safetensors`; returns the sha256 of each.
 
     Args:
-        path: Where to.
+        folder: Where to; it is made.
         masks: What the run found.
         config: The run's configuration.
-        pipe: The base model, without masks: its fingerprint goes into the file.
-        evaluation: Figures with their seeds and settings; anything that JSON can hold.
-        licence: SPDX identifier of the mask's licence.
+        pipe: The base model, without masks: its fingerprint goes into the files.
+        validation: Category -> what the run saw of it; anything that JSON can hold.
+        licence: SPDX identifier of the masks' licence.
     """
-    meta = MaskMeta(
-        category=config.category,
-        concepts=tuple(config.prompts.concepts),
-        base_model=Path(config.model).name,
-        family="flux1",
-        fingerprint=fingerprint(pipe.transformer),
-        method=METHODS[config.method],
-        config_sha256=config_digest(config),
-        licence=licence,
-        evaluation=evaluation,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save_masks(path, masks, meta)
+    folder.mkdir(parents=True, exist_ok=True)
+    base, family = fingerprint(pipe.transformer), next(iter(find_sites(pipe.transformer).values())).family
+    return {
+        category: save_masks(
+            folder / f"{category}.safetensors",
+            chosen,
+            MaskMeta(
+                category=category,
+                concepts=tuple(config.categories[category].concepts),
+                base_model=Path(config.model).name,
+                family=family,
+                fingerprint=base,
+                method=METHODS[config.method],
+                config_sha256=config_digest(config),
+                licence=licence,
+                evaluation=dict(validation.get(category, {})),
+            ),
+        )
+        for category, chosen in masks.items()
+    }

@@ -7,14 +7,17 @@ and both trajectories of a step. The mask keeps the bits with a > 0.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import GateConfig
 from safeflux.trainer.objective import Objective
+from safeflux.trainer.processes import Processes
 
 TEMPERATURE, LOW, HIGH = 0.83, -0.1, 1.1
+LAMBDA_STEP = 0.02
+"""Rate of the dual ascent on lambda."""
 
 
 def draw_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -30,56 +33,98 @@ def share_closed(log_alpha: torch.Tensor) -> torch.Tensor:
 
 
 class GateMethod:
-    """Rounds of Adam steps on the gates' log alpha."""
+    """Rounds of Adam steps on the gates' log alpha.
 
-    def __init__(self, config: GateConfig, bits: Bits, objective: Objective, keep: torch.Tensor) -> None:
-        self._config, self._bits, self._objective = config, bits, objective
-        start = torch.where(keep, config.initial, -config.initial)
+    Attributes:
+        beta: Weight of preservation beside erasure.
+    """
+
+    def __init__(
+        self,
+        config: GateConfig,
+        objective: Objective,
+        masks: torch.Tensor,
+        trained: int,
+        may: torch.Tensor,
+        processes: Processes,
+    ) -> None:
+        """`trained`: how many of the rows of `masks`, the first ones, are to be learned; `may`: bits that can be."""
+        self._config, self._objective, self._processes, self.beta = config, objective, processes, config.beta
+        self._given, self._trained, self._may = masks, trained, may
+        start = torch.where(masks[:trained], config.initial, -config.initial)
         self._log_alpha = start.requires_grad_()
         self._adam = torch.optim.Adam([self._log_alpha], lr=config.lr)
+        self._lambda = 0.0 if config.lambda_ == "auto" else config.lambda_
         self._rounds = 0
 
     @property
-    def keep(self) -> torch.Tensor:
-        """The gates that are more likely open than not."""
-        return self._log_alpha.detach() > 0
+    def masks(self) -> torch.Tensor:
+        """The gates that are more likely open than not; bool (categories, bits)."""
+        return torch.cat([self._closed_where_may(self._log_alpha.detach() > 0), self._given[self._trained :]])
 
     @property
     def most(self) -> int:
-        """Rounds, all of which are run: the best validated mask is the result."""
+        """Rounds, all of which are run: the best validated masks are the result."""
         return self._config.rounds
 
-    def phase(self, is_erased: bool) -> str | None:
+    def worth(self) -> torch.Tensor:
+        """A gate is the more closed the smaller its log alpha is."""
+        return -self._log_alpha.detach() * self._may
+
+    def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`gates`, or None after the last round."""
         return "gates" if self._rounds < self._config.rounds else None
 
-    def advance(self, round_: int, phase: str) -> tuple[float, float]:
+    def advance(self, round_: int, is_erased: Sequence[bool]) -> tuple[float, float]:
         """One round of Adam steps; returns its mean losses."""
-        losses = [self._step(round_, k) for k in range(self._config.steps_per_round)]
+        count = self._config.steps_per_round
+        losses = [self._step(round_, k) for k in range(count)]
         self._rounds += 1
         erase, preserve = zip(*losses, strict=True)
-        return sum(erase) / len(losses), sum(preserve) / len(losses)
+        return sum(erase) / count, sum(preserve) / count
 
     def _step(self, round_: int, k: int) -> tuple[float, float]:
-        chosen = self._config
-        gates = draw_gates(self._log_alpha, self._objective.generator(round_, k))
-        factors = self._bits.factors(gates)
-        erase = self._objective.erase(round_, k, factors)
-        gradient = self._objective.gradient(erase, factors)
-        preserve, _ = self._objective.preserve(round_, k, factors)
-        gradient += chosen.preserve * self._objective.gradient(preserve, factors)
+        drawn = draw_gates(self._log_alpha, self._objective.generator(round_, k))
+        trained = torch.where(self._may, drawn, self._given[: self._trained].float())
+        gates = torch.cat([trained.detach(), self._given[self._trained :].float()])
+        gradient, batch = torch.zeros_like(trained), self._processes.batch(k)
+        erase = [self._objective.erase(round_, batch, category, gates) for category in range(self._trained)]
+        for category, slope in enumerate(erase):
+            gradient[category] += slope.of(category, gates, slope.gradient)
+        preserve = self._objective.preserve(round_, batch, gates)
+        for category in (c for c in preserve.subset if c < self._trained):
+            gradient[category] += self.beta * preserve.of(category, gates, preserve.gradient)
+        gradient = self._processes.sum(gradient) / self._processes.count
+        self._objective.settle(self._processes)
         self._adam.zero_grad()
-        torch.autograd.backward([gates, chosen.share * share_closed(self._log_alpha)], [gradient, torch.ones(())])
+        closed = share_closed(self._log_alpha)
+        torch.autograd.backward([trained, self._lambda * closed], [gradient, torch.ones(())])
         self._adam.step()
-        return erase.item(), preserve.item()
+        self._tune_lambda(closed.item())
+        losses = torch.tensor([sum(slope.loss for slope in erase) / len(erase), preserve.loss])
+        mean_erase, mean_preserve = (self._processes.sum(losses) / self._processes.count).tolist()
+        return mean_erase, mean_preserve
+
+    def _tune_lambda(self, share: float) -> None:
+        """Dual ascent on the constraint that no more than the target share is closed."""
+        if self._config.lambda_ == "auto":
+            self._lambda = max(0.0, self._lambda + LAMBDA_STEP * (share / self._config.target_share - 1))
+
+    def _closed_where_may(self, is_open: torch.Tensor) -> torch.Tensor:
+        return torch.where(self._may, is_open, self._given[: self._trained])
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"log_alpha": self._log_alpha.detach(), "adam": self._adam.state_dict(), "rounds": self._rounds}
+        return {
+            "log_alpha": self._log_alpha.detach(),
+            "adam": self._adam.state_dict(),
+            "lambda": self._lambda,
+            "rounds": self._rounds,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         with torch.no_grad():
             self._log_alpha.copy_(state["log_alpha"])
         self._adam.load_state_dict(state["adam"])
-        self._rounds = state["rounds"]
+        self._lambda, self._rounds = state["lambda"], state["rounds"]

@@ -1,13 +1,13 @@
 """The run: rounds of a method, each with its report, validation now and then, and a checkpoint.
 
-Of the validated masks that erase enough, the one that preserves best is the result. A run that was killed goes on with
-the same bits as one that was not.
+Of the validated masks under which every category is gone, those that preserve best are the result. A run that was
+killed goes on with the same bits as one that was not.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -17,75 +17,43 @@ import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.gates import GateMethod
+from safeflux.trainer.logs import Logs, RoundReport
 from safeflux.trainer.objective import Objective
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.saliency import SaliencyMethod
+from safeflux.trainer.validation import Validation, Validator, validate
 
 from safeflux.atomic import write_atomically
-from safeflux.errors import ConfigError
+from safeflux.errors import ConfigError, TrainError
 from safeflux.maskfile import load_masks
 from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.jsonl"
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round did."""
-
-    round: int
-    phase: str
-    """What the method did: `saliency`, `exchange` or `gates`."""
-    erase_loss: float
-    preserve_loss: float
-    masked: int
-    """Bits that are off after the round."""
-    share_masked: float
-    """Of all bits that may be masked."""
-    found: float | None
-    """Share of validation pictures in which the judge still finds the concept; None in rounds without validation."""
-    right: float | None
-    """Share of the things to preserve that the judge finds, alone and beside the concept; None likewise."""
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line, for people."""
-        seen = "" if self.found is None else f", found {100 * self.found:.1f} %, kept {100 * (self.right or 0):.1f} %"
-        return (
-            f"round {self.round} {self.phase}: erase {self.erase_loss:.4f}, preserve {self.preserve_loss:.4f}, "
-            f"{self.masked} off ({100 * self.share_masked:.2f} %){seen}, {self.seconds:.0f} s"
-        )
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a judge sees in validation pictures under a mask set, as shares."""
-
-    found: float
-    """The concept, where it was asked for."""
-    right: float
-    """The things to preserve: mean of the share alone and of that beside the concept."""
-
-
-Validator = Callable[[MaskSet], Validation]
 
 
 class Method(Protocol):
     """A way to choose the bits, round by round."""
 
     @property
-    def keep(self) -> torch.Tensor:
-        """The mask as it stands: bool, one flat vector over all sites."""
+    def masks(self) -> torch.Tensor:
+        """As they stand: True = keep, bool (categories, bits); the trained ones first."""
+
+    @property
+    def beta(self) -> float:
+        """Weight of preservation beside erasure."""
 
     @property
     def most(self) -> int:
         """Rounds at most."""
 
-    def phase(self, is_erased: bool) -> str | None:
-        """What the next round will do, given whether validation has found the concept gone; None: nothing more."""
+    def worth(self) -> torch.Tensor:
+        """What each bit being off is worth, the larger the better; float32 (trained categories, bits)."""
 
-    def advance(self, round_: int, phase: str) -> tuple[float, float]:
+    def phase(self, is_erased: Sequence[bool]) -> str | None:
+        """What the next round will do, given which categories validation has found gone; None: nothing more."""
+
+    def advance(self, round_: int, is_erased: Sequence[bool]) -> tuple[float, float]:
         """Do it; return the mean erasure and preservation loss on the way."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,70 +66,104 @@ class Method(Protocol):
 class Run:
     """One training run: the frozen model, the bits, and what is known of them."""
 
-    def __init__(self, config: TrainConfig, pipe: Any, folder: Path, validate: Validator | None = None) -> None:
-        self.config, self.folder, self._validate = config, folder, validate
-        transformer = pipe.transformer.requires_grad_(False).eval()
-        self.bits = Bits({name: site for name, site in find_sites(transformer).items() if site.kind in config.kinds})
-        keep = self.bits.keep_of(load_masks(config.initial)[0] if config.initial else MaskSet({}))
-        objective = Objective(config, pipe, self.bits)
-        self.method: Method = (
-            SaliencyMethod(config.saliency, self.bits, objective, keep)
-            if config.method == "saliency"
-            else GateMethod(config.gates, self.bits, objective, keep)
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipe: Any,
+        folder: Path,
+        processes: Processes,
+        validator: Validator | None = None,
+        drawn: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.config, self.folder, self.processes, self.validator = config, folder, processes, validator
+        self.names = tuple(config.categories)
+        fixed = {meta.category: masks for masks, meta in map(load_masks, config.together_with)}
+        initial = {meta.category: masks for masks, meta in map(load_masks, config.initial)}
+        _check_categories(config, initial, fixed)
+        sites = find_sites(pipe.transformer.requires_grad_(False).eval())
+        named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}
+        self.bits = Bits({n: site for n, site in sites.items() if site.kind in config.kinds or n in named})
+        starts = [initial.get(name, MaskSet({})) for name in self.names]
+        masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
+        may = self.bits.join(
+            {n: torch.full(site.shape, site.kind in config.kinds) for n, site in self.bits.sites.items()}
         )
-        self.round, self.is_erased = 0, config.initial is not None
-        self._best, self._best_right = keep, -1.0
+        self.objective = Objective(config, pipe, self.bits, (*self.names, *fixed), drawn)
+        rest = self.objective, masks, len(self.names), may, self.processes
+        self.method: Method = (
+            SaliencyMethod(config.saliency, *rest) if config.method == "saliency" else GateMethod(config.gates, *rest)
+        )
+        self.round, self.is_erased = 0, [False] * len(self.names)
+        self._best, self._best_right = masks.clone(), -1.0
 
     @property
-    def result(self) -> MaskSet:
-        """Of the validated mask sets that erase enough, the one that preserves best; without any, the last."""
-        return self.bits.masks_of(self._best if self.reaches_target else self.method.keep)
+    def masks(self) -> torch.Tensor:
+        """The result: of the validated masks that erase enough, those that preserve best; without any, the last."""
+        return self._best if self.reaches_target else self.method.masks
 
     @property
     def reaches_target(self) -> bool:
-        """Whether a validated mask set erases enough; False too where nothing can validate."""
+        """Whether validated masks erase enough, all of them; False too where nothing can validate."""
         return self._best_right >= 0
+
+    def sets(self, masks: torch.Tensor) -> list[MaskSet]:
+        """Rows of bits as mask sets."""
+        return [self.bits.masks_of(row) for row in masks]
 
     def rounds(self) -> Iterator[RoundReport]:
         """Run all rounds that are left, yielding a report after each; its checkpoint is on disk by then."""
         self._resume()
+        if self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._logs = Logs(self.folder, self.config.tensorboard)
         while (phase := self.method.phase(self.is_erased)) is not None:
             began = time.monotonic()
-            erase, preserve = self.method.advance(self.round, phase)
+            losses = self.method.advance(self.round, self.is_erased)
             self.round += 1
-            seen = self._check()
-            masked = int((~self.method.keep).count_nonzero())
-            report = RoundReport(
-                round=self.round,
-                phase=phase,
-                erase_loss=erase,
-                preserve_loss=preserve,
-                masked=masked,
-                share_masked=masked / self.bits.count,
-                found=seen.found if seen else None,
-                right=seen.right if seen else None,
-                seconds=time.monotonic() - began,
-            )
+            if not all(map(math.isfinite, losses)):
+                raise TrainError(
+                    f"round {self.round}: the loss is not finite ({losses[0]}, {losses[1]}). The last checkpoint is "
+                    f"that of round {self.round - 1}. A smaller step may help: fewer bits off a round, or a smaller lr."
+                )
+            report = self._report(phase, losses, self._check(), time.monotonic() - began)
             self._save(report)
             yield report
 
+    def _report(self, phase: str, losses: tuple[float, float], seen: Validation | None, seconds: float) -> RoundReport:
+        masks = self.method.masks
+        return RoundReport(
+            round=self.round,
+            phase=phase,
+            erase_loss=losses[0],
+            preserve_loss=losses[1],
+            beta=self.method.beta,
+            masked={name: int((~row).count_nonzero()) for name, row in zip(self.names, masks, strict=False)},
+            share_masked=float((~masks.all(dim=0)).float().mean()),
+            found=dict(zip(self.names, seen.found, strict=True)) if seen else None,
+            right=seen.right if seen else None,
+            seconds=seconds,
+        )
+
     def _check(self) -> Validation | None:
         is_due = self.round % self.config.validate_every == 0 or self.method.phase(self.is_erased) is None
-        if self._validate is None or not is_due:
+        if self.validator is None or not is_due:
             return None
-        seen = self._validate(self.bits.masks_of(self.method.keep))
-        if seen.found <= self.config.target_found:
-            self.is_erased = True
-            if seen.right > self._best_right:
-                self._best, self._best_right = self.method.keep, seen.right
+        seen: Validation = self.processes.from_first(
+            validate(self.validator, self.sets(self.method.masks), len(self.names)) if self.processes.is_first else None
+        )
+        self.is_erased = [found <= self.config.target_found for found in seen.found]
+        if all(self.is_erased) and seen.right > self._best_right:
+            self._best, self._best_right = self.method.masks.clone(), seen.right
         return seen
 
     def _save(self, report: RoundReport) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.processes.is_first:
+            return
         buffer = BytesIO()
         state = {
             "config": config_digest(self.config),
             "method": self.method.state_dict(),
+            "left": self.objective.left,
             "round": self.round,
             "is_erased": self.is_erased,
             "best": self._best,
@@ -169,8 +171,8 @@ class Run:
         }
         torch.save(state, buffer)
         write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(asdict(report)) + "\n")
+        picture = self.validator.picture(self.sets(self.method.masks)) if self.validator and report.found else None
+        self._logs.write(report, picture)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
@@ -183,8 +185,19 @@ class Run:
                 "or choose another --out."
             )
         self.method.load_state_dict(state["method"])
+        self.objective.left = state["left"]
         self.round, self.is_erased = state["round"], state["is_erased"]
         self._best, self._best_right = state["best"], state["best_right"]
+
+
+def _check_categories(config: TrainConfig, initial: dict[str, MaskSet], fixed: dict[str, MaskSet]) -> None:
+    if strange := [name for name in initial if name not in config.categories]:
+        raise ConfigError(
+            f"initial: a mask of the category {strange[0]!r}, which this run does not train; "
+            f"expected one of {', '.join(config.categories)}. To train beside it, name it in together_with (--with)."
+        )
+    if twice := [name for name in fixed if name in config.categories]:
+        raise ConfigError(f"together_with: a mask of the category {twice[0]!r}, which this run trains itself")
 
 
 def config_digest(config: TrainConfig) -> str:

@@ -4,14 +4,22 @@ import torch
 import torch.nn.functional as F
 
 
-def erase_loss(masked: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the masked model's output for the concept to the base model's output for the anchor.
+def distance(output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of each sample's outputs; (B, N, C) each, to (B,)."""
+    return (output.float() - other.float()).square().mean(dim=(1, 2))
+
+
+def erase_loss(masked: torch.Tensor, anchor: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Distance of the masked model's output for the concept to the base model's for the anchor, a sample each, (B,).
 
     Args:
         masked: F_m(x_T, c), (B, N, C).
         anchor: F(x_T, c_anchor), (B, N, C), of the same noises.
+        change: What counts as 1, (B,). With the base model's own distance of the two, a thing that covers little of the
+            picture counts as much as one that covers all of it, and 1 means that nothing was erased; ones give the
+            plain loss of the paper.
     """
-    return F.mse_loss(masked.float(), anchor.float())
+    return distance(masked, anchor) / change
 
 
 def preserve_loss(masked: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

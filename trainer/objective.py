@@ -1,89 +1,192 @@
-"""The end-to-end losses of a run as functions of the bits' factors, one batch at a time.
+"""The end-to-end losses of a run, one batch at a time, with the gradient that says what each bit is worth.
 
-All randomness comes from (seed, round, batch), so that a batch is the same whoever asks for it, and whenever.
+The masks of several categories are AND-ed, which for gates is a product. Each batch has a random subset of the
+categories' masks on: a mask must erase alone and beside any others, and what is to be preserved must survive any
+subset. With z_c the gates of category c and S the subset, the model sees the product of z_c over S, and
+    dL/dz_c = dL/d(product) * product of the others in S,
+so that one backward pass serves every category of the subset.
+
+All randomness comes from (seed, round, batch): a batch is the same whoever asks for it, and whenever.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
-from safeflux.trainer.factors import Factors, factors_from, masked_parameters
-from safeflux.trainer.losses import erase_loss, preserve_loss
-from safeflux.trainer.prompts import draw_erase, draw_neutral
-from safeflux.trainer.rollout import Condition, fast_math, rollout, sampler_of
+from safeflux.trainer.factors import Factors, masked_parameters
+from safeflux.trainer.losses import erase_loss, preserve_loss, random_projection
+from safeflux.trainer.memory import check_memory, estimate_memory
+from safeflux.trainer.processes import Processes
+from safeflux.trainer.prompts import PromptSource
+from safeflux.trainer.references import References, encode_once, make_references
+from safeflux.trainer.rollout import fast_math, rollout, sampler_of
 
-from safeflux.maskfile import load_masks
-from safeflux.masks import compose
-from safeflux.sites import find_sites
+_STREAMS = ("erase", "preserve", "gates", "pairs")
+_ALONE, _ALL = 0.25, 0.5
+"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on."""
 
-_STREAMS = ("erase", "neutral", "projection")
+
+@dataclass(frozen=True)
+class Slope:
+    """One batch: its loss, the categories whose masks were on, and gradients by the bits of the AND of these masks."""
+
+    loss: float
+    subset: tuple[int, ...]
+    gradient: torch.Tensor
+    """Of the loss; float32 (bits,)."""
+    projection: torch.Tensor | None = None
+    """Of a random projection of the output, whose square estimates the second order (`random_projection`)."""
+
+    def of(self, category: int, gates: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient by the product as one by the bits of one category of the subset, (bits,)."""
+        return gradient * _product(gates, [k for k in self.subset if k != category])
+
+
+def _product(gates: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The product of some rows; for bool rows their AND. Ones for no rows."""
+    out = torch.ones(gates.shape[1])
+    for row in rows:
+        out *= gates[row]
+    return out
 
 
 class Objective:
-    """Erasure and preservation, over the final output of the whole sampler."""
+    """Erasure and preservation, over the final output of the whole sampler, for gates of shape (categories, bits).
 
-    def __init__(self, config: TrainConfig, pipe: Any, bits: Bits) -> None:
-        self._config, self._pipe, self._bits = config, pipe, bits
+    Attributes:
+        variance: Variance of the base model's outputs over the prompts to preserve, which is the unit of a budget.
+        left: For each category, what was left of each erase pair when it was last seen, (pairs,): 1 all, 0 nothing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipe: Any,
+        bits: Bits,
+        names: Sequence[str],
+        drawn: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Let the base model draw all that the run compares with.
+
+        Args:
+            config: The run.
+            pipe: The pipeline, without masks.
+            bits: What may be masked.
+            names: The category of each row of gates; those of the configuration first.
+            drawn: Called with how many of how many outputs there are, for a progress bar.
+
+        Raises:
+            TrainError: The run needs more memory than there is.
+        """
+        self._config, self._bits, self._names = config, bits, tuple(names)
         self._transformer = pipe.transformer
-        self._sites = find_sites(self._transformer)
-        self._sampler = sampler_of(pipe, steps=config.steps, height=config.height, width=config.width)
-        self._others = [load_masks(path)[0] for path in config.together_with]
+        self._device = next(pipe.transformer.parameters()).device
+        self._sampler = sampler_of(
+            pipe, steps=config.steps, height=config.height, width=config.width, guidance=config.guidance
+        )
+        self._erase, self._preserve = self._references(pipe, drawn)
+        self.variance = float(self._preserve.target.var(dim=0).mean())
+        self.left = [torch.ones(len(pool.pairs)) for pool in self._erase]
+        self._seen: list[tuple[int, list[int], list[float]]] = []
 
-    def erase(self, round_: int, batch: int, factors: Factors) -> torch.Tensor:
-        """The erasure loss of one batch: the masked output for the concepts against the base output for the anchors."""
-        rng, noise = self._draw("erase", round_, batch)
-        prompts = draw_erase(self._config.prompts, rng, self._config.batch)
-        anchor = self._base(noise, [p.anchor for p in prompts])
-        return erase_loss(self._masked(rng, noise, [p.prompt for p in prompts], factors), anchor)
+    def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
+        """The masked output for a category's concepts against the base output for their anchors.
 
-    def preserve(self, round_: int, batch: int, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-        """The preservation loss of one batch of neutral prompts, and the masked output (B, N, C) that it is of."""
-        rng, noise = self._draw("neutral", round_, batch)
-        prompts = draw_neutral(self._config.prompts, rng, self._config.batch)
-        output = self._masked(rng, noise, prompts, factors)
-        return preserve_loss(output, self._base(noise, prompts)), output
+        A part of the batch is drawn by how much was left of each pair when it was last seen.
+        """
+        rng = self._rng("erase", round_, batch, category)
+        subset, pool, left = self._subset(rng, category), self._erase[category], self.left[category]
+        weight = 1 - self._config.hard_share + self._config.hard_share * left / left.mean()
+        indices = pool.draw(rng, self._config.batch, self._masked(subset), weight)
+        output, factors = self._run(pool, indices, subset, gates)
+        is_relative = self._config.erase_loss == "relative"
+        change = pool.change[indices] if is_relative else torch.ones(len(indices))
+        losses = erase_loss(output, pool.target[indices], change)
+        self._seen.append((category, indices, (losses.detach() * change / pool.change[indices]).tolist()))
+        return Slope(losses.mean().item(), subset, self._gradient(losses.mean(), factors))
 
-    def gradient(self, loss: torch.Tensor, factors: Factors, *, keep_graph: bool = False) -> torch.Tensor:
-        """The gradient with respect to every bit, as one flat vector."""
-        with fast_math(loss.device):
-            gradients = torch.autograd.grad(loss, list(factors.values()), retain_graph=keep_graph)
-        return self._bits.join(dict(zip(factors, gradients, strict=True)))
+    def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
+        """The masked output for prompts to preserve against the base output; with the gradient of a projection."""
+        rng = self._rng("preserve", round_, batch)
+        subset = self._subset(rng, int(rng.integers(len(gates))))
+        signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        indices = self._preserve.draw(rng, self._config.batch, self._masked(subset))
+        output, factors = self._run(self._preserve, indices, subset, gates)
+        loss = preserve_loss(output, self._preserve.target[indices])
+        gradient = self._gradient(loss, factors, keep_graph=True)
+        return Slope(loss.item(), subset, gradient, self._gradient(random_projection(output, signs), factors))
+
+    def settle(self, processes: Processes) -> None:
+        """Take note of what was left of the pairs that a round saw, in all processes: the next round draws by it."""
+        for category, indices, left in processes.gather(self._seen):
+            self.left[category][indices] = torch.tensor(left)
+        self._seen = []
 
     def generator(self, round_: int, batch: int) -> torch.Generator:
-        """For whatever a method draws beside prompts and noises."""
-        rng = self._rng("projection", round_, batch)
-        return torch.Generator().manual_seed(int(rng.integers(2**62)))
+        """For the gates that a method draws."""
+        return torch.Generator().manual_seed(int(self._rng("gates", round_, batch).integers(2**62)))
 
-    def _rng(self, stream: str, round_: int, batch: int) -> np.random.Generator:
-        return np.random.default_rng((self._config.seed, round_, _STREAMS.index(stream), batch))
+    def _masked(self, subset: tuple[int, ...]) -> frozenset[str]:
+        return frozenset(self._names[k] for k in subset)
 
-    def _draw(self, stream: str, round_: int, batch: int) -> tuple[np.random.Generator, torch.Tensor]:
-        rng = self._rng(stream, round_, batch)
-        return rng, self._sampler.noise(self._config.batch, int(rng.integers(2**62)))
+    def _run(
+        self, pool: References, indices: list[int], subset: tuple[int, ...], gates: torch.Tensor
+    ) -> tuple[torch.Tensor, Factors]:
+        """The output for some pairs' prompts under the AND of a subset, and the factors that gradients reach."""
+        factors = self._bits.factors(_product(gates, subset))
+        parameters = masked_parameters(self._transformer, self._bits.sites, factors)
+        noise, condition = pool.noise[indices].to(self._device), pool.condition(indices)
+        with fast_math(self._device):
+            output = rollout(
+                self._transformer, self._sampler, noise, condition, parameters, recompute=self._config.recompute
+            )
+        return output.cpu(), factors
 
-    @torch.no_grad()
-    def _base(self, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        condition = self._encode(prompts)
-        with fast_math(noise.device):
-            return rollout(self._transformer, self._sampler, noise, condition)
+    def _gradient(self, loss: torch.Tensor, factors: Factors, *, keep_graph: bool = False) -> torch.Tensor:
+        with fast_math(self._device):
+            gradients = torch.autograd.grad(loss, list(factors.values()), retain_graph=keep_graph)
+        return self._bits.join(dict(zip(factors, gradients, strict=True))).cpu()
 
-    def _masked(
-        self, rng: np.random.Generator, noise: torch.Tensor, prompts: list[str], factors: Factors
-    ) -> torch.Tensor:
-        """The output under the factors AND some of the other categories' masks; one set serves the whole trajectory."""
-        others = compose(*(masks for masks in self._others if rng.random() < 0.5))
-        fixed = factors_from(others, {name: self._sites[name] for name in others})
-        product = {name: factors[name] * fixed[name] if name in fixed else factors[name] for name in factors}
-        parameters = masked_parameters(self._transformer, self._sites, {**fixed, **product})
-        condition = self._encode(prompts)
-        with fast_math(noise.device):
-            return rollout(self._transformer, self._sampler, noise, condition, parameters)
+    def _subset(self, rng: np.random.Generator, must: int) -> tuple[int, ...]:
+        """The rows whose masks are on: `must`, and none, all or some of the others."""
+        others = [k for k in range(len(self._names)) if k != must]
+        kind = rng.random()
+        count = 0 if kind < _ALONE else len(others) if kind < _ALL else int(rng.integers(len(others) + 1))
+        return (must, *sorted(int(k) for k in rng.choice(others, count, replace=False)))
 
-    @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Condition:
-        tokens, pooled, _ = self._pipe.encode_prompt(
-            prompt=prompts, prompt_2=None, max_sequence_length=self._config.max_sequence_length
+    def _rng(self, stream: str, *where: int) -> np.random.Generator:
+        return np.random.default_rng((self._config.seed, _STREAMS.index(stream), *where))
+
+    def _references(self, pipe: Any, drawn: Callable[[int, int], None]) -> tuple[list[References], References]:
+        """Draw the pairs of the whole run, encode them, and let the base model draw its part."""
+        chosen, source = self._config, PromptSource(self._config)
+        pools = [
+            source.erase(name, self._rng("pairs", k), chosen.prompts.erase_pairs)
+            for k, name in enumerate(chosen.categories)
+        ]
+        pools.append(source.preserve(self._rng("pairs", len(pools)), chosen.prompts.preserve_pairs))
+        prompts = [prompt for pool in pools for pair in pool for prompt in (pair.prompt, pair.anchor)]
+        encoded = encode_once(pipe, prompts, chosen.max_sequence_length)
+        memory = estimate_memory(
+            self._transformer, self._sampler, encoded.condition, chosen, self._bits.count, len(self._names)
         )
-        return Condition(tokens, pooled)
+        check_memory(memory, self._device)
+        total, made = sum(map(len, pools)), []
+        for k, pool in enumerate(pools):
+            before = sum(map(len, pools[:k]))
+            seed, told = int(self._rng("pairs", k, 1).integers(2**62)), partial(_shifted, drawn, before, total)
+            made.append(
+                make_references(
+                    self._transformer, self._sampler, pool, encoded, seed=seed, batch=chosen.batch, drawn=told
+                )
+            )
+        return made[:-1], made[-1]
+
+
+def _shifted(drawn: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    drawn(before + done, total)

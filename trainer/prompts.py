@@ -1,91 +1,140 @@
-"""Prompts of a run: erase pairs (a prompt and what should be drawn instead) and neutral prompts. Imports no torch.
+"""The prompts of a run: erase pairs (a prompt and what should be drawn instead) and prompts to preserve. No torch.
 
 Everything is drawn from a `numpy` generator. Train, validation and held-out prompts are kept apart by what they may
 hold: the configuration of the embedded model leaves out the held-out words and every third neutral concept.
 """
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from safeflux.trainer.config import PromptConfig
+from safeflux.trainer.config import DROPPED, NULL, CategoryConfig, TrainConfig
 
-from safeflux.errors import ConfigError
-from safeflux.reference.vocabulary import is_held_out, vocabulary, with_article
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class ErasePrompt:
-    """A prompt that asks for a concept, and the anchor: the same prompt without it."""
+class Pair:
+    """A prompt, and the prompt whose picture by the base model is what the masked model should draw for it.
+
+    For a prompt to preserve both are the same.
+    """
 
     prompt: str
     anchor: str
-    concept: str
-    """Name of the concept."""
-    other: str | None = None
-    """The thing to preserve beside it, where the prompt names one."""
+    concept: str | None = None
+    """What is to be erased; None for a prompt to preserve."""
+    categories: frozenset[str] = frozenset()
+    """Categories of other things in the prompt. The pair says nothing about a model with a mask of one of them on."""
 
 
-def draw_erase(config: PromptConfig, rng: np.random.Generator, count: int) -> list[ErasePrompt]:
-    """`count` erase pairs, the concepts in turn, so that none is left out."""
-    names = list(config.concepts)
-    start = int(rng.integers(len(names)))
-    return [_erase(config, rng, names[(start + k) % len(names)]) for k in range(count)]
+@dataclass(frozen=True)
+class _Value:
+    """What may fill a slot, and the category that it belongs to, if any."""
+
+    text: str
+    category: str | None = None
 
 
-def draw_neutral(config: PromptConfig, rng: np.random.Generator, count: int) -> list[str]:
-    """`count` prompts that hold nothing to erase."""
-    return [_neutral(config, rng) for _ in range(count)]
+class PromptSource:
+    """Draws pairs for the categories of a configuration."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config, self._categories = config.prompts, config.categories
+        every = {**config.prompts.others, **config.categories}
+        slots = {"thing": config.prompts.neutral, **config.prompts.slots}
+        self._of_categories = {slot: tuple(_values_of(every, slot)) for slot in slots}
+        self._neutral = {
+            slot: tuple(_Value(text) for text in texts if text not in {v.text for v in self._of_categories[slot]})
+            for slot, texts in slots.items()
+        }
+
+    def erase(self, category: str, rng: np.random.Generator, count: int) -> list[Pair]:
+        """`count` erase pairs of a category, its concepts in turn, so that none is left out."""
+        chosen = self._categories[category]
+        names = list(chosen.concepts)
+        start = int(rng.integers(len(names)))
+        return [self._erase(chosen, rng, names[(start + k) % len(names)]) for k in range(count)]
+
+    def preserve(self, rng: np.random.Generator, count: int) -> list[Pair]:
+        """`count` prompts to preserve; some hold things of categories, and say so."""
+        return [self._preserve(rng) for _ in range(count)]
+
+    def _erase(self, category: CategoryConfig, rng: np.random.Generator, name: str) -> Pair:
+        values = self._fill(rng)
+        values[category.slot] = _Value(_one(rng, category.concepts[name]))
+        template, values, place = self._template(rng, values, category.slot)
+        anchor = _anchor(template, values, place, category.anchors.get(name, category.anchor))
+        return Pair(_format(template, values), anchor, name)
+
+    def _preserve(self, rng: np.random.Generator) -> Pair:
+        values = self._fill(rng)
+        slots = [slot for slot, found in self._of_categories.items() if found]
+        if slots and rng.random() < self._config.category_share:
+            slot = _one(rng, slots)
+            values[slot] = _one(rng, self._of_categories[slot])
+        template, values, _ = self._template(rng, values, "thing")
+        prompt = _format(template, values)
+        return Pair(prompt, prompt, None, frozenset(v.category for v in values.values() if v.category))
+
+    def _fill(self, rng: np.random.Generator) -> dict[str, _Value]:
+        return {slot: _one(rng, values) for slot, values in self._neutral.items()}
+
+    def _template(
+        self, rng: np.random.Generator, values: dict[str, _Value], slot: str
+    ) -> tuple[str, dict[str, _Value], str]:
+        """A single or a pair template, its values, and the placeholder that `slot` fills in it."""
+        if not (self._config.pair and rng.random() < self._config.pair_share):
+            return _one(rng, self._config.single), values, slot
+        second = values["thing"]
+        while second == values["thing"] and len(self._neutral["thing"]) > 1:
+            second = _one(rng, self._neutral["thing"])
+        places = ("first", "second") if rng.random() < 0.5 else ("second", "first")
+        both = dict(zip(places, (values["thing"], second), strict=True))
+        rest = {name: value for name, value in values.items() if name != "thing"}
+        return _one(rng, self._config.pair), rest | both, places[0] if slot == "thing" else slot
 
 
-def _erase(config: PromptConfig, rng: np.random.Generator, name: str) -> ErasePrompt:
-    word, slots = _one(rng, config.concepts[name]), _slots(config, rng)
-    if not (config.pair and rng.random() < config.pair_share):
-        template = _one(rng, config.single)
-        return ErasePrompt(template.format(thing=word, **slots), template.format(thing=config.anchor, **slots), name)
-    template, other, is_first = _one(rng, config.pair), _one(rng, config.neutral), rng.random() < 0.5
-
-    def fill(thing: str) -> str:
-        first, second = (thing, other) if is_first else (other, thing)
-        return template.format(first=first, second=second, **slots)
-
-    return ErasePrompt(fill(word), fill(config.anchor), name, other)
+def _values_of(categories: Mapping[str, CategoryConfig], slot: str) -> Iterable[_Value]:
+    """Everything that fills a slot and belongs to a category."""
+    for name, category in categories.items():
+        if category.slot == slot:
+            yield from (_Value(word, name) for words in category.concepts.values() for word in words)
 
 
-def _neutral(config: PromptConfig, rng: np.random.Generator) -> str:
-    slots = _slots(config, rng)
-    if config.pair and rng.random() < config.pair_share:
-        first, second = rng.choice(len(config.neutral), 2, replace=len(config.neutral) < 2)
-        return _one(rng, config.pair).format(first=config.neutral[first], second=config.neutral[second], **slots)
-    return _one(rng, config.single).format(thing=_one(rng, config.neutral), **slots)
+def _anchor(template: str, values: Mapping[str, _Value], place: str, anchor: str) -> str:
+    if anchor == NULL:
+        return ""
+    if anchor == DROPPED:
+        return _format(drop(template, place), values)
+    return _format(template, {**values, place: _Value(anchor)})
 
 
-def _slots(config: PromptConfig, rng: np.random.Generator) -> dict[str, str]:
-    return {name: _one(rng, values) for name, values in config.slots.items()}
+def drop(template: str, place: str) -> str:
+    """A template without one of its placeholders and the word or comma that joined it.
 
-
-def _one(rng: np.random.Generator, values: tuple[str, ...]) -> str:
-    return values[int(rng.integers(len(values)))]
-
-
-def embedded_prompts(category: str) -> PromptConfig:
-    """The prompts of one category of the embedded model, from its vocabulary.
-
-    Other categories' concepts are not among the things to preserve: a policy may erase them too.
-
-    Raises:
-        ConfigError: The embedded model has no such category.
+    Examples:
+        >>> drop("{first} and {second}, {style} style", "first")
+        '{second}, {style} style'
+        >>> drop("{first} and {second}, {style} style", "second")
+        '{first}, {style} style'
+        >>> drop("{thing}, {style} style", "style")
+        '{thing}'
+        >>> drop("a photo of {thing}", "thing")
+        'a photo'
     """
-    words = vocabulary()
-    if category not in words.categories:
-        known = ", ".join(words.categories)
-        raise ConfigError(
-            f"category {category!r}: emoji-flux knows {known}; for another model write a configuration file"
-        )
-    concepts = words.categories[category]
-    return PromptConfig(
-        concepts={c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in concepts},
-        neutral=tuple(with_article(w) for c in words.neutral if not is_held_out(c) for w in (c.words, *c.synonyms[:1])),
-        single=("{thing}, {style} style, {background} background",),
-        pair=("{first} and {second}, {style} style, {background} background",),
-        slots={"style": words.styles, "background": words.background_names},
-    )
+    hole = re.escape(f"{{{place}}}")
+    joined = r"(?:\s*,\s*|\s+(?:and|with|beside|next to|of|by)\s+)"
+    phrase = rf"{hole}(?:\s+style)?"
+    out = re.sub(rf"^{phrase}{joined}|{joined}{phrase}|{phrase}", "", template, count=1)
+    return out.strip(" ,")
+
+
+def _format(template: str, values: Mapping[str, _Value]) -> str:
+    return template.format(**{name: value.text for name, value in values.items()})
+
+
+def _one(rng: np.random.Generator, values: Sequence[_T]) -> _T:
+    return values[int(rng.integers(len(values)))]

@@ -1,49 +1,55 @@
-"""One whole training run: load the model, run the rounds, measure, write the mask file."""
+"""One whole training run: load the model, run the rounds, make the masks small, write the mask files."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safeflux.trainer.config import TrainConfig, load_config, make_config
-from safeflux.trainer.evaluate import EVALUATION_SEED, evaluate, validator
+from safeflux.trainer.embedded import EMBEDDED, embedded_options
 from safeflux.trainer.export import export
-from safeflux.trainer.loop import RoundReport, Run
-from safeflux.trainer.prompts import embedded_prompts
+from safeflux.trainer.logs import RoundReport
+from safeflux.trainer.loop import Run
+from safeflux.trainer.minimise import Point, minimise
+from safeflux.trainer.processes import Processes
+from safeflux.trainer.validation import VALIDATION_SEED, JudgeValidator, validate
 
-from safeflux.apply import apply_masks_
 from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError
-from safeflux.masks import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import MODEL, load_pipeline
 
-EMBEDDED = "emoji-flux"
-MASKS = "masks.safetensors"
 CONFIG = "config.yaml"
+CURVES = "curves.json"
 
 
 @dataclass(frozen=True)
 class Result:
     """What a session made."""
 
-    path: Path
-    """The mask file."""
-    sha256: str
-    masked: int
+    paths: dict[str, Path]
+    """Category -> its mask file."""
+    sha256: dict[str, str]
+    masked: dict[str, int]
+    """Category -> bits that are off."""
     share_masked: float
-    """Of the bits that could be masked, those that are off."""
-    evaluation: dict[str, Any]
+    """Off in all masks AND-ed, of the bits that could be masked."""
+    validation: dict[str, Any]
+    """Category -> what validation found at the end; empty for a model that nothing can validate."""
     reaches_target: bool
-    """Whether validation found the concept seldom enough; False too for a model that nothing can validate."""
+    """Whether validation found every category seldom enough."""
 
 
-def plan_run(category: str | None, config: Path | None, settings: Sequence[str], given: dict[str, Any]) -> TrainConfig:
-    """The configuration from a file or, for a category of the embedded model, from its vocabulary.
+def plan_run(
+    categories: Sequence[str], config: Path | None, settings: Sequence[str], given: dict[str, Any]
+) -> TrainConfig:
+    """The configuration from a file or, for categories of the embedded model, from its vocabulary.
 
     Args:
-        category: A category of the embedded model; not with `config`.
+        categories: Categories of the embedded model; not with `config`.
         config: A YAML file.
         settings: `key.sub=value` texts that replace single options; values are YAML.
         given: Top-level options that replace those of the file.
@@ -51,14 +57,13 @@ def plan_run(category: str | None, config: Path | None, settings: Sequence[str],
     Raises:
         ConfigError: Neither or both of the first two, or an option that is not valid.
     """
-    if (category is None) == (config is None):
-        raise ConfigError("expected either a category of the embedded model or a configuration file, not both or none")
+    if bool(categories) == (config is not None):
+        raise ConfigError("expected either categories of the embedded model or a configuration file, not both or none")
     if config is not None:
         planned = load_config(config, given)
     else:
-        assert category is not None
-        planned = make_config({"category": category, "prompts": embedded_prompts(category), **given}, category)
-    data = planned.model_dump()
+        planned = make_config({**embedded_options(categories), **given}, ", ".join(categories))
+    data = planned.model_dump(by_alias=True)
     for setting in settings:
         _set(data, setting)
     return make_config(data, "--set")
@@ -71,7 +76,8 @@ def _set(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         if not isinstance(data.get(parent), dict):
             raise ConfigError(
-                f"--set {setting}: there is no group of options {parent!r}; the groups are prompts, saliency and gates"
+                f"--set {setting}: there is no group of options {parent!r}; "
+                "the groups are categories, prompts, saliency and gates"
             )
         data = data[parent]
     if not equals:
@@ -79,36 +85,88 @@ def _set(data: dict[str, Any], setting: str) -> None:
     data[last] = yaml.safe_load(value)
 
 
-def run(config: TrainConfig, folder: Path, progress: Callable[[RoundReport, int], None]) -> Result:
-    """Train, measure, and write `folder/masks.safetensors`; an interrupted run of the same folder goes on.
+def run(
+    config: TrainConfig,
+    folder: Path,
+    progress: Callable[[RoundReport, int], None],
+    drawn: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | None:
+    """Train, make the masks small, and write `folder/CATEGORY.safetensors`; an interrupted run goes on.
+
+    Under `accelerate launch` every process calls this. The first one validates and writes; the others return None.
 
     Args:
         config: What to train.
-        folder: Where checkpoint, log, configuration and result go.
+        folder: Where checkpoint, log, configuration, curves and masks go.
         progress: Called after each round with its report and the number of rounds at most.
+        drawn: Called before the rounds, with how many of how many of the base model's outputs there are.
 
     Raises:
         ConfigError: The folder holds a run of another configuration.
         ModelError: The model cannot be loaded as a FLUX pipeline.
+        TrainError: The loss is not finite, or the run needs more memory than there is.
     """
+    processes = Processes()  # before any library asks Accelerate on its own
     pipe = load_pipeline(MODEL if config.model == EMBEDDED else config.model)
-    judge = Judge() if config.model == EMBEDDED else None
-    training = Run(config, pipe, folder, validator(pipe, judge, config) if judge else None)
-    folder.mkdir(parents=True, exist_ok=True)
+    validator = JudgeValidator(pipe, Judge(), config) if config.model == EMBEDDED else None
+    training = Run(config, pipe, folder, processes, validator, drawn)
+    if validator is None:
+        _release(pipe)
     for report in training.rounds():
-        progress(report, training.method.most)
-    write_atomically(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    evaluation = measure(pipe, judge, config, training.result) if judge and config.evaluation_each else {}
-    path = folder / MASKS
-    sha256 = export(path, training.result, config, pipe, evaluation)
-    masked = training.result.count.masked
-    return Result(path, sha256, masked, masked / training.bits.count, evaluation, training.reaches_target)
+        if training.processes.is_first:
+            progress(report, training.method.most)
+    if not training.processes.is_first:
+        return None
+    write_atomically(
+        folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False).encode()
+    )
+    masks = training.masks
+    if config.minimise and validator is not None and training.reaches_target:
+        masks, curves = _minimise(training, masks)
+        found = {name: [asdict(point) for point in curve] for name, curve in curves.items()}
+        write_atomically(folder / CURVES, (json.dumps(found, indent=1) + "\n").encode())
+    return _export(training, masks, pipe)
 
 
-def measure(pipe: Any, judge: Judge, config: TrainConfig, masks: MaskSet) -> dict[str, Any]:
-    """The figures that go into the mask file: without and with the masks, on paired noises."""
-    each = config.evaluation_each
-    base = evaluate(pipe, judge, config.category, each=each, kept_each=-(-each // 4))
-    with apply_masks_(pipe.transformer, masks):
-        masked = evaluate(pipe, judge, config.category, each=each, kept_each=-(-each // 4))
-    return {"seed": EVALUATION_SEED, "base": base.to_json(), "masked": masked.to_json()}
+def _release(pipe: Any) -> None:
+    """Let go of what only encodes prompts and decodes pictures; the references hold all that training needs of it."""
+    for part in ("text_encoder", "text_encoder_2", "vae"):
+        if getattr(pipe, part, None) is not None:
+            setattr(pipe, part, None)
+
+
+def _minimise(training: Run, masks: torch.Tensor) -> tuple[torch.Tensor, dict[str, list[Point]]]:
+    """Each category's mask in turn, the others as they stand by then."""
+    validator, worth, curves = training.validator, training.method.worth(), {}
+    assert validator is not None
+    masks = masks.clone()
+    for k, name in enumerate(training.names):
+
+        def found(row: torch.Tensor, k: int = k) -> float:
+            tried = masks.clone()
+            tried[k] = row
+            return validator.found(k, training.sets(tried))
+
+        masks[k], curves[name] = minimise(masks[k], worth[k], found, training.config.target_found)
+    return masks, curves
+
+
+def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
+    sets = training.sets(masks)
+    seen: dict[str, Any] = {}
+    if training.validator is not None:
+        validation = validate(training.validator, sets, len(training.names))
+        settings = {"first_seed": VALIDATION_SEED, "pictures": training.config.validation_prompts}
+        seen = {
+            name: {"validation": {"found": found, "kept": validation.right, **settings}}
+            for name, found in zip(training.names, validation.found, strict=True)
+        }
+    sha256 = export(training.folder, dict(zip(training.names, sets, strict=False)), training.config, pipe, seen)
+    return Result(
+        paths={name: training.folder / f"{name}.safetensors" for name in training.names},
+        sha256=sha256,
+        masked={name: int((~row).count_nonzero()) for name, row in zip(training.names, masks, strict=False)},
+        share_masked=float((~masks.all(dim=0)).float().mean()),
+        validation=seen,
+        reaches_target=training.reaches_target,
+    )

@@ -9,81 +9,95 @@ from typing import Any
 import click
 
 
-@click.command(short_help="Learn the masks of a category, end to end.")
+@click.command(short_help="Learn the masks of one or several categories, end to end.")
 @click.option(
-    "--category", help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary."
+    "--category",
+    "categories",
+    multiple=True,
+    help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary. Repeatable: several "
+    "are learned together, a mask each, so that any of them may be AND-ed. `all`: all of them.",
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
 @click.option(
     "--initial",
     type=click.Path(path_type=Path),
-    help="Mask file to start from; the method saliency then only exchanges bits.",
+    multiple=True,
+    help="Mask file to start from, of a category that is trained. Repeatable.",
 )
 @click.option(
     "--with",
     "together_with",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Mask file of another category, switched on in half of the batches. Repeatable.",
+    help="Mask file of another category, which stays as it is and is on in a part of the batches. Repeatable.",
 )
 @click.option("--seed", type=int, help="Seed of the training's prompts and noises.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. saliency.rounds=20.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
 def train(
-    category: str | None,
+    categories: tuple[str, ...],
     config: Path | None,
     out: Path | None,
-    initial: Path | None,
+    initial: tuple[Path, ...],
     together_with: tuple[Path, ...],
     seed: int | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    r"""Learn which weights make a category, through all sampling steps, and write a mask file.
+    """Learn which weights make a category, through all sampling steps, and write a mask file for each.
 
     A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given
-    again. The result is OUT/masks.safetensors, which a policy can name once it lies in a store.
+    again. The results are OUT/CATEGORY.safetensors, which a policy can name once they lie in a store.
 
     \b
     Examples:
       safeflux train --category weapons
-      safeflux train --category alcohol --with runs/weapons/masks.safetensors
+      safeflux train --category all --out runs/catalogue
+      safeflux train --category alcohol --with runs/weapons/weapons.safetensors
       safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
-    """
+    """  # noqa: D301 - click reads the backspace as: keep these lines
     from safeflux.trainer.session import plan_run, run
 
-    options: dict[str, Any] = {"initial": initial, "together_with": together_with or None, "seed": seed}
+    options: dict[str, Any] = {"initial": initial or None, "together_with": together_with or None, "seed": seed}
     given = {key: value for key, value in options.items() if value is not None}
-    planned = plan_run(category, config, settings, given)
-    folder = out or Path("runs") / planned.category
+    planned = plan_run(_named(categories), config, settings, given)
+    folder = out or Path("runs") / "-".join(planned.categories)
+    bar = _Progress(", ".join(planned.categories))
     try:
-        result = run(planned, folder, _Progress(planned.category))
+        result = run(planned, folder, bar, bar.drawn)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last round in {folder}", err=True)
         sys.exit(130)
+    if result is None:  # another process of the same run tells
+        return
     if not result.reaches_target:
         click.echo(
-            f"warning: no validation found the concept in at most {100 * planned.target_found:.1f} % of its pictures; "
-            "the mask is that of the last round. More rounds may help: --set saliency.rounds=N",
+            f"warning: no validation found every category in at most {100 * planned.target_found:.1f} % of its "
+            "pictures; the masks are those of the last round. More rounds may help: --set saliency.rounds=N",
             err=True,
         )
     if as_json:
-        click.echo(json.dumps(asdict(result) | {"path": str(result.path)}, indent=2))
-    else:
-        click.echo(
-            f"{result.path}: {result.masked} bits off ({100 * result.share_masked:.2f} %), sha256 {result.sha256}"
-        )
+        click.echo(json.dumps(asdict(result), indent=2, default=str))
+        return
+    for category, path in result.paths.items():
+        click.echo(f"{path}: {result.masked[category]} bits off, sha256 {result.sha256[category]}")
+
+
+def _named(categories: tuple[str, ...]) -> tuple[str, ...]:
+    from safeflux.reference.vocabulary import vocabulary
+
+    return tuple(vocabulary().targets) if "all" in categories else categories
 
 
 class _Progress:
     """A progress bar on stderr; one line a round where stderr is no terminal."""
 
-    def __init__(self, category: str) -> None:
+    def __init__(self, what: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._console = Console(stderr=True)
+        self._what, self._console = what, Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -92,9 +106,13 @@ class _Progress:
             console=self._console,
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(category, total=None)
+        self._task = self._bar.add_task(what, total=None)
         self._bar.start()
 
     def __call__(self, report: Any, most: int) -> None:
         self._console.print(str(report), highlight=False, soft_wrap=True)
-        self._bar.update(self._task, total=most, completed=report.round)
+        self._bar.update(self._task, description=self._what, total=most, completed=report.round)
+
+    def drawn(self, done: int, total: int) -> None:
+        """The base model's outputs, before the first round."""
+        self._bar.update(self._task, description="base model's outputs", total=total, completed=done)

@@ -1,60 +1,113 @@
 """Prompts: pairs differ in the concept alone, and what measures a mask never trains it."""
 
+import re
+
 import numpy as np
 import pytest
-from safeflux.trainer.config import PromptConfig, make_config
-from safeflux.trainer.prompts import draw_erase, draw_neutral, embedded_prompts, is_held_out
+from safeflux.trainer.config import TrainConfig, make_config
+from safeflux.trainer.embedded import embedded_options
+from safeflux.trainer.prompts import PromptSource
 
 from safeflux.errors import ConfigError
-from safeflux.reference.vocabulary import vocabulary, with_article
+from safeflux.reference.vocabulary import is_held_out, vocabulary, with_article
+
+
+def options(*categories: str, **changes: object) -> TrainConfig:
+    return make_config({**embedded_options(categories), **changes}, "test")
 
 
 @pytest.fixture(scope="module")
-def weapons() -> PromptConfig:
-    return embedded_prompts("weapons")
+def weapons() -> TrainConfig:
+    return options("weapons")
 
 
-def test_an_anchor_is_its_prompt_without_the_concept(weapons):
-    for pair in draw_erase(weapons, np.random.default_rng(0), 200):
-        words = [w for w in weapons.concepts[pair.concept] if w in pair.prompt]
-        assert any(pair.prompt.replace(word, weapons.anchor) == pair.anchor for word in words)
-        assert (pair.other is None) == (" and " not in pair.anchor)
-        assert pair.other is None or pair.other in pair.anchor
+def erased(config: TrainConfig, count: int, seed: int = 0) -> list:
+    return PromptSource(config).erase(next(iter(config.categories)), np.random.default_rng(seed), count)
+
+
+def preserved(config: TrainConfig, count: int, seed: int = 0) -> list:
+    return PromptSource(config).preserve(np.random.default_rng(seed), count)
+
+
+def test_a_named_anchor_takes_the_concepts_place(weapons):
+    for pair in erased(weapons, 200):
+        words = [w for w in weapons.categories["weapons"].concepts[pair.concept] if w in pair.prompt]
+        assert any(pair.prompt.replace(word, "nothing") == pair.anchor for word in words)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "expected"),
+    [
+        ("null", r""),
+        ("dropped", r"(an? [a-z -]+, )?[a-z]+ style, [a-z]+ background"),
+        ("a ball", r"(a ball|a ball and an? .+|an? .+ and a ball), [a-z]+ style, [a-z]+ background"),
+    ],
+)
+def test_the_anchor_is_what_the_configuration_says(weapons, anchor, expected):
+    data = weapons.model_dump(by_alias=True)
+    data["categories"]["weapons"]["anchor"] = anchor
+    for pair in erased(make_config(data, "test"), 100):
+        assert re.fullmatch(expected, pair.anchor), pair
+
+
+def test_a_concept_may_have_an_anchor_of_its_own(weapons):
+    data = weapons.model_dump(by_alias=True)
+    data["categories"]["weapons"]["anchors"] = {"bomb": "a ball"}
+    for pair in erased(make_config(data, "test"), 50):
+        assert ("a ball" in pair.anchor) == (pair.concept == "bomb")
+
+
+def test_a_style_is_erased_from_pictures_of_things_to_preserve():
+    config = options("fluent-style")
+    for pair in erased(config, 100):
+        assert pair.prompt.replace("fluent style", "noto style") == pair.anchor != pair.prompt
+    assert {style for pair in preserved(config, 300) for style in re.findall(r"(\w+) style", pair.prompt)} == set(
+        vocabulary().styles
+    )
 
 
 def test_every_concept_gets_its_turn(weapons):
-    drawn = draw_erase(weapons, np.random.default_rng(1), len(weapons.concepts))
-    assert {pair.concept for pair in drawn} == set(weapons.concepts)
+    drawn = erased(weapons, len(weapons.categories["weapons"].concepts), seed=1)
+    assert {pair.concept for pair in drawn} == set(weapons.categories["weapons"].concepts)
 
 
-def test_training_never_says_a_held_out_word_or_shows_a_held_out_concept(weapons):
-    rng = np.random.default_rng(2)
-    text = " | ".join([p.prompt for p in draw_erase(weapons, rng, 500)] + draw_neutral(weapons, rng, 1000))
-    words = vocabulary()
-    held_out = [w for c in words.categories["weapons"] for w in c.held_out]
+def test_training_never_says_a_held_out_word_or_shows_a_held_out_concept():
+    config, words = options("weapons", "alcohol"), vocabulary()
+    text = " | ".join(pair.prompt for pair in erased(config, 500) + preserved(config, 2000))
+    held_out = [w for c in words.concepts for w in c.held_out]
     held_out += [c.words for c in words.neutral if is_held_out(c)]
     assert len(held_out) > 30
-    assert not [w for w in held_out if f"{with_article(w)}," in text or f"{with_article(w)} and" in text]
+    assert not [w for w in held_out if re.search(rf"\b{re.escape(with_article(w))}( and|,)", text)]
 
 
-def test_neutral_prompts_hold_no_concept_of_any_category(weapons):
-    words = vocabulary()
-    of_category = [with_article(w) for cs in words.categories.values() for c in cs for w in (c.words, *c.synonyms)]
-    text = draw_neutral(weapons, np.random.default_rng(3), 1000)
-    assert not [(t, w) for t in text for w in of_category if f"{w}," in t or f"{w} and" in t]
+def test_a_prompt_to_preserve_names_the_categories_of_its_things(weapons):
+    """Trained here or not: where their masks are on, they are not to be preserved."""
+    words, pairs = vocabulary(), preserved(weapons, 1000)
+    for name, concepts in words.categories.items():
+        said = re.compile(
+            "|".join(
+                re.escape(f"{with_article(w)}{end}")
+                for c in concepts
+                for w in (c.words, *c.synonyms)
+                for end in (",", " and")
+            )
+        )
+        assert any(name in pair.categories for pair in pairs)
+        assert all((name in pair.categories) == bool(said.search(pair.prompt)) for pair in pairs)
+    assert all(("fluent-style" in pair.categories) == ("fluent style" in pair.prompt) for pair in pairs)
 
 
 def test_the_same_generator_draws_the_same_prompts(weapons):
-    assert draw_erase(weapons, np.random.default_rng(4), 9) == draw_erase(weapons, np.random.default_rng(4), 9)
+    assert erased(weapons, 9, seed=4) == erased(weapons, 9, seed=4)
 
 
 def test_an_unknown_category_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'weapon'.*weapons, alcohol"):
-        embedded_prompts("weapon")
+        embedded_options(["weapon"])
 
 
-def test_a_configuration_tells_every_wrong_key(weapons):
-    data = {"category": "weapons", "prompts": weapons, "batch": 0, "stepps": 4, "kinds": ["attn"]}
+def test_a_configuration_tells_every_wrong_key():
+    data = {**embedded_options(["weapons"]), "batch": 0, "stepps": 4, "kinds": ["attn"]}
     with pytest.raises(ConfigError) as caught:
         make_config(data, "mine.yaml")
     lines = str(caught.value).splitlines()

@@ -19,20 +19,21 @@ def estimates(erase: list[float], price: list[float], preserve: list[float] | No
 
 def test_bits_that_erase_most_for_their_price_go_first():
     keep = torch.ones(4, dtype=torch.bool)
-    out = exchange(keep, estimates([4.0, 4.0, 1.0, -5.0], [9.0, 1.0, 0.1, 0.1]), beta=1.0, off=2, on=2)
+    worth = estimates([4.0, 4.0, 1.0, -5.0], [9.0, 1.0, 0.1, 0.1]).worth(1.0)
+    out = exchange(keep, worth, off=2, on=2)
     assert out.tolist() == [True, False, False, True]
 
 
 def test_a_bit_that_would_bring_the_concept_forward_is_never_switched_off():
     keep = torch.ones(3, dtype=torch.bool)
-    assert exchange(keep, estimates([-1.0, 0.0, -2.0], [1.0, 1.0, 1.0]), beta=1.0, off=3, on=0).all()
+    assert exchange(keep, estimates([-1.0, 0.0, -2.0], [1.0, 1.0, 1.0]).worth(1.0), off=3, on=0).all()
 
 
 def test_exchange_switches_only_what_lowers_the_loss():
     keep = torch.tensor([False, False, True, True])
     # Bit 0 is wanted back by preservation, bit 1 still erases; bit 2 would still help to erase, bit 3 would not.
     known = estimates(erase=[0.1, 5.0, 2.0, 0.0], price=[0.1] * 4, preserve=[-3.0, 0.0, 0.0, 0.0])
-    assert exchange(keep, known, beta=1.0, off=2, on=2).tolist() == [True, False, False, True]
+    assert exchange(keep, known.worth(1.0), off=2, on=2).tolist() == [True, False, False, True]
 
 
 @given(st.integers(0, 2**31), st.integers(0, 20), st.integers(0, 20))
@@ -40,7 +41,7 @@ def test_exchange_never_switches_more_than_it_may(seed, count_on, count_off):
     draw = torch.Generator().manual_seed(seed)
     keep = torch.rand(50, generator=draw) > 0.5
     known = Estimates(*(torch.randn(50, generator=draw) for _ in range(2)), torch.rand(50, generator=draw))
-    out = exchange(keep, known, 0.5, off=count_off, on=count_on)
+    out = exchange(keep, known.worth(0.5), off=count_off, on=count_on)
     assert int((out & ~keep).sum()) <= count_on
     assert int((keep & ~out).sum()) <= count_off
 
@@ -48,10 +49,18 @@ def test_exchange_never_switches_more_than_it_may(seed, count_on, count_off):
 def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memory():
     running = Smoothed(1, {"erase": 0.9, "preserve": 0.5, "price": 0.0})
     for value in (2.0, 2.0, 4.0):
-        running.update(estimates([value], [value], [value]))
+        running.update(**vars(estimates([value], [value], [value])))
     assert running.value.erase.item() == pytest.approx((0.81 * 2 + 0.9 * 2 + 4) / (0.81 + 0.9 + 1), rel=1e-5)
     assert running.value.preserve.item() == pytest.approx((0.25 * 2 + 0.5 * 2 + 4) / 1.75, rel=1e-5)
     assert running.value.price.item() == 4
+
+
+def test_a_part_without_news_stays_as_it_was():
+    running = Smoothed(1, {"erase": 0.5, "preserve": 0.5, "price": 0.5})
+    running.update(**vars(estimates([1.0], [2.0], [3.0])))
+    running.update(erase=torch.tensor([3.0]))
+    assert (running.value.price.item(), running.value.preserve.item()) == (2, 3)
+    assert running.value.erase.item() == pytest.approx((0.5 * 1 + 3) / 1.5)
 
 
 def test_bits_go_to_one_line_and_back(base_transformer, make_masks):

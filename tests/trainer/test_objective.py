@@ -1,0 +1,121 @@
+"""One backward pass for the masks of a whole subset: against plain autograd through the product of the gates."""
+
+import pytest
+import torch
+from safeflux.trainer.bits import Bits
+from safeflux.trainer.config import TrainConfig, make_config
+from safeflux.trainer.embedded import embedded_options
+from safeflux.trainer.factors import masked_parameters
+from safeflux.trainer.losses import erase_loss, preserve_loss
+from safeflux.trainer.objective import Objective
+from safeflux.trainer.processes import Processes
+from safeflux.trainer.rollout import fast_math, rollout
+
+from safeflux.reference.model import load_pipeline
+from safeflux.sites import find_sites
+
+NAMES = ("weapons", "alcohol", "tobacco")
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    options = embedded_options(NAMES)
+    prompts = options["prompts"].model_copy(update={"erase_pairs": 8, "preserve_pairs": 40, "category_share": 0.5})
+    return make_config({**options, "prompts": prompts, "batch": 3, "steps": 2}, "test")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_pipeline()
+    pipe.transformer.requires_grad_(False)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def objective(config, pipe) -> Objective:
+    sites = {name: site for name, site in find_sites(pipe.transformer).items() if "context_embedder" in name}
+    return Objective(config, pipe, Bits(sites), NAMES)
+
+
+@pytest.fixture(scope="module")
+def gates(objective) -> torch.Tensor:
+    return torch.rand(len(NAMES), objective._bits.count, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("question", ["erase", "preserve"])
+def test_gradients_of_a_subset_are_those_of_plain_autograd(objective, gates, question):
+    for batch in range(4):
+        slope = objective.erase(0, batch, 1, gates) if question == "erase" else objective.preserve(0, batch, gates)
+        loss, gradient = _plain(objective, gates, question, batch, slope.subset)
+        assert slope.loss == pytest.approx(loss, rel=1e-5)
+        for row in range(len(NAMES)):
+            if row in slope.subset:
+                found = slope.of(row, gates, slope.gradient)
+                assert (found - gradient[row]).norm() <= 1e-3 * gradient[row].norm()
+            else:
+                assert not gradient[row].any()
+
+
+def _plain(objective, gates, question, batch, subset):
+    """The same pairs, the gates multiplied inside the graph."""
+    stream = (question, 0, batch, 1) if question == "erase" else (question, 0, batch)
+    rng = objective._rng(*stream)
+    assert objective._subset(rng, 1 if question == "erase" else int(rng.integers(len(gates)))) == subset
+    if question == "preserve":
+        rng.integers(2**62)
+    pool = objective._erase[1] if question == "erase" else objective._preserve
+    weight = torch.ones(len(pool.pairs)) if question == "erase" else None  # no pair was seen yet
+    indices = pool.draw(rng, objective._config.batch, frozenset(NAMES[k] for k in subset), weight)
+    z = gates.clone().requires_grad_()
+    parts = objective._bits.split(torch.stack([z[k] for k in subset]).prod(dim=0))
+    parameters = masked_parameters(objective._transformer, objective._bits.sites, parts)
+    with fast_math(z.device):
+        output = rollout(
+            objective._transformer, objective._sampler, pool.noise[indices], pool.condition(indices), parameters
+        )
+        target = pool.target[indices]
+        is_erase = question == "erase"
+        loss = erase_loss(output, target, pool.change[indices]).mean() if is_erase else preserve_loss(output, target)
+        (gradient,) = torch.autograd.grad(loss, z)
+    return loss.item(), gradient
+
+
+def test_a_batch_is_the_same_whenever_it_is_asked_for(objective, gates):
+    first, again, other = (objective.erase(round_, 0, 0, gates) for round_ in (3, 3, 4))
+    assert (first.loss, first.subset) == (again.loss, again.subset)
+    assert torch.equal(first.gradient, again.gradient)
+    assert first.loss != other.loss
+
+
+def test_nothing_erased_is_one_for_every_pair_and_what_is_left_steers_the_next_draws(objective, gates):
+    objective.erase(5, 0, 2, torch.ones_like(gates))
+    objective.settle(Processes())
+    seen = objective.left[2] != 1
+    assert torch.allclose(
+        objective.left[2], torch.ones(8), atol=0.02
+    )  # rounding of bf16, and of batches of other sizes
+    assert int(seen.sum()) <= objective._config.batch
+    pool, left = objective._erase[2], torch.zeros(8)
+    left[3] = 1.0
+    rng = objective._rng("erase", 1)
+    assert {k for _ in range(20) for k in pool.draw(rng, 1, weight=left)} == {3}
+    assert sorted(pool.draw(rng, 8, weight=left)) == list(range(8))  # none is ever shut out
+
+
+def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
+    subsets = {objective._subset(objective._rng("erase", k), 1) for k in range(60)}
+    assert all(1 in subset for subset in subsets)
+    assert {(1,), (1, 0, 2), (1, 0), (1, 2)} == subsets
+
+
+def test_what_a_mask_of_the_subset_erases_is_not_to_be_preserved(objective):
+    rng = objective._rng("preserve", 9)
+    for masked in ({"weapons"}, {"alcohol", "tobacco"}, set(NAMES)):
+        drawn = objective._preserve.draw(rng, 200, frozenset(masked))
+        categories = {c for k in drawn for c in objective._preserve.pairs[k].categories}
+        assert not categories & masked
+        assert categories  # things of other categories stay to be preserved
+
+
+def test_the_masks_that_nothing_was_switched_off_in_cost_nothing(objective, gates):
+    assert objective.preserve(0, 0, torch.ones_like(gates)).loss < 1e-4  # rounding of bf16 alone

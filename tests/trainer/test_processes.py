@@ -1,0 +1,44 @@
+"""Two real processes (gloo, on the CPU) against one that sees the same batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+SETTINGS = {
+    "batch": 2,
+    "steps": 1,
+    "prompts.erase_pairs": 6,
+    "prompts.preserve_pairs": 8,
+    "validation_prompts": 4,
+    "validate_every": 1,
+    "target_found": 0,
+    "saliency.rounds": 1,
+}
+
+
+def options(folder: Path, batches: int) -> list[str]:
+    settings = {**SETTINGS, "saliency.erase_batches": batches, "saliency.preserve_batches": 2 * batches}
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["-m", "safeflux.trainer", "--category", "weapons", "--category", "tobacco", "--out", str(folder), *given]
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batches(tmp_path):
+    # The launcher starts several processes by itself for GPUs alone; each of them then finds that there is none.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    two = [*launch, *options(tmp_path / "two", batches=1)]
+    one = [sys.executable, *options(tmp_path / "one", batches=2)]
+    for command in (two, one):
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        assert done.returncode == 0, done.stderr[-2000:]
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("two", "one")]
+    for estimates in zip(*(state["method"]["estimates"] for state in states), strict=True):
+        for part in ("erase", "price"):  # nothing is off yet, so that preservation has no slope
+            ours, theirs = (found["sums"][part] for found in estimates)
+            assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+            assert theirs.norm() > 0
+    assert torch.allclose(torch.stack(states[0]["left"]), torch.stack(states[1]["left"]), atol=1e-3)
+    assert (tmp_path / "two" / "log.csv").read_text().count("\n") == 2  # one process alone writes

@@ -1,0 +1,58 @@
+"""The configuration of a run on the embedded model, from its vocabulary. Imports no torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from safeflux.trainer.config import CategoryConfig, PromptConfig
+
+from safeflux.errors import ConfigError
+from safeflux.reference.vocabulary import NOTHING_WORD, Target, is_held_out, vocabulary, with_article
+
+EMBEDDED = "emoji-flux"
+"""What a configuration calls the embedded model."""
+
+TOGETHER: dict[str, Any] = {
+    "saliency": {"rounds": 60, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
+    "validate_every": 4,
+    "validation_prompts": 64,
+}
+"""Options of a run that learns several masks. A batch to preserve serves all of them, and the budget is for all."""
+
+
+def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
+    """The options of a run that learns the masks of these categories of the embedded model.
+
+    Raises:
+        ConfigError: The embedded model has no such category.
+    """
+    words = vocabulary()
+    if unknown := [name for name in categories if name not in words.targets]:
+        known = ", ".join(words.targets)
+        raise ConfigError(
+            f"category {unknown[0]!r}: emoji-flux knows {known}; for another model write a configuration file"
+        )
+    targets = {name: _category(target) for name, target in words.targets.items()}
+    seen = [c for c in words.neutral if not is_held_out(c)]
+    prompts = PromptConfig(
+        neutral=tuple(with_article(word) for c in seen for word in (c.words, *c.synonyms[:1])),
+        others={name: target for name, target in targets.items() if name not in categories},
+        single=("{thing}, {style} style, {background} background",),
+        pair=("{first} and {second}, {style} style, {background} background",),
+        slots={"style": words.styles, "background": words.background_names},
+    )
+    return {
+        "categories": {name: targets[name] for name in categories},
+        "prompts": prompts,
+        "model": EMBEDDED,
+        "recompute": "none",  # its activations are small
+        **(TOGETHER if len(categories) > 1 else {}),
+    }
+
+
+def _category(target: Target) -> CategoryConfig:
+    if target.style:
+        return CategoryConfig(
+            concepts={target.style: (target.style,)}, slot="style", anchor=target.instead or NOTHING_WORD
+        )
+    concepts = {c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in target.concepts}
+    return CategoryConfig(concepts=concepts, anchor=NOTHING_WORD)

@@ -1,0 +1,46 @@
+"""Several processes on one run, each with batches of its own, by Accelerate. A run by itself is the case of one.
+
+What the processes learn of the bits is averaged, so that n processes with k batches each see what one process with
+n * k batches sees. Every process then switches the same bits; the first one alone validates and writes.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+
+_T = TypeVar("_T")
+
+
+class Processes:
+    """The processes of a run; `accelerate launch` sets the environment that says which."""
+
+    def __init__(self) -> None:
+        self._state = PartialState(cpu=not torch.cuda.is_available())
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self._state.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one validates and writes."""
+        return bool(self._state.is_main_process)
+
+    def batch(self, k: int) -> int:
+        """The number of this process's k-th batch of a round, among all processes' batches."""
+        return k * self.count + int(self._state.process_index)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, the same in each."""
+        return tensor if self.count == 1 else reduce(tensor, "sum")
+
+    def gather(self, values: list[_T]) -> list[_T]:
+        """The values of all processes, in the order of their numbers."""
+        return values if self.count == 1 else gather_object(values)
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process has, in each."""
+        return value if self.count == 1 else broadcast_object_list([value])[0]

@@ -1,0 +1,125 @@
+"""What the base model draws, computed once: encoded prompts, noises, and the outputs that the loss compares with.
+
+After that, training needs the transformer alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from safeflux.trainer.losses import distance
+from safeflux.trainer.prompts import Pair
+from safeflux.trainer.rollout import Condition, Sampler, encode, fast_math, rollout
+
+ENCODED_TOGETHER = 64
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Every prompt once, encoded."""
+
+    condition: Condition
+    """One row a prompt."""
+    row: dict[str, int]
+    """Prompt -> its row."""
+
+    def __getitem__(self, prompts: Sequence[str]) -> Condition:
+        """The conditions of some prompts."""
+        return self.condition[[self.row[prompt] for prompt in prompts]]
+
+
+@torch.no_grad()
+def encode_once(pipe: Any, prompts: Sequence[str], max_sequence_length: int) -> Encoded:
+    """Encode each different prompt once."""
+    unique = list(dict.fromkeys(prompts))
+    parts = [
+        encode(pipe, unique[k : k + ENCODED_TOGETHER], max_sequence_length)
+        for k in range(0, len(unique), ENCODED_TOGETHER)
+    ]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    condition = replace(
+        parts[0], tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None
+    )
+    return Encoded(condition, {prompt: k for k, prompt in enumerate(unique)})
+
+
+@dataclass(frozen=True)
+class References:
+    """Pairs with their noises and what the base model draws for their anchors."""
+
+    pairs: Sequence[Pair]
+    encoded: Encoded
+    noise: torch.Tensor
+    """x_T, float32 (pairs, N, C)."""
+    target: torch.Tensor
+    """F(x_T, anchor) of the base model, (pairs, N, C)."""
+    change: torch.Tensor
+    """Mean squared distance of F(x_T, prompt) to the target, both of the base model; (pairs,), 0 for prompts to
+    preserve."""
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        masked: frozenset[str] = frozenset(),
+        weight: torch.Tensor | None = None,
+    ) -> list[int]:
+        """Indices of `count` random pairs that do not hold a thing of a category whose mask is on.
+
+        Args:
+            rng: The source of chance.
+            count: How many.
+            masked: Categories whose masks are on.
+            weight: How likely each pair is to be drawn, up to a factor, (pairs,); all alike without.
+        """
+        fitting = [k for k, pair in enumerate(self.pairs) if not pair.categories & masked]
+        p = None if weight is None else weight[fitting].double().clamp_min(1e-9).numpy()
+        return rng.choice(fitting, count, replace=len(fitting) < count, p=None if p is None else p / p.sum()).tolist()
+
+    def condition(self, indices: Sequence[int]) -> Condition:
+        """The conditions of some pairs' prompts."""
+        return self.encoded[[self.pairs[k].prompt for k in indices]]
+
+
+@torch.no_grad()
+def make_references(
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    pairs: Sequence[Pair],
+    encoded: Encoded,
+    *,
+    seed: int,
+    batch: int,
+    drawn: Callable[[int], None] = lambda count: None,
+) -> References:
+    """Draw the base model's output for every anchor.
+
+    Args:
+        transformer: The base model, without masks.
+        sampler: The schedule of the run.
+        pairs: Prompts and anchors.
+        encoded: Holds both.
+        seed: Draws the noises, one a pair.
+        batch: How many at a time.
+        drawn: Called after each batch with the number of outputs so far, for a progress bar.
+    """
+    noise = sampler.noise(len(pairs), seed)
+    targets, changes = [], []
+    for start in range(0, len(pairs), batch):
+        part, rows = pairs[start : start + batch], noise[start : start + batch]
+        targets.append(_outputs(transformer, sampler, rows, encoded[[pair.anchor for pair in part]]))
+        if all(pair.prompt == pair.anchor for pair in part):
+            changes.append(torch.zeros(len(part)))
+        else:
+            asked = _outputs(transformer, sampler, rows, encoded[[pair.prompt for pair in part]])
+            changes.append(distance(asked, targets[-1]))
+        drawn(start + len(part))
+    return References(pairs, encoded, noise, torch.cat(targets), torch.cat(changes))
+
+
+def _outputs(transformer: torch.nn.Module, sampler: Sampler, noise: torch.Tensor, condition: Condition) -> torch.Tensor:
+    device = next(transformer.parameters()).device
+    with fast_math(device):
+        return rollout(transformer, sampler, noise.to(device), condition).float().cpu()
