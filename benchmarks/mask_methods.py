@@ -38,7 +38,6 @@ METHODS: dict[str, Sequence[str]] = {
         "gates.beta=0.1",
         "gates.lambda=0",
         "batch=4",
-        "validate_every=2",
         "minimise=false",
         "erase_loss=absolute",
         "hard_share=0",

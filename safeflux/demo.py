@@ -24,11 +24,11 @@ from safeflux.policy import Action, Policy, load_policy
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import Ask, draw, in_turn, pair_asks, single_asks
 from safeflux.reference.model import CALL, load_pipeline
-from safeflux.reference.vocabulary import Concept, held_out_concepts, vocabulary
+from safeflux.reference.vocabulary import Concept, Target, held_out_concepts, vocabulary
 from safeflux.store import StoreLike
 
-IMAGES = 60
-"""Prompts a section unless told otherwise: with four sections the whole demo is done within a minute on two cores."""
+IMAGES = 40
+"""Prompts a section unless told otherwise: with ten sections the whole demo is done within a minute on two cores."""
 _BATCH = 20
 _ROUNDS = 24  # many short ones: what else the machine does then falls on both sides alike
 _STEPS = 4
@@ -83,32 +83,40 @@ def run_demo(
 def _asks(plan: Plan, images: int, rng: np.random.Generator) -> dict[tuple[str, Measure], list[Ask]]:
     """Return the prompts of every section, each concept in turn so that none is left out."""
     words, held_out = vocabulary(), held_out_concepts()
-    erased = {name: _concepts_of(name, plan) for name, c in plan.categories.items() if c.action is Action.ENFORCE}
+    erased = {name: _targets_of(name, plan) for name, c in plan.categories.items() if c.action is Action.ENFORCE}
     if not erased:
         raise PolicyError(f"policy {plan.policy.name!r} enforces no category, so there is nothing to show; enforce one")
-    asks = {
-        (name, Measure.FOUND): single_asks(words, in_turn(concepts, images), 1, rng)
-        for name, concepts in erased.items()
-    }
     neutral = [held_out[k] for k in rng.permutation(len(held_out))]
+    asks: dict[tuple[str, Measure], list[Ask]] = {}
+    for name, targets in erased.items():
+        concepts, style = _concepts_of(targets), next((target.style for target in targets if target.style), None)
+        measure = Measure.FOUND if concepts else Measure.STYLE
+        asks[name, measure] = single_asks(
+            words, in_turn(concepts or neutral, images), 1, rng, style=None if concepts else style
+        )
     asks["kept", Measure.RIGHT] = single_asks(words, in_turn(neutral, images), 1, rng)
     # Category by category in turn, so that the first few pictures show each of them.
-    mixed = [concept for row in zip(*(in_turn(c, images) for c in erased.values()), strict=True) for concept in row]
+    things = [in_turn(concepts, images) for targets in erased.values() if (concepts := _concepts_of(targets))]
+    mixed = [concept for row in zip(*things, strict=True) for concept in row] or in_turn(neutral, images)
     asks["beside", Measure.OTHER] = pair_asks(words, mixed[:images], neutral, 1, rng)
     return asks
 
 
-def _concepts_of(category: str, plan: Plan) -> tuple[Concept, ...]:
+def _concepts_of(targets: Sequence[Target]) -> tuple[Concept, ...]:
+    return tuple(concept for target in targets for concept in target.concepts)
+
+
+def _targets_of(category: str, plan: Plan) -> tuple[Target, ...]:
     """Return what the embedded model draws of the categories that the masks were trained for."""
-    known = vocabulary().categories
+    known = vocabulary().targets
     trained = dict.fromkeys(stored.meta.category for stored in plan.categories[category].stored)
-    concepts = tuple(concept for name in trained for concept in known.get(name, ()))
-    if not concepts:
+    targets = tuple(known[name] for name in trained if name in known)
+    if not targets:
         raise PolicyError(
             f"policy {plan.policy.name!r}, category {category!r}: its masks are for {', '.join(trained)}, and the "
             f"embedded model draws {', '.join(known)}; the demo has nothing to show of it"
         )
-    return concepts
+    return targets
 
 
 def _draw(pipe: Any, asks: Sequence[Ask], first: int, progress: Callable[[int], None]) -> list[Image.Image]:
@@ -127,10 +135,16 @@ def _judged(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) ->
     verdicts = judge(images)
     found = verdicts.found([ask.concept for ask in asks])
     others = verdicts.found([ask.other or ask.concept for ask in asks])
-    return [
-        Picture(image, bool(is_found), {ask.concept} == top, bool(is_other))
-        for image, ask, is_found, is_other, top in zip(images, asks, found, others, verdicts.top(1), strict=True)
-    ]
+    styles = [vocabulary().styles[k] == ask.style for k, ask in zip(verdicts.styles.argmax(1), asks, strict=True)]
+    seen = zip(
+        images,
+        found,
+        (top == {ask.concept} for top, ask in zip(verdicts.top(1), asks, strict=True)),
+        others,
+        styles,
+        strict=True,
+    )
+    return [Picture(image, *map(bool, rest)) for image, *rest in seen]
 
 
 def _sections(asks: Mapping[tuple[str, Measure], Sequence[Ask]], pairs: Sequence[Pair]) -> list[Section]:

@@ -69,6 +69,7 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 
 _VERDICTS = {
     Measure.FOUND: ("found", "not found"),
+    Measure.STYLE: ("found", "not found"),
     Measure.RIGHT: ("right", "wrong"),
     Measure.OTHER: ("found", "lost"),
 }
@@ -143,6 +144,7 @@ def _section(section: Section) -> str:
     asked = ", ".join(dict.fromkeys(escape(pair.ask.concept.replace("-", " ")) for pair in section.pairs))
     note = {
         Measure.FOUND: f"Asked for: {asked}. The labels say whether the judge finds it.",
+        Measure.STYLE: f"Asked for in that style: {asked}. The labels say whether the judge sees the style.",
         Measure.RIGHT: f"No mask training saw these: {asked}. The labels say whether the judge puts it first of all.",
         Measure.OTHER: "One thing that the policy erases beside one that it should leave alone. The labels say "
         "whether the judge finds the harmless one.",
@@ -168,10 +170,10 @@ def _side(measure: Measure, pair: Pair, side: str) -> str:
     picture: Picture = getattr(pair, side)
     hit = bool(getattr(picture, measure))
     verdict = _VERDICTS[measure][0 if hit else 1]
-    mark = "" if side == "before" else "good" if hit is not (measure is Measure.FOUND) else "bad"
+    mark = "" if side == "before" else "good" if hit is not (measure in (Measure.FOUND, Measure.STYLE)) else "bad"
     data = base64.b64encode(png(picture.image)).decode()
-    subject = (pair.ask.other if measure is Measure.OTHER and pair.ask.other else pair.ask.concept).replace("-", " ")
-    alt = f"{side}: asked for {thing_of(pair.ask.prompt)}; {subject} {verdict}"
+    subject = {Measure.OTHER: pair.ask.other, Measure.STYLE: f"{pair.ask.style} style"}.get(measure) or pair.ask.concept
+    alt = f"{side}: asked for {thing_of(pair.ask.prompt)}; {subject.replace('-', ' ')} {verdict}"
     return (
         f'<span><img src="data:image/png;base64,{data}" width="64" height="64" alt="{escape(alt)}">'
         f'{side}<br><strong class="{mark}">{verdict}</strong></span>'

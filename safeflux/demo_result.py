@@ -17,6 +17,8 @@ class Measure(StrEnum):
 
     FOUND = "found"
     """The concept that was asked for is in the picture: what a guard should bring down."""
+    STYLE = "style"
+    """The art style that was asked for is the picture's: what a guard against a style should bring down."""
     RIGHT = "right"
     """The concept that was asked for is the likeliest of all: what a guard should leave alone."""
     OTHER = "other"
@@ -31,6 +33,7 @@ class Picture:
     found: bool
     right: bool
     other: bool
+    style: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class Section:
         """What the section's rates count, in words."""
         return {
             Measure.FOUND: f"{self.name} found when asked for",
+            Measure.STYLE: f"{self.name} found when asked for",
             Measure.RIGHT: "kept concepts drawn right",
             Measure.OTHER: "harmless neighbour found",
         }[self.measure]

@@ -162,13 +162,14 @@ class TrainConfig(Part):
     recompute: Literal["none", "step", "block"] = "step"
     """What the backward pass computes again instead of keeping it in memory: nothing, each sampling step, or within a
     step each transformer block too."""
-    target_found: Share = 0.025
+    target_found: Share = 0.01
     """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures, under
     this mask alone and under all masks of the run."""
-    validate_every: Count = 2
+    validate_every: Count = 4
     """Rounds between validations."""
-    validation_prompts: Count = 96
-    """Pictures of a validation a category, and for each of two questions on what is preserved: alone, and beside."""
+    validation_prompts: Count = 192
+    """Pictures of a validation a category, and half as many for each of two questions on what is preserved: alone, and
+    beside a concept."""
     tensorboard: bool = False
     """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
     minimise: bool = True

@@ -13,8 +13,8 @@ EMBEDDED = "emoji-flux"
 
 TOGETHER: dict[str, Any] = {
     "saliency": {"rounds": 60, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
-    "validate_every": 4,
-    "validation_prompts": 64,
+    "validate_every": 6,
+    "validation_prompts": 128,
 }
 """Options of a run that learns several masks. A batch to preserve serves all of them, and the budget is for all."""
 

@@ -37,11 +37,13 @@ class Findings(Protocol):
         """Everything as plain values."""
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of the libraries that draw and judge."""
     return {name: version(name) for name in LIBRARIES}
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The date and time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -65,8 +67,8 @@ class Report:
     settings: Mapping[str, Any]
     findings: Findings
     seconds: float
-    date: str = field(default_factory=_now)
-    versions: Mapping[str, str] = field(default_factory=_versions)
+    date: str = field(default_factory=utc_now)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
     machine: str = field(default_factory=platform.machine)
 
     def to_json(self) -> dict[str, Any]:

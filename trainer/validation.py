@@ -65,8 +65,8 @@ class JudgeValidator:
         self._erased = [source.erase(name, rng, count) for name in config.categories]
         things = [words.neutral[k] for k in rng.permutation(len(words.neutral)) if not is_held_out(words.neutral[k])]
         concepts = [concept for target in self._targets for concept in target.concepts] or things
-        self._alone = single_asks(words, in_turn(things, count), 1, rng)
-        self._beside = pair_asks(words, in_turn(concepts, count), things, 1, rng)
+        self._alone = single_asks(words, in_turn(things, -(-count // 2)), 1, rng)
+        self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
 
     def found(self, category: int, masks: Sequence[MaskSet]) -> float:
         """See `Validator`."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     type=click.IntRange(1, 1000),
-    default=60,
+    default=40,
     show_default=True,
     help="Prompts of each kind.",
 )

@@ -52,16 +52,18 @@ def save_mask():
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory, save_mask):
-    """A policy with two enforced categories and one that is not, and its store of masks."""
+    """A policy with three enforced categories, one a style, and one that is not, and its store of masks."""
     folder = tmp_path_factory.mktemp("shop")
     masks = [
         save_mask(folder, "blades", "weapons", 1, {"weight"}),
         save_mask(folder, "spirits", "alcohol", 2, {"ff", "mlp"}),
+        save_mask(folder, "looks", "fluent-style", 4, {"norm"}),
     ]
     policy = folder / "shop.yaml"
     policy.write_text(
         "apiVersion: safeflux/v1\nkind: Policy\nname: shop\ndescription: Shop.\nbudget: {max_share_masked: 1}\n"
         "categories:\n  blades: {masks: [blades]}\n  spirits: {masks: [spirits]}\n"
+        "  looks: {masks: [looks]}\n"
         "  more: {action: audit, masks: [spirits]}\n"
     )
     return policy, folder, masks

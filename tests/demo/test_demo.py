@@ -21,11 +21,11 @@ def test_json_has_the_figures_and_nothing_else(result, shop, images, seed):
     figures = json.loads(json.dumps(result.to_json()))
     assert set(figures) == {"policy", "seeds", "categories", "kept", "share_masked", "guard_ms", "step_ms"}
     assert figures["policy"] == "shop"
-    assert figures["seeds"] == {"prompts": seed, "noise": [4_000_000, 4_000_000 + 4 * images - 1]}
-    assert list(figures["categories"]) == ["blades", "spirits"]
+    assert figures["seeds"] == {"prompts": seed, "noise": [4_000_000, 4_000_000 + 5 * images - 1]}
+    assert list(figures["categories"]) == ["blades", "spirits", "looks"]
     for name, section in zip(figures["categories"], result.categories, strict=True):
-        before = sum(pair.before.found for pair in section.pairs)
-        after = sum(pair.after.found for pair in section.pairs)
+        measure = "style" if name == "looks" else "found"
+        before, after = (sum(getattr(getattr(p, side), measure) for p in section.pairs) for side in ("before", "after"))
         assert figures["categories"][name] == {
             "base_rate": before / images,
             "guarded_rate": after / images,
@@ -38,27 +38,34 @@ def test_json_has_the_figures_and_nothing_else(result, shop, images, seed):
 
 
 def test_shares_count_every_bit_the_model_has(result, shop):
-    _, _, (blades, spirits) = shop
+    _, _, (blades, spirits, looks) = shop
     sites = find_sites(load_pipeline().transformer).values()
     weights = sum(site.num_bits for site in sites if site.kind == "weight")
     neurons = sum(site.num_bits for site in sites if site.kind != "weight")
     assert result.weights == (blades.count.masked, weights)
-    assert result.neurons == (spirits.count.masked, neurons)
-    masked = blades.count.masked + spirits.count.masked
+    assert result.neurons == (spirits.count.masked + looks.count.masked, neurons)
+    masked = sum(masks.count.masked for masks in (blades, spirits, looks))
     assert result.to_json()["share_masked"] == pytest.approx(masked / (weights + neurons))
 
 
 def test_sections_ask_for_what_they_say(result):
     words = vocabulary()
     weapons, alcohol = ({c.name for c in words.categories[name]} for name in ("weapons", "alcohol"))
-    blades, spirits = ({pair.ask.concept for pair in section.pairs} for section in result.categories)
+    blades, spirits, neutral = ({pair.ask.concept for pair in section.pairs} for section in result.categories)
     assert blades == weapons
     assert spirits == alcohol
+    assert all(is_held_out(words[name]) for name in neutral)
+    assert {pair.ask.style for pair in result.categories[2].pairs} == {"fluent"}
     assert all(is_held_out(words[pair.ask.concept]) for pair in result.kept.pairs)
     for k, pair in enumerate(result.beside.pairs):
         assert pair.ask.concept in (alcohol if k % 2 else weapons)
         assert is_held_out(words[pair.ask.other])
-    assert [section.measure for section in result.sections] == [*[Measure.FOUND] * 2, Measure.RIGHT, Measure.OTHER]
+    assert [section.measure for section in result.sections] == [
+        *[Measure.FOUND] * 2,
+        Measure.STYLE,
+        Measure.RIGHT,
+        Measure.OTHER,
+    ]
 
 
 def test_held_out_concepts_are_neutral_and_a_third():
@@ -121,8 +128,8 @@ def test_two_runs_give_the_same_figures_but_for_the_times(result, shop, images, 
     assert {(what, done) for what, done, total in steps if done == total} == {
         ("loading the model", 1),
         ("timing", 24),
-        ("drawing before guard", 4 * images),
-        ("drawing after guard", 4 * images),
+        ("drawing before guard", 5 * images),
+        ("drawing after guard", 5 * images),
     }
 
 

@@ -85,7 +85,7 @@ def test_the_page_tells_figures_intervals_seeds_versions_and_limits(result, imag
             assert "{}<small>{}</small><small>{}</small>".format(*texts) in page
     assert page.count("<summary>1 more pairs</summary>") == len(result.sections)
     assert images - 1 == SHOWN
-    for text in (LIMITS, "4000000 to 4000035", f"torch {torch.__version__}", result.policy.digest, "GUARDED"):
+    for text in (LIMITS, "4000000 to 4000044", f"torch {torch.__version__}", result.policy.digest, "GUARDED"):
         assert text in page
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page

@@ -1,0 +1,148 @@
+"""The shipped masks: each alone, all AND-ed, random subsets of every size; beside them masks that were trained alone.
+
+    python -m benchmarks.catalogue --report benchmarks/reports/catalogue --against runs/apart
+
+Questions, noises and rates are those of `safeflux eval`: paired with the base model, held out from training. The curve
+over the number of categories shows what learning the masks together is worth. A run that was cut off goes on: what is
+measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures
+into its file and writes a card beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from safeflux.trainer.bench import Bench
+from safeflux.trainer.figures import Figures
+from safeflux.trainer.plots import Point, plot_tradeoff
+from safeflux.trainer.questions import Sizes
+from safeflux.trainer.report import library_versions, utc_now
+
+from benchmarks.cards import write_cards
+from safeflux.atomic import write_atomically
+from safeflux.maskfile import digest, load_masks
+from safeflux.masks import MaskSet, compose
+from safeflux.reference.judge import Judge
+from safeflux.reference.measure import Rate
+from safeflux.reference.model import load_pipeline
+from safeflux.reference.vocabulary import vocabulary
+
+FULL, SMALL = Sizes(), Sizes(found=48, neighbours=24, kept=200, others=12)
+"""Pictures for each mask alone and all together, and for each random subset."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Masks of several categories that were made in one way."""
+
+    name: str
+    masks: Mapping[str, MaskSet]
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Family:
+        """All mask files of a folder, in the order of the vocabulary."""
+        found = {meta.category: masks for masks, meta in (load_masks(path) for path in folder.glob("*.safetensors"))}
+        return cls(name, {target: found[target] for target in vocabulary().targets if target in found})
+
+    def joined(self, names: Sequence[str]) -> MaskSet:
+        """The AND of some."""
+        return compose(*(self.masks[name] for name in names))
+
+
+class Results:
+    """What was measured, on disk as soon as it is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, key: str, masks: MaskSet, measure: Callable[[], Any]) -> Any:
+        """The figures under a key, measured if they are not there for these masks."""
+        seal = digest(masks)
+        if self.found.get(key, {}).get("masks") != seal:
+            click.echo(key)
+            self.found[key] = {"masks": seal, **measure()}
+            write_atomically(self._path, (json.dumps(self.found, indent=1) + "\n").encode())
+        return self.found[key]
+
+
+def subsets_of(names: Sequence[str], each: int, seed: int) -> list[tuple[str, ...]]:
+    """Up to `each` different random subsets of every size from 2 to all but one."""
+    rng, out = np.random.default_rng(seed), []
+    for size in range(2, len(names)):
+        drawn = {tuple(sorted(rng.permutation(len(names))[:size].tolist())) for _ in range(20 * each)}
+        out += [tuple(names[k] for k in subset) for subset in sorted(drawn)[:each]]
+    return out
+
+
+def brief(figures: Figures) -> dict[str, Any]:
+    """What the curve needs of a subset."""
+    return {
+        "found": {name: target.found.masked.to_json() for name, target in figures.targets.items()},
+        "found_base": {name: target.found.base.to_json() for name, target in figures.targets.items()},
+        "kept_base": figures.kept_right.base.to_json(),
+        "kept": figures.kept_right.masked.to_json(),
+        "share_masked": figures.shares.to_json(),
+    }
+
+
+def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) -> list[Point]:
+    """One point for each number of categories: found and kept over all subsets of that size."""
+    rates: dict[int, tuple[list[Rate], list[Rate]]] = {}
+    for subset in subsets:
+        one = results.found.get(f"{family.name}: {' + '.join(subset)}")
+        if one:
+            found, kept = rates.setdefault(len(subset), ([], []))
+            found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
+            kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
+    return [Point(str(size), _pooled(found), _pooled(kept)) for size, (found, kept) in sorted(rates.items())]
+
+
+def _pooled(rates: Sequence[Rate]) -> Rate:
+    return Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates))
+
+
+@click.command(help=__doc__)
+@click.option("--masks", type=click.Path(path_type=Path, exists=True), default=Path("policies/masks/emoji-flux"))
+@click.option(
+    "--against", type=click.Path(path_type=Path, exists=True), help="Masks of the same categories, made alone."
+)
+@click.option("--report", type=click.Path(path_type=Path), default=Path("benchmarks/reports/catalogue"))
+@click.option("--subsets", default=20, show_default=True, help="Random subsets of each size.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--write", is_flag=True, help="Put the figures into the mask files, and write the cards.")
+def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: int, write: bool) -> None:
+    """Measure what is missing, draw the curve, write."""
+    report.mkdir(parents=True, exist_ok=True)
+    pipe, judge = load_pipeline(), Judge()
+    full, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (FULL, SMALL))
+    results, shipped = Results(report / "catalogue.json"), Family.read("together", masks)
+    names = list(shipped.masks)
+    for chosen in (*([name] for name in names), names):
+        joined = shipped.joined(chosen)
+        results.get(" + ".join(chosen), joined, lambda j=joined, c=chosen: full.measure(j, c).to_json())
+    families = [shipped, *([Family.read("apart", against)] if against else [])]
+    drawn = [*((name,) for name in names), *subsets_of(names, subsets, seed), tuple(names)]
+    for family in families:
+        for subset in (s for s in drawn if set(s) <= family.masks.keys()):
+            joined = family.joined(subset)
+            key = f"{family.name}: {' + '.join(subset)}"
+            results.get(key, joined, lambda j=joined, s=subset: brief(small.measure(j, s)))
+    curves = {family.name: points(results, family, drawn) for family in families}
+    plot_tradeoff(curves, report / "curve.png", title="masks AND-ed, 1 to all of them; mean over random subsets")
+    for name, series in curves.items():
+        for point in series:
+            click.echo(f"{name:9} {point.label}: found {point.found}, kept {point.kept}")
+    if write:
+        head = {"seed": seed, "pictures": vars(FULL), "date": utc_now(), "versions": library_versions()}
+        write_cards(masks, results.found, names, head)
+
+
+if __name__ == "__main__":
+    main()
