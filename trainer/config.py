@@ -132,6 +132,8 @@ class TrainConfig(Part):
     prompts: PromptConfig
     model: str = "emoji-flux"
     """A folder that a FLUX pipeline of diffusers loads, or `emoji-flux` for the embedded one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the frozen weights are loaded as. Gates, estimates and optimiser are float32 always."""
     kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
     """Kinds of site that may be masked."""
     method: Literal["saliency", "gates"] = "saliency"

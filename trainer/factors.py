@@ -36,14 +36,14 @@ def masked_parameters(
     weights = named_weights(transformer)
     out: dict[str, torch.Tensor] = {}
     for name, factor in factors.items():
-        for span in _gated(spans(sites[name])):
+        for span in gated(spans(sites[name])):
             tensor = out.get(span.tensor, weights[span.tensor].detach())
             product = tensor * _spread(factor.to(tensor.device), span, tensor.shape)
             out[span.tensor] = product.to(tensor.dtype)  # a bf16 weight times a float32 factor is rounded once, here
     return out
 
 
-def _gated(places: tuple[Span, ...]) -> Iterable[Span]:
+def gated(places: tuple[Span, ...]) -> Iterable[Span]:
     """The spans that carry the gate: the outgoing columns of a neuron if it has any, else all of them."""
     columns = [span for span in places if span.axis == 1]
     return columns or places

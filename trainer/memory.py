@@ -5,17 +5,21 @@ saves of them is what it will save. The rest is arithmetic.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from safeflux.trainer.config import TrainConfig
+from safeflux.trainer.factors import gated
 from safeflux.trainer.rollout import fast_math, step_inputs
 from safeflux.trainer.sampler import Condition, Sampler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from safeflux.errors import TrainError
+from safeflux.sites import Site, spans
+from safeflux.weights import named_weights
 
 _FLOAT = 4
 _ESTIMATES = 3
@@ -29,7 +33,8 @@ class Memory:
     weights: int
     """The transformer."""
     masked_weights: int
-    """Masked copies of the tensors that the masks touch, their factors, and the factors' gradients; float32."""
+    """Masked copies of the tensors that the masks touch, as float32 products and in the model's dtype; the factors and
+    their gradients, float32."""
     estimates: int
     """What is known of every bit, and the masks; float32 and bool, in the main memory."""
     activations: int
@@ -47,7 +52,12 @@ class Memory:
 
 
 def estimate_memory(
-    transformer: torch.nn.Module, sampler: Sampler, condition: Condition, config: TrainConfig, bits: int, rows: int
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    condition: Condition,
+    config: TrainConfig,
+    sites: Iterable[Site],
+    rows: int,
 ) -> Memory:
     """Sum up what a run needs.
 
@@ -56,18 +66,26 @@ def estimate_memory(
         sampler: The schedule.
         condition: Any encoded prompts; only shapes are read.
         config: The run.
-        bits: How many bits may be masked.
+        sites: Those that may be masked.
         rows: How many masks there are.
     """
     kept, largest, hidden = _activations(transformer, sampler, condition, config.batch)
     latents = config.batch * sampler.shape[0] * sampler.shape[1] * _FLOAT * (config.steps + 1)
     activations = {"none": kept * config.steps, "step": kept, "block": hidden + largest}[config.recompute]
+    chosen = list(sites)
+    bits = sum(site.num_bits for site in chosen)
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
-        masked_weights=3 * bits * _FLOAT,
+        masked_weights=_masked_copies(transformer, chosen) + 2 * bits * _FLOAT,
         estimates=rows * bits * (_ESTIMATES * _FLOAT + 1) + 2 * bits * _FLOAT,
         activations=activations + latents,
     )
+
+
+def _masked_copies(transformer: torch.nn.Module, sites: Iterable[Site]) -> int:
+    weights = named_weights(transformer)
+    touched = {span.tensor for site in sites for span in gated(spans(site))}
+    return sum(weights[name].numel() * (_FLOAT + weights[name].element_size()) for name in touched)
 
 
 def check_memory(memory: Memory, device: torch.device) -> None:
@@ -76,12 +94,18 @@ def check_memory(memory: Memory, device: torch.device) -> None:
     Raises:
         TrainError: More is needed than is free.
     """
-    free = torch.cuda.mem_get_info(device)[0] + memory.weights if device.type == "cuda" else _free()
-    if memory.total > free:
-        raise TrainError(
-            f"this run needs about {memory.total / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: {memory}. "
-            "Less is needed with recompute=block, a smaller batch, a smaller height and width, or fewer kinds of site."
-        )
+    rest = memory.masked_weights + memory.activations  # the weights are loaded already
+    if device.type == "cuda":
+        needed = {f"on {device}": (rest, torch.cuda.mem_get_info(device)[0]), "": (memory.estimates, _free())}
+    else:
+        needed = {"": (rest + memory.estimates, _free())}
+    for where, (bytes_needed, free) in needed.items():
+        if bytes_needed > free:
+            raise TrainError(
+                f"this run needs about {bytes_needed / 1e9:.1f} GB more{where and ' ' + where}, and "
+                f"{free / 1e9:.1f} GB are free: {memory}. Less is needed with recompute=block, a smaller batch, height "
+                "and width, or fewer kinds of site."
+            )
 
 
 def _free() -> int:
@@ -89,18 +113,19 @@ def _free() -> int:
 
 
 def _activations(
-    transformer: torch.nn.Module, sampler: Sampler, condition: Condition, batch: int
+    transformer: torch.nn.Module, sampler: Sampler, condition: Condition, batch: int, device: torch.device | None = None
 ) -> tuple[int, int, int]:
     """Bytes that autograd saves in one step, those of the largest block, and the hidden states between blocks."""
     config: Any = transformer.config
     parameter = next(transformer.parameters())
+    device = device or parameter.device
     saved: dict[int, torch.UntypedStorage] = {}
     after_block: list[int] = [0]
 
     def size() -> int:
         return sum(storage.nbytes() for storage in saved.values())
 
-    with FakeTensorMode(), torch.device(parameter.device):
+    with FakeTensorMode(), device:
         twin = _twin(transformer, parameter.dtype)
         own = {p.untyped_storage()._cdata for p in twin.parameters()}
 

@@ -173,7 +173,7 @@ class Objective:
         prompts = [prompt for pool in pools for pair in pool for prompt in (pair.prompt, pair.anchor)]
         encoded = encode_once(pipe, prompts, chosen.max_sequence_length)
         memory = estimate_memory(
-            self._transformer, self._sampler, encoded.condition, chosen, self._bits.count, len(self._names)
+            self._transformer, self._sampler, encoded.condition, chosen, self._bits.sites.values(), len(self._names)
         )
         check_memory(memory, self._device)
         total, made = sum(map(len, pools)), []

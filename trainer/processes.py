@@ -29,6 +29,11 @@ class Processes:
         """Whether this one validates and writes."""
         return bool(self._state.is_main_process)
 
+    @property
+    def device(self) -> torch.device:
+        """Where this one computes: a GPU of its own, or the CPU where there is none."""
+        return torch.device(self._state.device)
+
     def batch(self, k: int) -> int:
         """The number of this process's k-th batch of a round, among all processes' batches."""
         return k * self.count + int(self._state.process_index)

@@ -107,7 +107,8 @@ def run(
         TrainError: The loss is not finite, or the run needs more memory than there is.
     """
     processes = Processes()  # before any library asks Accelerate on its own
-    pipe = load_pipeline(MODEL if config.model == EMBEDDED else config.model)
+    folder_of_model = MODEL if config.model == EMBEDDED else config.model
+    pipe = load_pipeline(folder_of_model, dtype=getattr(torch, config.dtype)).to(processes.device)
     validator = JudgeValidator(pipe, Judge(), config) if config.model == EMBEDDED else None
     training = Run(config, pipe, folder, processes, validator, drawn)
     if validator is None:

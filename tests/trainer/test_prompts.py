@@ -1,10 +1,11 @@
 """Prompts: pairs differ in the concept alone, and what measures a mask never trains it."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from safeflux.trainer.config import TrainConfig, make_config
+from safeflux.trainer.config import TrainConfig, load_config, make_config
 from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.prompts import PromptSource
 
@@ -104,6 +105,15 @@ def test_the_same_generator_draws_the_same_prompts(weapons):
 def test_an_unknown_category_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'weapon'.*weapons, alcohol"):
         embedded_options(["weapon"])
+
+
+def test_the_configuration_for_the_big_model_is_one():
+    config = load_config(Path(__file__).parents[2] / "docs" / "flux1-dev.yaml")
+    for pair in erased(config, 50):
+        assert pair.anchor in {"a photo", "a watercolour"} or pair.anchor.startswith(("a photo ", "a watercolour "))
+        assert not any(
+            word in pair.anchor for words in config.categories["weapons"].concepts.values() for word in words
+        )
 
 
 def test_a_configuration_tells_every_wrong_key():
