@@ -65,7 +65,7 @@ class PromptConfig(Part):
     preserve_pairs: Count = 2048
     """Prompts to preserve, each with its own noise."""
     category_share: Share = 0.25
-    """Share of the prompts to preserve that hold things of categories; they serve where that category's mask is off."""
+    """Share of the prompts to preserve with a thing of a category; they serve where that category's mask is off."""
 
     @model_validator(mode="after")
     def _complete(self) -> "PromptConfig":

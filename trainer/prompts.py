@@ -50,6 +50,7 @@ class PromptSource:
             slot: tuple(_Value(text) for text in texts if text not in {v.text for v in self._of_categories[slot]})
             for slot, texts in slots.items()
         }
+        self._values = {slot: neutral + self._of_categories[slot] for slot, neutral in self._neutral.items()}
 
     def erase(self, category: str, rng: np.random.Generator, count: int) -> list[Pair]:
         """`count` erase pairs of a category, its concepts in turn, so that none is left out."""
@@ -67,20 +68,20 @@ class PromptSource:
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
         template, values, place = self._template(rng, values, category.slot)
         anchor = _anchor(template, values, place, category.anchors.get(name, category.anchor))
-        return Pair(_format(template, values), anchor, name)
+        return Pair(_format(template, values), anchor, name, _categories_in(values))
 
     def _preserve(self, rng: np.random.Generator) -> Pair:
         values = self._fill(rng)
-        slots = [slot for slot, found in self._of_categories.items() if found]
-        if slots and rng.random() < self._config.category_share:
-            slot = _one(rng, slots)
-            values[slot] = _one(rng, self._of_categories[slot])
+        if self._of_categories["thing"] and rng.random() < self._config.category_share:
+            values["thing"] = _one(rng, self._of_categories["thing"])
         template, values, _ = self._template(rng, values, "thing")
         prompt = _format(template, values)
-        return Pair(prompt, prompt, None, frozenset(v.category for v in values.values() if v.category))
+        return Pair(prompt, prompt, None, _categories_in(values))
 
     def _fill(self, rng: np.random.Generator) -> dict[str, _Value]:
-        return {slot: _one(rng, values) for slot, values in self._neutral.items()}
+        """A neutral thing, and any value of the other slots: a style that some mask erases is a style like others."""
+        slots = {slot: values if slot == "thing" else self._values[slot] for slot, values in self._neutral.items()}
+        return {slot: _one(rng, values) for slot, values in slots.items()}
 
     def _template(
         self, rng: np.random.Generator, values: dict[str, _Value], slot: str
@@ -95,6 +96,10 @@ class PromptSource:
         both = dict(zip(places, (values["thing"], second), strict=True))
         rest = {name: value for name, value in values.items() if name != "thing"}
         return _one(rng, self._config.pair), rest | both, places[0] if slot == "thing" else slot
+
+
+def _categories_in(values: Mapping[str, _Value]) -> frozenset[str]:
+    return frozenset(value.category for value in values.values() if value.category)
 
 
 def _values_of(categories: Mapping[str, CategoryConfig], slot: str) -> Iterable[_Value]:

@@ -14,6 +14,8 @@ from safeflux.trainer.prompts import Pair
 from safeflux.trainer.rollout import Condition, Sampler, encode, fast_math, rollout
 
 ENCODED_TOGETHER = 64
+LEAST_CHANGE = 0.25
+"""A pair whose prompt and anchor give nearly the same picture would else count without bounds."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class References:
     target: torch.Tensor
     """F(x_T, anchor) of the base model, (pairs, N, C)."""
     change: torch.Tensor
-    """Mean squared distance of F(x_T, prompt) to the target, both of the base model; (pairs,), 0 for prompts to
-    preserve."""
+    """Mean squared distance of F(x_T, prompt) to the target, both of the base model, but no less than `LEAST_CHANGE` of
+    the mean; (pairs,), 0 for prompts to preserve."""
 
     def draw(
         self,
@@ -116,7 +118,8 @@ def make_references(
             asked = _outputs(transformer, sampler, rows, encoded[[pair.prompt for pair in part]])
             changes.append(distance(asked, targets[-1]))
         drawn(start + len(part))
-    return References(pairs, encoded, noise, torch.cat(targets), torch.cat(changes))
+    change = torch.cat(changes)
+    return References(pairs, encoded, noise, torch.cat(targets), change.clamp_min(LEAST_CHANGE * change.mean()))
 
 
 def _outputs(transformer: torch.nn.Module, sampler: Sampler, noise: torch.Tensor, condition: Condition) -> torch.Tensor:

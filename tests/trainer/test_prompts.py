@@ -67,6 +67,12 @@ def test_a_style_is_erased_from_pictures_of_things_to_preserve():
     )
 
 
+def test_a_concept_is_erased_in_every_style_and_a_style_that_a_mask_erases_is_told(weapons):
+    pairs = erased(weapons, 400)
+    assert {style for pair in pairs for style in re.findall(r"(\w+) style", pair.prompt)} == set(vocabulary().styles)
+    assert all(("fluent-style" in pair.categories) == ("fluent style" in pair.prompt) for pair in pairs)
+
+
 def test_every_concept_gets_its_turn(weapons):
     drawn = erased(weapons, len(weapons.categories["weapons"].concepts), seed=1)
     assert {pair.concept for pair in drawn} == set(weapons.categories["weapons"].concepts)
