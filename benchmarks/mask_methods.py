@@ -43,12 +43,11 @@ METHODS: dict[str, Sequence[str]] = {
         "hard_share=0",
         "categories.{category}.anchor='null'",
     ),
-    "gates, neurons": (NEURONS, "method=gates", "gates.lambda=auto", "gates.target_share=0.05"),
+    "gates, weights": ("method=gates", "gates.rounds=16", "gates.lambda=auto"),
     "saliency, neurons": (NEURONS, "saliency.bits_off=40", "saliency.bits_on=10", "saliency.preserve_budget=0.03"),
-    "gates, weights": ("method=gates", "gates.lambda=auto"),
-    "saliency, then gates, weights": ("method=gates", "gates.lr=0.05", "gates.rounds=8", "gates.lambda=auto"),
-    "saliency, weights, nothing on again": ("saliency.bits_on=0",),
     "saliency, weights, all prompts alike": ("hard_share=0", "erase_loss=absolute"),
+    "gates, neurons": (NEURONS, "method=gates", "gates.rounds=16", "gates.lambda=auto", "gates.target_share=0.05"),
+    "saliency, then gates, weights": ("method=gates", "gates.lr=0.05", "gates.rounds=8", "gates.lambda=auto"),
 }
 """What each method sets beside the defaults."""
 FIRST = "saliency, weights"

@@ -64,6 +64,9 @@ class PromptConfig(Part):
     """Erase prompts a category, each with its anchor and its own noise. The base model's outputs are computed once."""
     preserve_pairs: Count = 2048
     """Prompts to preserve, each with its own noise."""
+    drop_share: Share = 0.0
+    """Share of the erase prompts that are dropped: those whose anchor changes most at the picture's border, which is
+    background more often than not (the paper's filter, by the base model's own outputs)."""
     category_share: Share = 0.25
     """Share of the prompts to preserve with a thing of a category; they serve where that category's mask is off."""
 
@@ -136,6 +139,8 @@ class TrainConfig(Part):
     """What the frozen weights are loaded as. Gates, estimates and optimiser are float32 always."""
     kinds: tuple[Literal["ff", "mlp", "norm", "weight"], ...] = ("weight",)
     """Kinds of site that may be masked."""
+    sites: Words = ("*",)
+    """Which of these sites, as patterns of their names: `transformer_blocks.1?.*`; each must match at least one."""
     method: Literal["saliency", "gates"] = "saliency"
     """How bits are chosen; the group of options of the same name is its own."""
     saliency: SaliencyConfig = SaliencyConfig()

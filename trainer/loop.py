@@ -4,10 +4,11 @@ Of the validated masks under which every category is gone, those that preserve b
 killed goes on with the same bits as one that was not.
 """
 
+import fnmatch
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError, TrainError
 from safeflux.maskfile import load_masks
 from safeflux.masks import MaskSet
-from safeflux.sites import find_sites
+from safeflux.sites import Site, find_sites
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -81,13 +82,12 @@ class Run:
         initial = {meta.category: masks for masks, meta in map(load_masks, config.initial)}
         _check_categories(config, initial, fixed)
         sites = find_sites(pipe.transformer.requires_grad_(False).eval())
+        chosen = _chosen_sites(config, sites)
         named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}
-        self.bits = Bits({n: site for n, site in sites.items() if site.kind in config.kinds or n in named})
+        self.bits = Bits({name: site for name, site in sites.items() if name in chosen or name in named})
         starts = [initial.get(name, MaskSet({})) for name in self.names]
         masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
-        may = self.bits.join(
-            {n: torch.full(site.shape, site.kind in config.kinds) for n, site in self.bits.sites.items()}
-        )
+        may = self.bits.join({name: torch.full(site.shape, name in chosen) for name, site in self.bits.sites.items()})
         self.objective = Objective(config, pipe, self.bits, (*self.names, *fixed), drawn)
         rest = self.objective, masks, len(self.names), may, self.processes
         self.method: Method = (
@@ -188,6 +188,21 @@ class Run:
         self.objective.left = state["left"]
         self.round, self.is_erased = state["round"], state["is_erased"]
         self._best, self._best_right = state["best"], state["best_right"]
+
+
+def _chosen_sites(config: TrainConfig, sites: Mapping[str, Site]) -> set[str]:
+    """Names of the sites that may be masked."""
+    of_kinds = [name for name, site in sites.items() if site.kind in config.kinds]
+    chosen = set()
+    for pattern in config.sites:
+        found = fnmatch.filter(of_kinds, pattern)
+        if not found:
+            raise ConfigError(
+                f"sites: {pattern!r} matches none of the {len(of_kinds)} sites of the kinds {', '.join(config.kinds)}; "
+                f"they have names such as {', '.join(of_kinds[:3])}"
+            )
+        chosen.update(found)
+    return chosen
 
 
 def _check_categories(config: TrainConfig, initial: dict[str, MaskSet], fixed: dict[str, MaskSet]) -> None:

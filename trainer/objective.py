@@ -185,7 +185,8 @@ class Objective:
                     self._transformer, self._sampler, pool, encoded, seed=seed, batch=chosen.batch, drawn=told
                 )
             )
-        return made[:-1], made[-1]
+        share = chosen.prompts.drop_share
+        return [pool.without_border_changes(share) if share else pool for pool in made[:-1]], made[-1]
 
 
 def _shifted(drawn: Callable[[int, int], None], before: int, total: int, done: int) -> None:

@@ -60,6 +60,8 @@ class References:
     change: torch.Tensor
     """Mean squared distance of F(x_T, prompt) to the target, both of the base model, but no less than `LEAST_CHANGE` of
     the mean; (pairs,), 0 for prompts to preserve."""
+    border: torch.Tensor
+    """The same over the outermost tokens of the picture alone, (pairs,)."""
 
     def draw(
         self,
@@ -79,6 +81,18 @@ class References:
         fitting = [k for k, pair in enumerate(self.pairs) if not pair.categories & masked]
         p = None if weight is None else weight[fitting].double().clamp_min(1e-9).numpy()
         return rng.choice(fitting, count, replace=len(fitting) < count, p=None if p is None else p / p.sum()).tolist()
+
+    def without_border_changes(self, share: float) -> "References":
+        """Without the share of pairs whose two pictures differ most at the border, for what they differ in all.
+
+        After the prompt filter of arXiv 2507.13386, which drops prompts whose anchor changes the background.
+        """
+        kept = len(self.pairs) - round(share * len(self.pairs))
+        order = (self.border / self.change).argsort()[:kept].sort().values.tolist()
+        pairs = [self.pairs[k] for k in order]
+        return replace(
+            self, pairs=pairs, **{f: getattr(self, f)[order] for f in ("noise", "target", "change", "border")}
+        )
 
     def condition(self, indices: Sequence[int]) -> Condition:
         """The conditions of some pairs' prompts."""
@@ -108,18 +122,28 @@ def make_references(
         drawn: Called after each batch with the number of outputs so far, for a progress bar.
     """
     noise = sampler.noise(len(pairs), seed)
-    targets, changes = [], []
+    edge = border_tokens(sampler)
+    targets, changes, borders = [], [], []
     for start in range(0, len(pairs), batch):
         part, rows = pairs[start : start + batch], noise[start : start + batch]
         targets.append(_outputs(transformer, sampler, rows, encoded[[pair.anchor for pair in part]]))
         if all(pair.prompt == pair.anchor for pair in part):
             changes.append(torch.zeros(len(part)))
+            borders.append(torch.zeros(len(part)))
         else:
             asked = _outputs(transformer, sampler, rows, encoded[[pair.prompt for pair in part]])
             changes.append(distance(asked, targets[-1]))
+            borders.append(distance(asked[:, edge], targets[-1][:, edge]))
         drawn(start + len(part))
     change = torch.cat(changes)
-    return References(pairs, encoded, noise, torch.cat(targets), change.clamp_min(LEAST_CHANGE * change.mean()))
+    change.clamp_(min=LEAST_CHANGE * change.mean())
+    return References(pairs, encoded, noise, torch.cat(targets), change, torch.cat(borders))
+
+
+def border_tokens(sampler: Sampler) -> torch.Tensor:
+    """Which image tokens lie at the picture's border, bool (N,). Axes 1 and 2 of a position are row and column."""
+    places = sampler.image_ids[:, 1:3]
+    return ((places == places.amin(dim=0)) | (places == places.amax(dim=0))).any(dim=1)
 
 
 def _outputs(transformer: torch.nn.Module, sampler: Sampler, noise: torch.Tensor, condition: Condition) -> torch.Tensor:

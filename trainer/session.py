@@ -1,7 +1,8 @@
 """One whole training run: load the model, run the rounds, make the masks small, write the mask files."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safeflux.trainer.processes import Processes
 from safeflux.trainer.validation import VALIDATION_SEED, JudgeValidator, validate
 
 from safeflux.atomic import write_atomically
-from safeflux.errors import ConfigError
+from safeflux.errors import ConfigError, TrainError
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import MODEL, load_pipeline
 
@@ -104,7 +105,7 @@ def run(
     Raises:
         ConfigError: The folder holds a run of another configuration.
         ModelError: The model cannot be loaded as a FLUX pipeline.
-        TrainError: The loss is not finite, or the run needs more memory than there is.
+        TrainError: The loss is not finite, the run needs more memory than there is, or the disk is full.
     """
     processes = Processes()  # before any library asks Accelerate on its own
     folder_of_model = MODEL if config.model == EMBEDDED else config.model
@@ -113,16 +114,31 @@ def run(
     training = Run(config, pipe, folder, processes, validator, drawn)
     if validator is None:
         _release(pipe)
-    for report in training.rounds():
-        if training.processes.is_first:
-            progress(report, training.method.most)
-    if not training.processes.is_first:
-        return None
-    write_atomically(
-        folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False).encode()
-    )
-    masks = training.masks
-    if config.minimise and validator is not None and training.reaches_target:
+    with _writing(folder):
+        for report in training.rounds():
+            if processes.is_first:
+                progress(report, training.method.most)
+        return _finish(training, pipe) if processes.is_first else None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what a full disk, or a folder that cannot be written to, means for the run."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(
+            f"{folder}: cannot be written to ({error.strerror or error}). What is there is whole: make room, and the "
+            "same command goes on from the last checkpoint."
+        ) from error
+
+
+def _finish(training: Run, pipe: Any) -> Result:
+    """Make the masks small, and write them with the configuration."""
+    config, folder, masks = training.config, training.folder, training.masks
+    options = config.model_dump(mode="json", by_alias=True)
+    write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
+    if config.minimise and training.validator is not None and training.reaches_target:
         masks, curves = _minimise(training, masks)
         found = {name: [asdict(point) for point in curve] for name, curve in curves.items()}
         write_atomically(folder / CURVES, (json.dumps(found, indent=1) + "\n").encode())

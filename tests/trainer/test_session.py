@@ -146,6 +146,44 @@ def test_neurons_can_be_masked_too(tmp_path):
     assert 0 < masks.count.masked <= 160
 
 
+def test_only_the_sites_that_are_named_are_masked(tmp_path):
+    settings = [*SETTINGS, "sites=['*context_embedder*', '*.0.attn.*']"]
+    result = run(plan_run(["weapons"], None, settings, {}), tmp_path, lambda report, most: None)
+    masks = load_masks(result.paths["weapons"])[0]
+    assert masks
+    assert all("context_embedder" in name or ".0.attn." in name for name in masks)
+
+
+def test_a_pattern_that_matches_no_site_is_named_with_names_that_would(tmp_path):
+    planned = plan_run(["weapons"], None, [*SETTINGS, "sites=['context_embeder*']"], {})
+    with pytest.raises(ConfigError, match=r"'context_embeder\*' matches none.*context_embedder:weight"):
+        run(planned, tmp_path, lambda report, most: None)
+
+
+def test_rounds_are_logged_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    planned = plan_run(["weapons"], None, [*SETTINGS, "tensorboard=true"], {})
+    run(planned, tmp_path, lambda report, most: None)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [event.value for event in board.Scalars("erase_loss")] == pytest.approx([r["erase_loss"] for r in rounds])
+    assert [event.step for event in board.Scalars("found/weapons")] == [r["round"] for r in rounds if r["found"]]
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_nothing_half_written(tmp_path):
+    """The system refuses files over 100 kB, as a full disk would; a checkpoint is larger."""
+    options = [part for setting in SETTINGS for part in ("--set", setting)]
+    command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(tmp_path), *options]
+    limit = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    limited = [sys.executable, "-c", f"{limit}os.execv(sys.executable, {command!r})"]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be written to" in done.stderr
+    assert "goes on from the last checkpoint" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
     changes = {"target_found": "1", "saliency.last_rounds": "0"}
     settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]

@@ -1,0 +1,58 @@
+"""The memory sum: against what autograd really keeps, and a run that does not fit."""
+
+import pytest
+import torch
+from safeflux.trainer.config import make_config
+from safeflux.trainer.embedded import embedded_options
+from safeflux.trainer.factors import factors_from, masked_parameters
+from safeflux.trainer.memory import Memory, check_memory, estimate_memory
+from safeflux.trainer.rollout import encode, fast_math, rollout, sampler_of
+
+from safeflux.errors import TrainError
+from safeflux.masks import MaskSet
+from safeflux.reference.model import load_pipeline
+from safeflux.sites import find_sites
+
+
+def test_activations_are_what_autograd_saves():
+    pipe = load_pipeline()
+    pipe.transformer.requires_grad_(False)
+    config = make_config({**embedded_options(["weapons"]), "steps": 1, "batch": 8, "recompute": "none"}, "test")
+    sampler = sampler_of(pipe, steps=1, height=64, width=64)
+    condition = encode(pipe, ["a cat"] * 8, 20)
+    sites = {name: site for name, site in find_sites(pipe.transformer).items() if site.kind == "weight"}
+    memory = estimate_memory(pipe.transformer, sampler, condition, config, sites.values(), rows=1)
+    saved: dict[int, int] = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    factors = factors_from(MaskSet({}), sites, requires_grad=True)
+    parameters = masked_parameters(pipe.transformer, sites, factors)
+    own = {p.untyped_storage().data_ptr() for p in (*pipe.transformer.parameters(), *parameters.values())}
+    with fast_math(torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = rollout(pipe.transformer, sampler, sampler.noise(8, 0), condition, parameters, recompute="none")
+    kept = sum(size for place, size in saved.items() if place not in own)
+    assert output.requires_grad
+    assert 0.5 * kept < memory.activations < 2 * kept
+    assert memory.weights == sum(p.numel() * 4 for p in pipe.transformer.parameters())
+
+
+def test_less_is_kept_the_more_is_recomputed():
+    pipe = load_pipeline()
+    sampler, condition = sampler_of(pipe, steps=4, height=64, width=64), encode(pipe, ["a cat"], 20)
+    kept = []
+    for recompute in ("none", "step", "block"):
+        config = make_config({**embedded_options(["weapons"]), "recompute": recompute}, "test")
+        kept.append(estimate_memory(pipe.transformer, sampler, condition, config, [], rows=1).activations)
+    assert kept[0] > 3 * kept[1] > 9 * kept[2]
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_sum_and_the_way_out():
+    memory = Memory(weights=10**9, masked_weights=10**9, estimates=10**9, activations=10**18)
+    with pytest.raises(
+        TrainError, match=r"needs about 1000000002.0 GB more.*activations 1000000000.00 GB.*recompute=block"
+    ):
+        check_memory(memory, torch.device("cpu"))
+    check_memory(Memory(1, 1, 1, 1), torch.device("cpu"))
