@@ -23,6 +23,15 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TrajectoryConfig(Part):
+    """A target that keeps the early steps and turns away from the concept in the later ones (arXiv 2504.12782)."""
+
+    hold_steps: Annotated[int, Field(ge=0)] = 1
+    """First sampling steps that follow the base model's trajectory for the prompt."""
+    reversal: Weight = 0.5
+    """How far the later steps turn away: 0 draws the anchor, 1 as far beyond it as the prompt is on this side."""
+
+
 class CategoryConfig(Part):
     """What one mask erases. A thing is written with its article: `a dagger`."""
 
@@ -35,6 +44,8 @@ class CategoryConfig(Part):
     that take the concept's place, e.g. `a ball`."""
     anchors: dict[str, str] = {}
     """Concept -> its own anchor, where it is not the one above."""
+    trajectory: TrajectoryConfig | None = None
+    """How the target is drawn; without, by the anchor in every step."""
 
     @model_validator(mode="after")
     def _complete(self) -> "CategoryConfig":

@@ -177,12 +177,20 @@ class Objective:
         )
         check_memory(memory, self._device)
         total, made = sum(map(len, pools)), []
+        trajectories = [*(category.trajectory for category in chosen.categories.values()), None]
         for k, pool in enumerate(pools):
             before = sum(map(len, pools[:k]))
             seed, told = int(self._rng("pairs", k, 1).integers(2**62)), partial(_shifted, drawn, before, total)
             made.append(
                 make_references(
-                    self._transformer, self._sampler, pool, encoded, seed=seed, batch=chosen.batch, drawn=told
+                    self._transformer,
+                    self._sampler,
+                    pool,
+                    encoded,
+                    seed=seed,
+                    batch=chosen.batch,
+                    trajectory=trajectories[k],
+                    drawn=told,
                 )
             )
         share = chosen.prompts.drop_share

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safeflux.trainer.config import TrajectoryConfig
 from safeflux.trainer.losses import distance
 from safeflux.trainer.prompts import Pair
 from safeflux.trainer.rollout import Condition, Sampler, encode, fast_math, rollout
+from safeflux.trainer.trajectory import steered
 
 ENCODED_TOGETHER = 64
 LEAST_CHANGE = 0.25
@@ -108,6 +110,7 @@ def make_references(
     *,
     seed: int,
     batch: int,
+    trajectory: TrajectoryConfig | None = None,
     drawn: Callable[[int], None] = lambda count: None,
 ) -> References:
     """Draw the base model's output for every anchor.
@@ -119,6 +122,7 @@ def make_references(
         encoded: Holds both.
         seed: Draws the noises, one a pair.
         batch: How many at a time.
+        trajectory: Another way to draw the targets than by the anchor alone.
         drawn: Called after each batch with the number of outputs so far, for a progress bar.
     """
     noise = sampler.noise(len(pairs), seed)
@@ -126,14 +130,12 @@ def make_references(
     targets, changes, borders = [], [], []
     for start in range(0, len(pairs), batch):
         part, rows = pairs[start : start + batch], noise[start : start + batch]
-        targets.append(_outputs(transformer, sampler, rows, encoded[[pair.anchor for pair in part]]))
-        if all(pair.prompt == pair.anchor for pair in part):
-            changes.append(torch.zeros(len(part)))
-            borders.append(torch.zeros(len(part)))
-        else:
-            asked = _outputs(transformer, sampler, rows, encoded[[pair.prompt for pair in part]])
-            changes.append(distance(asked, targets[-1]))
-            borders.append(distance(asked[:, edge], targets[-1][:, edge]))
+        asked, anchor = (encoded[[getattr(pair, field) for pair in part]] for field in ("prompt", "anchor"))
+        targets.append(_outputs(transformer, sampler, rows, anchor, asked, trajectory))
+        is_same = all(pair.prompt == pair.anchor for pair in part)
+        plain = targets[-1] if is_same else _outputs(transformer, sampler, rows, asked)
+        changes.append(distance(plain, targets[-1]))
+        borders.append(distance(plain[:, edge], targets[-1][:, edge]))
         drawn(start + len(part))
     change = torch.cat(changes)
     change.clamp_(min=LEAST_CHANGE * change.mean())
@@ -146,7 +148,17 @@ def border_tokens(sampler: Sampler) -> torch.Tensor:
     return ((places == places.amin(dim=0)) | (places == places.amax(dim=0))).any(dim=1)
 
 
-def _outputs(transformer: torch.nn.Module, sampler: Sampler, noise: torch.Tensor, condition: Condition) -> torch.Tensor:
+def _outputs(
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    noise: torch.Tensor,
+    condition: Condition,
+    asked: Condition | None = None,
+    trajectory: TrajectoryConfig | None = None,
+) -> torch.Tensor:
     device = next(transformer.parameters()).device
+    x = noise.to(device)
     with fast_math(device):
-        return rollout(transformer, sampler, noise.to(device), condition).float().cpu()
+        if trajectory is None or asked is None:
+            return rollout(transformer, sampler, x, condition).float().cpu()
+        return steered(transformer, sampler, x, asked, condition, trajectory).float().cpu()

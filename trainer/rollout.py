@@ -19,7 +19,17 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Condition", "Recompute", "Sampler", "encode", "fast_math", "rollout", "sampler_of", "step_inputs"]
+__all__ = [
+    "Condition",
+    "Recompute",
+    "Sampler",
+    "encode",
+    "fast_math",
+    "rollout",
+    "sampler_of",
+    "step_inputs",
+    "velocity",
+]
 
 Recompute = Literal["none", "step", "block"]
 """What the backward pass computes again instead of keeping: nothing, each step, or each step block by block."""
@@ -54,10 +64,8 @@ def rollout(
         raise ValueError(f"recompute: expected one of {get_args(Recompute)}, got {recompute!r}")
 
     def step(x: torch.Tensor, sigma: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        inputs = step_inputs(sampler, x, sigma, condition)
         with _blocks_recomputed(transformer, recompute == "block"):
-            velocity = functional_call(transformer, dict(parameters or {}), kwargs=inputs)[0]
-        return x + change * velocity[:, : x.shape[1]].to(x.dtype)
+            return x + change * velocity(transformer, sampler, x, sigma, condition, parameters)
 
     x = noise
     for sigma, following in pairwise(sampler.sigmas):
@@ -66,6 +74,20 @@ def rollout(
         else:
             x = checkpoint(step, x, sigma, following - sigma, use_reentrant=False, preserve_rng_state=False)
     return x
+
+
+def velocity(
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    condition: Condition,
+    parameters: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The model's velocity at one noise level, for latents x (B, N, C), in their shape and dtype."""
+    inputs = step_inputs(sampler, x, sigma, condition)
+    out: torch.Tensor = functional_call(transformer, dict(parameters or {}), kwargs=inputs)[0]
+    return out[:, : x.shape[1]].to(x.dtype)
 
 
 def step_inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> dict[str, Any]:

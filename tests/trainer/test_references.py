@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from safeflux.trainer.config import make_config
+from safeflux.trainer.config import TrajectoryConfig, make_config
 from safeflux.trainer.embedded import embedded_options
+from safeflux.trainer.losses import distance
 from safeflux.trainer.prompts import Pair, PromptSource
 from safeflux.trainer.references import LEAST_CHANGE, References, border_tokens, encode_once, make_references
-from safeflux.trainer.rollout import Sampler, sampler_of
+from safeflux.trainer.rollout import Sampler, encode, rollout, sampler_of
+from safeflux.trainer.trajectory import steered
 
 from safeflux.reference.model import load_pipeline
 
@@ -46,6 +48,24 @@ def test_the_change_is_the_distance_of_both_pictures_and_has_a_least_value(refer
     assert references.change[10] == least > 0  # the same prompt twice changes nothing
     assert (references.change[:10] > least).sum() > 5
     assert least == pytest.approx(LEAST_CHANGE * float(references.change.mean()), rel=0.3)
+
+
+def test_a_steered_target_ends_where_its_settings_say(pipe, sampler):
+    """Held for all steps it is the prompt's picture, held for none and not turned the anchor's, turned it is beyond."""
+    noise = sampler.noise(3, 4)
+    asked, anchor = (encode(pipe, [text] * 3, 20) for text in ("a dagger, noto style", "a cat, noto style"))
+
+    def target(hold: int, reversal: float) -> torch.Tensor:
+        config = TrajectoryConfig(hold_steps=hold, reversal=reversal)
+        with torch.no_grad():
+            return steered(pipe.transformer, sampler, noise, asked, anchor, config)
+
+    with torch.no_grad():
+        prompt, other = (rollout(pipe.transformer, sampler, noise, c) for c in (asked, anchor))
+    assert torch.allclose(target(2, 1.0), prompt, atol=1e-5)
+    assert torch.allclose(target(0, 0.0), other, atol=1e-5)
+    held, turned = target(1, 0.0), target(0, 0.5)
+    assert distance(held, prompt).mean() < distance(other, prompt).mean() < distance(turned, prompt).mean()
 
 
 def test_the_border_of_sixteen_tokens_is_all_but_the_middle_four(sampler):
