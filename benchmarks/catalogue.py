@@ -33,7 +33,7 @@ from safeflux.reference.measure import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
-FULL, SMALL = Sizes(), Sizes(found=48, neighbours=24, kept=200, others=12)
+FULL, SMALL = Sizes(), Sizes(found=24, neighbours=8, kept=100, others=4)
 """Pictures for each mask alone and all together, and for each random subset."""
 
 
