@@ -2,6 +2,8 @@
 
 For a bit m_i, with L_e the erasure and L_p the preservation loss over the whole sampler:
     erase_i    = dL_e / dm_i                 switching the bit off changes L_e by about -erase_i
+    undo_i     = dL_d / dm_i                 of the other categories d whose masks are on: below 0 where the bit, once
+                                             off, would bring d back
     preserve_i = dL_p / dm_i                 zero at the base model, where L_p has its minimum
     price_i    = sum_j (dF_j / dm_i)^2 / n   the second order of L_p (Gauss-Newton), by Hutchinson's estimate
 All are float32 on the CPU, one flat vector over all sites (`Bits`).
@@ -16,25 +18,27 @@ import torch
 
 @dataclass(frozen=True)
 class Estimates:
-    """One number a bit for each of the three; float32 (bits,)."""
+    """One number a bit for each of the four; float32 (bits,)."""
 
     erase: torch.Tensor
+    undo: torch.Tensor
     preserve: torch.Tensor
     price: torch.Tensor
 
     @classmethod
     def zeros(cls, count: int) -> "Estimates":
         """Nothing known yet."""
-        return cls(torch.zeros(count), torch.zeros(count), torch.zeros(count))
+        return cls(*(torch.zeros(count) for _ in range(4)))
 
     def worth(self, beta: float) -> torch.Tensor:
-        """What switching each bit off is worth: (erase + beta * preserve) / (price + mean price / 2).
+        """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + mean price / 2).
 
-        The numerator is the first-order gain of the whole loss, the denominator its second-order price. Half the mean
+        A mask is not to undo what others erase, nor is it rewarded for doing their work. The numerator is the first-order gain of the whole loss, the denominator its second-order price. Half the mean
         keeps bits that move nothing from winning by a tiny price. The price also bounds what many bits do together,
         which their slopes alone do not: bits chosen by slope alone overshoot.
         """
-        return (self.erase + beta * self.preserve) / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
+        gain = self.erase + self.undo.clamp_max(0) + beta * self.preserve
+        return gain / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
 
 
 class Smoothed:

@@ -36,7 +36,7 @@ class SaliencyMethod:
         """`trained`: how many of the rows, the first ones, are to be learned; `may`: bits that can be switched."""
         self._config, self._objective, self._processes = config, objective, processes
         self.masks, self._may = masks, may
-        smoothing = {"erase": config.smoothing, "preserve": config.smoothing, "price": config.price_smoothing}
+        smoothing = dict.fromkeys(("erase", "undo", "preserve"), config.smoothing) | {"price": config.price_smoothing}
         self._estimates = [Smoothed(masks.shape[1], smoothing) for _ in range(trained)]
         self.beta = config.beta_start if config.beta == "auto" else config.beta
         self._rounds = self._last = 0
@@ -79,17 +79,28 @@ class SaliencyMethod:
 
     def _estimate(self, round_: int) -> tuple[float, float]:
         """Blend one round's estimates in."""
-        erased = [self._erase_batches(round_, k) for k in range(len(self._estimates))]
+        sums, served = (
+            [Estimates.zeros(self.masks.shape[1]) for _ in self._estimates],
+            torch.zeros(len(self._estimates)),
+        )
+        erased = [self._erase_batches(round_, k, sums, served) for k in range(len(sums))]
+        for estimates, total, times in zip(self._estimates, sums, self._processes.sum(served).tolist(), strict=True):
+            if times:
+                estimates.update(undo=self._processes.sum(total.undo) / times)
         kept = self._preserve_batches(round_)
         self._objective.settle(self._processes)
         return sum(erased) / len(erased), kept
 
-    def _erase_batches(self, round_: int, category: int) -> float:
+    def _erase_batches(self, round_: int, category: int, sums: Sequence[Estimates], served: torch.Tensor) -> float:
+        """A batch serves its category, and tells the other masks that are on what would bring the category back."""
         count, total, loss = self._config.erase_batches, torch.zeros(self.masks.shape[1]), 0.0
         for k in range(count):
             slope = self._objective.erase(round_, self._processes.batch(k), category, self.masks)
             total += slope.of(category, self.masks, slope.gradient)
             loss += slope.loss
+            for other in (c for c in slope.subset if c != category and c < len(sums)):
+                sums[other].undo.add_(slope.of(other, self.masks, slope.gradient))
+                served[other] += 1
         everywhere = count * self._processes.count
         self._estimates[category].update(erase=self._processes.sum(total) / everywhere)
         return float(self._processes.sum(torch.tensor(loss))) / everywhere

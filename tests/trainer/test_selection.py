@@ -1,5 +1,7 @@
 """Which bits are switched, on problems whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +15,8 @@ from safeflux.sites import find_sites
 
 
 def estimates(erase: list[float], price: list[float], preserve: list[float] | None = None) -> Estimates:
-    preserve = preserve or [0.0] * len(erase)
-    return Estimates(torch.tensor(erase), torch.tensor(preserve), torch.tensor(price))
+    nothing = [0.0] * len(erase)
+    return Estimates(torch.tensor(erase), torch.tensor(nothing), torch.tensor(preserve or nothing), torch.tensor(price))
 
 
 def test_bits_that_erase_most_for_their_price_go_first():
@@ -40,14 +42,14 @@ def test_exchange_switches_only_what_lowers_the_loss():
 def test_exchange_never_switches_more_than_it_may(seed, count_on, count_off):
     draw = torch.Generator().manual_seed(seed)
     keep = torch.rand(50, generator=draw) > 0.5
-    known = Estimates(*(torch.randn(50, generator=draw) for _ in range(2)), torch.rand(50, generator=draw))
+    known = Estimates(*(torch.randn(50, generator=draw) for _ in range(3)), torch.rand(50, generator=draw))
     out = exchange(keep, known.worth(0.5), off=count_off, on=count_on)
     assert int((out & ~keep).sum()) <= count_on
     assert int((keep & ~out).sum()) <= count_off
 
 
 def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memory():
-    running = Smoothed(1, {"erase": 0.9, "preserve": 0.5, "price": 0.0})
+    running = Smoothed(1, {"erase": 0.9, "undo": 0.0, "preserve": 0.5, "price": 0.0})
     for value in (2.0, 2.0, 4.0):
         running.update(**vars(estimates([value], [value], [value])))
     assert running.value.erase.item() == pytest.approx((0.81 * 2 + 0.9 * 2 + 4) / (0.81 + 0.9 + 1), rel=1e-5)
@@ -55,8 +57,14 @@ def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memo
     assert running.value.price.item() == 4
 
 
+def test_a_mask_is_not_to_undo_what_another_erases_and_not_rewarded_for_erasing_it():
+    known = estimates(erase=[2.0, 2.0, 0.0], price=[1.0, 1.0, 1.0])
+    known = replace(known, undo=torch.tensor([-3.0, 0.0, 5.0]))
+    assert [value > 0 for value in known.worth(1.0).tolist()] == [False, True, False]
+
+
 def test_a_part_without_news_stays_as_it_was():
-    running = Smoothed(1, {"erase": 0.5, "preserve": 0.5, "price": 0.5})
+    running = Smoothed(1, dict.fromkeys(("erase", "undo", "preserve", "price"), 0.5))
     running.update(**vars(estimates([1.0], [2.0], [3.0])))
     running.update(erase=torch.tensor([3.0]))
     assert (running.value.price.item(), running.value.preserve.item()) == (2, 3)

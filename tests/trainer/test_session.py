@@ -184,6 +184,21 @@ def test_a_disk_that_is_full_is_told_and_leaves_nothing_half_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_without_a_judge_is_trained_on_its_losses_alone(tmp_path):
+    """The embedded model by its folder's name is a model like any other."""
+    from safeflux.reference.model import MODEL
+
+    planned = plan_run(["weapons"], None, [*SETTINGS, f"model={MODEL}", "dtype=bfloat16", "recompute=block"], {})
+    result = run(planned, tmp_path, lambda report, most: None)
+    rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(rounds) == 4
+    assert all(r["found"] is None for r in rounds)
+    assert not result.validation
+    masks, meta = load_masks(result.paths["weapons"])
+    assert masks.count.masked == result.masked["weapons"] > 0
+    assert same_base(meta.fingerprint, fingerprint(load_pipeline().transformer))
+
+
 def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
     changes = {"target_found": "1", "saliency.last_rounds": "0"}
     settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
