@@ -33,9 +33,10 @@ class Estimates:
     def worth(self, beta: float) -> torch.Tensor:
         """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + mean price / 2).
 
-        A mask is not to undo what others erase, nor is it rewarded for doing their work. The numerator is the first-order gain of the whole loss, the denominator its second-order price. Half the mean
-        keeps bits that move nothing from winning by a tiny price. The price also bounds what many bits do together,
-        which their slopes alone do not: bits chosen by slope alone overshoot.
+        A mask is not to undo what others erase, nor is it rewarded for doing their work. The numerator is the
+        first-order gain of the whole loss, the denominator its second-order price. Half the mean keeps bits that move
+        nothing from winning by a tiny price. The price also bounds what many bits do together, which their slopes alone
+        do not: bits chosen by slope alone overshoot.
         """
         gain = self.erase + self.undo.clamp_max(0) + beta * self.preserve
         return gain / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
