@@ -79,7 +79,7 @@ def test_policy_show_tells_where_each_value_comes_from(run):
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["adapter_allowlist", "none", "default"] in rows
     assert any(
-        row[:2] == ["categories.weapons.action", "enforce"] and row[2].startswith("bundled:strict.yaml:")
+        row[:2] == ["categories.weapons.action", "enforce"] and row[2].startswith("bundled:moderate.yaml:")
         for row in rows
     )
 

@@ -13,6 +13,7 @@ from safeflux.cli.demo import demo, print_summary
 from safeflux.demo import IMAGES as DEFAULT_IMAGES
 from safeflux.demo import run_demo
 from safeflux.demo_report import DemoReport
+from safeflux.policy import load_policy
 
 
 @pytest.fixture
@@ -70,10 +71,10 @@ def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     print(f"safeflux demo: {time.perf_counter() - start:.1f} s", result.stdout)
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
-    assert list(figures["categories"]) == ["weapons", "alcohol"]
-    for category in figures["categories"].values():
+    assert list(figures["categories"]) == list(load_policy("strict").enforced)
+    for name, category in figures["categories"].items():
         assert category["base_rate"] > 0.8
-        assert category["guarded_rate"] < 0.15
+        assert category["guarded_rate"] < (0.6 if name == "style" else 0.15)  # a style is harder, and the card says so
     kept = figures["kept"]
     assert kept["guarded_accuracy"] > kept["base_accuracy"] - 0.1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.html"]
