@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def subsets_of(names: Sequence[str], each: int, seed: int) -> list[tuple[str, ..
     """Up to `each` different random subsets of every size from 2 to all but one."""
     rng, out = np.random.default_rng(seed), []
     for size in range(2, len(names)):
-        drawn = {tuple(sorted(rng.permutation(len(names))[:size].tolist())) for _ in range(20 * each)}
-        out += [tuple(names[k] for k in subset) for subset in sorted(drawn)[:each]]
+        every = list(combinations(names, size))
+        out += [every[k] for k in sorted(rng.permutation(len(every))[:each])]
     return out
 
 

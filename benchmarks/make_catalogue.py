@@ -1,4 +1,4 @@
-"""The commands that made the shipped masks, one after the other; a stage that is done is skipped, a cut-off one goes on.
+"""The commands that made the shipped masks, one after another; a stage that is done is skipped, a cut-off one goes on.
 
     python -m benchmarks.make_catalogue
 

@@ -85,8 +85,8 @@ class JudgeValidator:
 
     def picture(self, masks: Sequence[MaskSet]) -> Image.Image:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
-        erased = [self._erased[k % len(self._erased)][k // len(self._erased)].prompt for k in range(COLUMNS)]
-        prompts = erased + [ask.prompt for ask in self._beside[:COLUMNS]]
+        in_turn_of_all = [pair.prompt for row in zip(*self._erased, strict=True) for pair in row]
+        prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
         base = draw(self._pipe, prompts, VALIDATION_SEED + 300_000)
         rows = base, self._draw(prompts, compose(*masks), 300_000)
         width, height = rows[0][0].size

@@ -26,6 +26,7 @@ SMALL = {
     "prompts.erase_pairs": "6",
     "prompts.preserve_pairs": "8",
     "validation_prompts": "4",
+    "validate_every": "2",
     "saliency.rounds": "4",
     "saliency.bits_off": "40",
     "saliency.bits_on": "10",
