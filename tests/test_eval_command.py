@@ -53,7 +53,9 @@ def test_a_policy_is_measured_and_reported(run, tmp_path):
     assert figures["found"]["base"]["rate"] > 0.8
     assert figures["found"]["masked"]["rate"] < figures["found"]["base"]["rate"] / 2  # the bundled masks erase
     assert data["settings"]["pictures"] == {"found": 3, "neighbours": 2, "kept": 6, "others": 3}
-    assert all(f"{name}: found" in result.stdout for name in figures["targets"])
+    asked = {"style": "the style is found"}
+    told = [f"{name}: {asked.get(target['kind'], 'found')}" for name, target in figures["targets"].items()]
+    assert all(row in result.stdout for row in told)
     for name in ("report.json", "report.md", "rates.png"):
         assert name in result.stdout
         assert (tmp_path / "runs/eval/strict" / name).is_file()
