@@ -74,7 +74,7 @@ def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     assert list(figures["categories"]) == list(load_policy("strict").enforced)
     for name, category in figures["categories"].items():
         assert category["base_rate"] > 0.8
-        assert category["guarded_rate"] < (0.9 if name == "style" else 0.15)  # the card says what the style mask is worth
+        assert category["guarded_rate"] < (0.9 if name == "style" else 0.15)  # the style is hardly erased: see its card
     kept = figures["kept"]
     assert kept["guarded_accuracy"] > kept["base_accuracy"] - 0.1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.html"]
