@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+"""One thread everywhere: sums in bfloat16 are rounded otherwise with another number of them."""
 SETTINGS = {
     "batch": 2,
     "steps": 1,
@@ -32,7 +34,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batches(tmp_path):
     two = [*launch, *options(tmp_path / "two", batches=1)]
     one = [sys.executable, *options(tmp_path / "one", batches=2)]
     for command in (two, one):
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-2000:]
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("two", "one")]
     for estimates in zip(*(state["method"]["estimates"] for state in states), strict=True):

@@ -83,7 +83,11 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path, kill
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, kill)
-    errors = process.communicate()[1]
+    try:
+        errors = process.communicate(timeout=3)[1]
+    except subprocess.TimeoutExpired:  # a key press that falls into a library's clean-up is lost: press again
+        os.kill(process.pid, kill)
+        errors = process.communicate()[1]
     assert process.returncode == (130 if kill is signal.SIGINT else -signal.SIGKILL)
     assert kill is signal.SIGKILL or "goes on from the last round" in errors
     assert not (tmp_path / "weapons.safetensors").exists()
