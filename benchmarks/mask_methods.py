@@ -23,6 +23,7 @@ from safeflux.trainer.questions import Sizes
 from safeflux.trainer.session import plan_run, run
 
 import safeflux
+from safeflux.atomic import write_atomically
 from safeflux.maskfile import load_masks
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
@@ -68,15 +69,21 @@ def seconds_of(folder: Path) -> float:
 def main(category: str, only: tuple[str, ...], out: Path, report: Path | None, seed: int) -> None:
     """Train, measure, print, write."""
     bench = Bench(load_pipeline(), Judge(), sizes=Sizes(found=200, kept=500, neighbours=50, others=24))
-    rows: dict[str, Any] = {}
+    versions = {"safeflux": safeflux.__version__, "torch": torch.__version__}
+    head = {"category": category, "seed": seed, "versions": versions, "machine": platform.machine()}
+    rows = _measured_before(report, head)
     for name in only or METHODS:
         click.echo(name)
         rows[name] = _measured(bench, category, name, out, seed)
         if report:
-            versions = {"safeflux": safeflux.__version__, "torch": torch.__version__}
-            head = {"category": category, "seed": seed, "versions": versions, "machine": platform.machine()}
             report.parent.mkdir(parents=True, exist_ok=True)
-            report.write_text(json.dumps({**head, "methods": rows}, indent=1) + "\n")
+            write_atomically(report, (json.dumps({**head, "methods": rows}, indent=1) + "\n").encode())
+
+
+def _measured_before(report: Path | None, head: dict[str, Any]) -> dict[str, Any]:
+    """The methods that a report of the same category, seed, versions and machine has already."""
+    found = json.loads(report.read_text()) if report and report.exists() else {}
+    return dict(found["methods"]) if found and all(found[key] == value for key, value in head.items()) else {}
 
 
 def _measured(bench: Bench, category: str, name: str, out: Path, seed: int) -> dict[str, Any]:

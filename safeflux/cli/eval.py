@@ -36,7 +36,22 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, 
     return {key: value for key, _, value in parts}
 
 
-@click.command("eval", short_help="Measure what masks erase and what they leave alone.")
+_EXAMPLES = """\b
+Examples:
+  safeflux eval --policy strict
+  safeflux eval --mask runs/weapons/weapons.safetensors --images 100
+  safeflux eval --prompts words.csv --find beer-mug --policy strict
+  safeflux eval --prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask nudity.safetensors
+      --call num_inference_steps=4 --call guidance_scale=0 --detector nsfw.onnx --labels nsfw.txt --find nsfw
+      --preprocess activation=softmax --preprocess mean=0.485,0.456,0.406 --preprocess std=0.229,0.224,0.225
+
+\b
+--preprocess takes size=H,W (where the file leaves it free), mean=R,G,B and std=R,G,B (of pixels in 0 to 1),
+activation=none|sigmoid|softmax, threshold=NUMBER.
+"""  # click reads the backspace as: keep these lines
+
+
+@click.command("eval", epilog=_EXAMPLES, short_help="Measure what masks erase and what they leave alone.")
 @click.option("--policy", help="Name of a bundled policy, or path of a YAML file.  [default: strict]")
 @click.option(
     "--mask",
@@ -93,20 +108,7 @@ def evaluate(ctx: click.Context, /, policy: str | None, masks: tuple[Path, ...],
     single column), drawn by any FLUX pipeline, and how often a detector finds its labels.
 
     Writes report.json, report.md and rates.png to OUT.
-
-    \b
-    Examples:
-      safeflux eval --policy strict
-      safeflux eval --mask runs/weapons/weapons.safetensors --images 100
-      safeflux eval --prompts words.csv --find beer-mug --policy strict
-      safeflux eval --prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask nudity.safetensors
-          --call num_inference_steps=4 --call guidance_scale=0 --detector nsfw.onnx --labels nsfw.txt --find nsfw
-          --preprocess activation=softmax --preprocess mean=0.485,0.456,0.406 --preprocess std=0.229,0.224,0.225
-
-    \b
-    --preprocess takes size=H,W (where the file leaves it free), mean=R,G,B and std=R,G,B (of pixels in 0 to 1),
-    activation=none|sigmoid|softmax, threshold=NUMBER.
-    """  # noqa: D301 - click reads the backspace as: keep these lines
+    """
     if policy and masks:
         raise click.UsageError("give either --policy or --mask, not both")
     _check_scope(ctx)

@@ -8,8 +8,16 @@ from typing import Any
 
 import click
 
+_EXAMPLES = """\b
+Examples:
+  safeflux train --category weapons
+  safeflux train --category all --out runs/catalogue
+  safeflux train --category alcohol --with runs/weapons/weapons.safetensors
+  safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
+"""  # click reads the backspace as: keep these lines
 
-@click.command(short_help="Learn the masks of one or several categories, end to end.")
+
+@click.command(epilog=_EXAMPLES, short_help="Learn the masks of one or several categories, end to end.")
 @click.option(
     "--category",
     "categories",
@@ -49,14 +57,7 @@ def train(
 
     A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given
     again. The results are OUT/CATEGORY.safetensors, which a policy can name once they lie in a store.
-
-    \b
-    Examples:
-      safeflux train --category weapons
-      safeflux train --category all --out runs/catalogue
-      safeflux train --category alcohol --with runs/weapons/weapons.safetensors
-      safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
-    """  # noqa: D301 - click reads the backspace as: keep these lines
+    """
     from safeflux.trainer.session import plan_run, run
 
     options: dict[str, Any] = {"initial": initial or None, "together_with": together_with or None, "seed": seed}

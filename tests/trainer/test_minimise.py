@@ -10,7 +10,10 @@ def test_the_bits_that_are_needed_stay_off_and_few_others(needed):
     """The category is gone as long as the `needed` bits of most worth are off."""
     worth = torch.arange(100.0)
     keep = torch.arange(100) < 36
-    found = lambda mask: float(mask[100 - needed :].any()) if needed else 0.0  # noqa: E731
+
+    def found(mask: torch.Tensor) -> float:
+        return float(mask[100 - needed :].any()) if needed else 0.0
+
     mask, curve = minimise(keep, worth, found, 0.0, steps=8)
     assert not mask[100 - needed :].any()
     assert needed <= int((~mask).sum()) <= max(needed, 1)

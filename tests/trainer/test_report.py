@@ -71,9 +71,8 @@ def test_a_report_is_written_whole(report, figures, tmp_path):
 def test_without_matplotlib_the_rest_is_written_and_a_plot_says_how_to_get_it(report, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("safeflux.trainer.report.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # Python's own way to say: not to be imported
     assert set(report.write(tmp_path)) == {"report", "table"}
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'safeflux\[eval\]'"):
         plot_rates({"a": paired(1, 2)}, tmp_path / "plot.png", title="a")
 
