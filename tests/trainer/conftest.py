@@ -21,6 +21,18 @@ from diffusers import (
 from PIL import Image
 from safeflux.trainer.pipelines import preparation_of
 from safeflux.trainer.sampler import Condition
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 HEIGHT, WIDTH, BATCH, LENGTH = 8, 12, 2, 3
 ROWS, COLUMNS = HEIGHT // 2, WIDTH // 2
@@ -38,20 +50,20 @@ class Case:
     options: dict[str, Any]
     """What the pipeline's call takes beside embeddings and latents."""
 
-    def draw(self, noise: torch.Tensor, steps: int) -> torch.Tensor:
-        """The pipeline's own latents."""
+    def draw(self, noise: torch.Tensor, steps: int, **prompts: Any) -> torch.Tensor:
+        """The pipeline's own latents; of the embeddings, unless there are prompts."""
+        embeds = {"prompt_embeds": self.condition.tokens}
         if "pooled_projections" in self.inputs:
-            embeds = {"pooled_prompt_embeds": self.condition.pooled}
+            embeds["pooled_prompt_embeds"] = self.condition.pooled
         else:  # FLUX.2 packs the latents that it is given
-            embeds, noise = {}, noise.movedim(1, 2).unflatten(2, (ROWS, COLUMNS))
+            noise = noise.movedim(1, 2).unflatten(2, (ROWS, COLUMNS))
         latents: torch.Tensor = self.pipe(
-            prompt_embeds=self.condition.tokens,
             latents=noise,
             num_inference_steps=steps,
             height=HEIGHT,
             width=WIDTH,
             output_type="latent",
-            **embeds,
+            **(prompts or embeds),
             **self.options,
         ).images
         if latents.dim() == 4:  # klein hands out what its VAE decodes: unpacked, and scaled by the VAE's statistics
@@ -125,8 +137,35 @@ def kontext(transformer: FluxTransformer2DModel, *, with_image: bool) -> Case:
     return Case(case.pipe, condition, inputs, {**options, "image": pixels})
 
 
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A few words; everything else is unknown."""
+    vocabulary = {word: k for k, word in enumerate(("<pad>", "<unk>", "a", "cat", "dagger", "cup", "of"))}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    chat = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}"
+        "{% for part in m.content %}{{ part.text }} {% endfor %}{% endif %}{% endfor %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", padding_side="right", chat_template=chat
+    )
+
+
+def language_model(is_klein: bool) -> torch.nn.Module:
+    """Qwen3 for klein, Mistral 3 for dev: as deep as the layers that are read, 8 wide, three of which make 24."""
+    attention = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    text = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 8, **attention}
+    if is_klein:
+        return Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=28, **text)).eval()
+    eyes = PixtralVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Mistral3Config(text_config=MistralConfig(num_hidden_layers=31, **text), vision_config=eyes)
+    return Mistral3ForConditionalGeneration(config).eval()
+
+
 def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False) -> Case:
-    """FLUX.2, without its language model."""
+    """FLUX.2 with a small language model of its own sort."""
     torch.manual_seed(5)
     is_klein = kind is Flux2KleinPipeline
     coders = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
@@ -134,7 +173,8 @@ def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False)
         vae=AutoencoderKLFlux2(**VAE, **coders).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         transformer=transformer,
-        **dict.fromkeys(("text_encoder", "tokenizer")),
+        text_encoder=language_model(is_klein),
+        tokenizer=tokenizer(),
         **({"is_distilled": True} if is_klein else {}),
     )
     pipe.set_progress_bar_config(disable=True)

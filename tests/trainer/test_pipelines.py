@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxFillPipeline
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxKontextPipeline
 from safeflux.trainer.pipelines import PIPELINES, encode, preparation_of, sampler_of
 from safeflux.trainer.rollout import rollout
 
@@ -24,33 +24,31 @@ def test_encoded_prompts_draw_what_the_pipeline_draws_of_them():
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_flux2_numbers_its_text_tokens(make_case, monkeypatch):
-    case = make_case("flux2")
-    asked = []
-
-    def embed(*, prompt, max_sequence_length, **others):
-        asked.append((prompt, max_sequence_length))
-        return case.condition.tokens
-
-    monkeypatch.setattr(case.pipe, "_get_mistral_3_small_prompt_embeds", embed)
-    condition = encode(case.pipe, ["a", "b"], 3)
-    assert asked == [(["a", "b"], 3)]
-    assert torch.equal(condition.tokens, case.condition.tokens)
-    assert torch.equal(condition.text_ids.float(), case.condition.text_ids)
-    assert condition.pooled is None
+@pytest.mark.parametrize("family", ["flux2", "klein"])
+def test_prompts_of_flux2_are_encoded_and_numbered_as_the_pipeline_does(make_case, family):
+    case, prompts, length = make_case(family), ["a cat", "a dagger of a cup"], 200  # dev's system message comes first
+    sampler = sampler_of(case.pipe, **SIZE, guidance=case.options.get("guidance_scale"))
+    noise, condition = sampler.noise(2, seed=1), encode(case.pipe, prompts, length)
+    with torch.no_grad():
+        ours = rollout(case.pipe.transformer, sampler, noise, condition)
+    theirs = case.draw(noise, SIZE["steps"], prompt=prompts, max_sequence_length=length)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert condition.tokens.shape == (2, length, 24)
+    assert not torch.allclose(condition.tokens[0], condition.tokens[1])
+    assert condition.text_ids[:, -1].tolist() == list(range(length))
 
 
 @pytest.mark.parametrize("family", ["kontext", "flux2"])
-def test_an_image_is_encoded_for_every_prompt(make_case, monkeypatch, family):
-    case = make_case(family)
-    condition = case.condition
-    monkeypatch.setattr(type(preparation_of(case.pipe)), "encode", lambda *arguments: condition)
-    image, state = torch.rand(1, 3, 4, 8) * 2 - 1, torch.get_rng_state()
-    encoded = encode(case.pipe, ["a", "b"], 3, image).reference
-    assert encoded.tokens.shape == (2, 8, 16)
+def test_an_image_is_encoded_for_every_prompt(make_case, family):
+    is_kontext = family == "kontext"
+    pipe = FluxKontextPipeline(**load_pipeline().components) if is_kontext else make_case(family).pipe
+    pixel = pipe.vae_scale_factor * 2  # pixels along a token
+    image, state = torch.rand(1, 3, 2 * pixel, 4 * pixel) * 2 - 1, torch.get_rng_state()
+    encoded = encode(pipe, ["a cat", "a dagger"], 20, image).reference
+    assert encoded.tokens.shape == (2, 8, pipe.transformer.config.in_channels)
     assert torch.equal(encoded.tokens[0], encoded.tokens[1])
-    assert encoded.ids.shape == (8, 3 if family == "kontext" else 4)
-    assert encoded.ids[:, 0].unique().tolist() == [1 if family == "kontext" else 10]
+    assert encoded.ids.shape == (8, 3 if is_kontext else 4)
+    assert encoded.ids[:, 0].unique().tolist() == [1 if is_kontext else 10]
     assert not encoded.tokens.requires_grad
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -69,11 +67,9 @@ def test_an_undistilled_klein_is_refused_at_guidance(make_case):
     assert sampler_of(pipe, **SIZE, guidance=1.0).guidance is None
 
 
-def test_an_image_is_refused_by_a_pipeline_that_takes_none(make_case, monkeypatch):
-    case = make_case("dev")
-    monkeypatch.setattr(type(preparation_of(case.pipe)), "encode", lambda *arguments: case.condition)
+def test_an_image_is_refused_by_a_pipeline_that_takes_none():
     with pytest.raises(ModelError, match="FluxPipeline draws from text alone"):
-        encode(case.pipe, ["a", "b"], 3, torch.zeros(1, 3, 4, 8))
+        encode(load_pipeline(), ["a cat"], 20, torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)])
