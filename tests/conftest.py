@@ -22,20 +22,22 @@ NEURONS = ("ff", "mlp", "norm")
 WEIGHTS = ("weight",)
 
 
+SMALL: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+}
+"""2 double and 2 single blocks, 32 wide."""
+
+
 def build_transformer(seed: int) -> FluxTransformer2DModel:
-    """A FLUX transformer with 2 double and 2 single blocks, 32 wide."""
+    """A small FLUX.1 transformer."""
     torch.manual_seed(seed)
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=20,
-        axes_dims_rope=(4, 6, 6),
-    ).eval()
+    return FluxTransformer2DModel(**SMALL, pooled_projection_dim=20, axes_dims_rope=(4, 6, 6)).eval()
 
 
 @pytest.fixture(scope="session")
@@ -57,19 +59,9 @@ def other_transformer() -> FluxTransformer2DModel:
 
 @pytest.fixture
 def flux2_transformer() -> Flux2Transformer2DModel:
-    """A FLUX.2 transformer with 2 double and 2 single blocks, 32 wide, with guidance."""
+    """A small FLUX.2 transformer, with guidance."""
     torch.manual_seed(0)
-    return Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    ).eval()
+    return Flux2Transformer2DModel(**SMALL, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)).eval()
 
 
 @pytest.fixture

@@ -9,12 +9,8 @@ There are no modulation sites: FLUX.2 has one modulation for all blocks together
 any one block.
 """
 
+from safeflux.families.blocks import BFL_DOUBLE, BFL_SINGLE, DIM, DOUBLE, SINGLE, TEXT_ATTENTION, weight
 from safeflux.families.table import Family, Part, Rule
-
-_D = "transformer_blocks.{n}"
-_S = "single_transformer_blocks.{n}"
-_BD = "double_blocks.{n}"
-_BS = "single_blocks.{n}"
 
 
 def _gated(into: str, out: str, before_in: int = 0, before_out: int = 0) -> tuple[Part, ...]:
@@ -29,30 +25,25 @@ def _gated(into: str, out: str, before_in: int = 0, before_out: int = 0) -> tupl
 def _feed_forward(diffusers: str, bfl: str) -> Rule:
     """The hidden neurons of one feed-forward of a double block."""
     return Rule(
-        fqn=f"{_D}.{diffusers}",
+        fqn=f"{DOUBLE}.{diffusers}",
         kind="ff",
         parts={
-            "diffusers": _gated(f"{_D}.{diffusers}.linear_in.weight", f"{_D}.{diffusers}.linear_out.weight"),
-            "bfl": _gated(f"{_BD}.{bfl}.0.weight", f"{_BD}.{bfl}.2.weight"),
+            "diffusers": _gated(f"{DOUBLE}.{diffusers}.linear_in.weight", f"{DOUBLE}.{diffusers}.linear_out.weight"),
+            "bfl": _gated(f"{BFL_DOUBLE}.{bfl}.0.weight", f"{BFL_DOUBLE}.{bfl}.2.weight"),
         },
     )
 
 
-def _weight(fqn: str, bfl: Part) -> Rule:
-    """Every element of one matrix of the text path."""
-    return Rule(fqn=fqn, kind="weight", parts={"diffusers": (Part(f"{fqn}.weight"),), "bfl": (bfl,)})
-
-
 _SINGLE_MLP = Rule(
-    fqn=_S,
+    fqn=SINGLE,
     kind="mlp",
     parts={
-        "diffusers": _gated(f"{_S}.attn.to_qkv_mlp_proj.weight", f"{_S}.attn.to_out.weight", before_in=3, before_out=1),
-        "bfl": _gated(f"{_BS}.linear1.weight", f"{_BS}.linear2.weight", before_in=3, before_out=1),
+        "diffusers": _gated(
+            f"{SINGLE}.attn.to_qkv_mlp_proj.weight", f"{SINGLE}.attn.to_out.weight", before_in=3, before_out=1
+        ),
+        "bfl": _gated(f"{BFL_SINGLE}.linear1.weight", f"{BFL_SINGLE}.linear2.weight", before_in=3, before_out=1),
     },
 )
-
-_QKV = f"{_BD}.txt_attn.qkv.weight"
 
 FLUX2 = Family(
     name="flux2",
@@ -77,16 +68,14 @@ FLUX2 = Family(
             "final_layer.linear.weight",
         ),
     },
-    dim={"diffusers": "x_embedder.weight", "bfl": "img_in.weight"},
+    dim=DIM,
     rules=(
         _feed_forward("ff", "img_mlp"),
         _feed_forward("ff_context", "txt_mlp"),
         _SINGLE_MLP,
-        _weight("context_embedder", Part("txt_in.weight")),
-        _weight(f"{_D}.attn.add_q_proj", Part(_QKV, after=2)),
-        _weight(f"{_D}.attn.add_k_proj", Part(_QKV, before=1, after=1)),
-        _weight(f"{_D}.attn.add_v_proj", Part(_QKV, before=2)),
-        _weight(f"{_D}.ff_context.linear_in", Part(f"{_BD}.txt_mlp.0.weight")),
-        _weight(f"{_D}.ff_context.linear_out", Part(f"{_BD}.txt_mlp.2.weight")),
+        weight("context_embedder", Part("txt_in.weight")),
+        *TEXT_ATTENTION,
+        weight(f"{DOUBLE}.ff_context.linear_in", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
+        weight(f"{DOUBLE}.ff_context.linear_out", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
     ),
 )
