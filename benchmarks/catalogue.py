@@ -36,6 +36,7 @@ from safeflux.reference.vocabulary import vocabulary
 
 FULL, SMALL = Sizes(), Sizes(found=24, neighbours=8, kept=100, others=4)
 """Pictures for each mask alone and all together, and for each random subset."""
+NOTHING = Rate(0, 0)
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,7 @@ def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]])
             found, kept = rates.setdefault(len(subset), ([], []))
             found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
             kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
-    return [Point(str(size), _pooled(found), _pooled(kept)) for size, (found, kept) in sorted(rates.items())]
-
-
-def _pooled(rates: Sequence[Rate]) -> Rate:
-    return Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates))
+    return [Point(str(size), sum(found, NOTHING), sum(kept, NOTHING)) for size, (found, kept) in sorted(rates.items())]
 
 
 @click.command(help=__doc__)

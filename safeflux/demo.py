@@ -22,7 +22,16 @@ from safeflux.guard import guard
 from safeflux.plan import Plan
 from safeflux.policy import Action, Policy, load_policy
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Ask, draw, in_turn, pair_asks, single_asks
+from safeflux.reference.measure import (
+    Ask,
+    draw,
+    in_turn,
+    is_found,
+    is_right,
+    is_style_right,
+    pair_asks,
+    single_asks,
+)
 from safeflux.reference.model import CALL, load_pipeline
 from safeflux.reference.vocabulary import Concept, Target, held_out_concepts, vocabulary
 from safeflux.store import StoreLike
@@ -133,18 +142,9 @@ def _draw(pipe: Any, asks: Sequence[Ask], first: int, progress: Callable[[int], 
 
 def _judged(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[Picture]:
     verdicts = judge(images)
-    found = verdicts.found([ask.concept for ask in asks])
-    others = verdicts.found([ask.other or ask.concept for ask in asks])
-    styles = [vocabulary().styles[k] == ask.style for k, ask in zip(verdicts.styles.argmax(1), asks, strict=True)]
-    seen = zip(
-        images,
-        found,
-        (top == {ask.concept} for top, ask in zip(verdicts.top(1), asks, strict=True)),
-        others,
-        styles,
-        strict=True,
-    )
-    return [Picture(image, *map(bool, rest)) for image, *rest in seen]
+    others = verdicts.found([ask.other or ask.concept for ask in asks])  # most sections ask for one thing
+    seen = is_found(verdicts, asks), is_right(verdicts, asks), others, is_style_right(verdicts, asks)
+    return [Picture(image, *map(bool, each)) for image, *each in zip(images, *seen, strict=True)]
 
 
 def _sections(asks: Mapping[tuple[str, Measure], Sequence[Ask]], pairs: Sequence[Pair]) -> list[Section]:

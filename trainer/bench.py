@@ -19,7 +19,7 @@ from safeflux.trainer.tally import tally
 from safeflux.apply import apply_masks_
 from safeflux.errors import ConfigError, ModelError
 from safeflux.fingerprint import fingerprint
-from safeflux.masks import MaskSet, check_fit, compose, keep_all
+from safeflux.masks import MaskSet, check_fit
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import draw
 from safeflux.sites import find_sites
@@ -76,7 +76,7 @@ class Bench:
         with apply_masks_(self.pipe.transformer, masks):
             masked = self._draw("masked model", questions)
         pairs = {name: Pair(question.asks, base[name], masked[name]) for name, question in questions.items()}
-        shares = Shares(compose(keep_all(self._sites.values()), masks).counts_by_kind)
+        shares = Shares.of(masks, self._sites)
         return tally(erased, pairs, shares)
 
     def _check_model(self) -> None:

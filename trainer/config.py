@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from safeflux.errors import ConfigError
+from safeflux.reference import NAME
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -144,7 +145,7 @@ class TrainConfig(Part):
     categories: dict[str, CategoryConfig]
     """Policy category -> what its mask erases."""
     prompts: PromptConfig
-    model: str = "emoji-flux"
+    model: str = NAME
     """A folder that a FLUX pipeline of diffusers loads, or `emoji-flux` for the embedded one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the frozen weights are loaded as. Gates, estimates and optimiser are float32 always."""

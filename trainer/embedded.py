@@ -6,10 +6,8 @@ from typing import Any
 from safeflux.trainer.config import CategoryConfig, PromptConfig
 
 from safeflux.errors import ConfigError
+from safeflux.reference import NAME
 from safeflux.reference.vocabulary import NOTHING_WORD, Target, is_held_out, vocabulary, with_article
-
-EMBEDDED = "emoji-flux"
-"""What a configuration calls the embedded model."""
 
 TOGETHER: dict[str, Any] = {
     "saliency": {"rounds": 60, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
@@ -43,7 +41,7 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     return {
         "categories": {name: targets[name] for name in categories},
         "prompts": prompts,
-        "model": EMBEDDED,
+        "model": NAME,
         "recompute": "none",  # its activations are small
         **(TOGETHER if len(categories) > 1 else {}),
     }

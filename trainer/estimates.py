@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safeflux.trainer.processes import Processes
+
+PARTS = ("erase", "undo", "preserve", "price")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Estimates:
     @classmethod
     def zeros(cls, count: int) -> "Estimates":
         """Nothing known yet."""
-        return cls(*(torch.zeros(count) for _ in range(4)))
+        return cls(*(torch.zeros(count) for _ in PARTS))
 
     def worth(self, beta: float) -> torch.Tensor:
         """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + mean price / 2).
@@ -40,6 +43,23 @@ class Estimates:
         """
         gain = self.erase + self.undo.clamp_max(0) + beta * self.preserve
         return gain / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
+
+
+class Sums:
+    """One part of a round's estimates while its batches come in: a row a category, and how many batches it is of."""
+
+    def __init__(self, categories: int, bits: int) -> None:
+        self._totals, self._counts = torch.zeros(categories, bits), torch.zeros(categories)
+
+    def add(self, category: int, values: torch.Tensor) -> None:
+        """One batch's values for one category, (bits,)."""
+        self._totals[category] += values
+        self._counts[category] += 1
+
+    def means(self, processes: Processes) -> dict[int, torch.Tensor]:
+        """Category -> mean over the batches of all processes, (bits,); without those that no batch served."""
+        totals, counts = processes.sum(self._totals), processes.sum(self._counts)
+        return {k: totals[k] / count for k, count in enumerate(counts.tolist()) if count}
 
 
 class Smoothed:

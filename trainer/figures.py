@@ -8,7 +8,8 @@ from typing import Any
 
 from safeflux.trainer.metrics import Harmonic, Mean, Paired, harmonic
 
-from safeflux.masks import Count
+from safeflux.masks import Count, MaskSet, compose, keep_all
+from safeflux.sites import Site
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Shares:
     """Bits off, of all that the model has, by kind of site."""
 
     counts: Mapping[str, Count]
+
+    @classmethod
+    def of(cls, masks: MaskSet, sites: Mapping[str, Site]) -> "Shares":
+        """What masks switch off, of all that the sites have."""
+        return cls(compose(keep_all(sites.values()), masks).counts_by_kind)
 
     def __str__(self) -> str:
         """`ff 0.00 % (0 of 4,608), weight 0.98 % (12,731 of 1,302,528)`."""

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.config import GateConfig
-from safeflux.trainer.objective import Objective
-from safeflux.trainer.processes import Processes
+from safeflux.trainer.objective import Task
 
 TEMPERATURE, LOW, HIGH = 0.83, -0.1, 1.1
 LAMBDA_STEP = 0.02
@@ -39,20 +38,9 @@ class GateMethod:
         beta: Weight of preservation beside erasure.
     """
 
-    def __init__(
-        self,
-        config: GateConfig,
-        objective: Objective,
-        masks: torch.Tensor,
-        trained: int,
-        may: torch.Tensor,
-        processes: Processes,
-    ) -> None:
-        """`trained`: how many of the rows of `masks`, the first ones, are to be learned; `may`: bits that can be."""
-        self._config, self._objective, self._processes, self.beta = config, objective, processes, config.beta
-        self._given, self._trained, self._may = masks, trained, may
-        start = torch.where(masks[:trained], config.initial, -config.initial)
-        self._log_alpha = start.requires_grad_()
+    def __init__(self, config: GateConfig, task: Task) -> None:
+        self._config, self._task, self.beta = config, task, config.beta
+        self._log_alpha = torch.where(task.masks[: task.trained], config.initial, -config.initial).requires_grad_()
         self._adam = torch.optim.Adam([self._log_alpha], lr=config.lr)
         self._lambda = 0.0 if config.lambda_ == "auto" else config.lambda_
         self._rounds = 0
@@ -60,7 +48,9 @@ class GateMethod:
     @property
     def masks(self) -> torch.Tensor:
         """The gates that are more likely open than not; bool (categories, bits)."""
-        return torch.cat([self._closed_where_may(self._log_alpha.detach() > 0), self._given[self._trained :]])
+        given, trained = self._task.masks, self._task.trained
+        learned = torch.where(self._task.may, self._log_alpha.detach() > 0, given[:trained])
+        return torch.cat([learned, given[trained:]])
 
     @property
     def most(self) -> int:
@@ -69,7 +59,7 @@ class GateMethod:
 
     def worth(self) -> torch.Tensor:
         """A gate is the more closed the smaller its log alpha is."""
-        return -self._log_alpha.detach() * self._may
+        return -self._log_alpha.detach() * self._task.may
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`gates`, or None after the last round."""
@@ -84,34 +74,34 @@ class GateMethod:
         return sum(erase) / count, sum(preserve) / count
 
     def _step(self, round_: int, k: int) -> tuple[float, float]:
-        drawn = draw_gates(self._log_alpha, self._objective.generator(round_, k))
-        trained = torch.where(self._may, drawn, self._given[: self._trained].float())
-        gates = torch.cat([trained.detach(), self._given[self._trained :].float()])
-        gradient, batch = torch.zeros_like(trained), self._processes.batch(k)
-        erase = [self._objective.erase(round_, batch, category, gates) for category in range(self._trained)]
+        objective, processes, given = self._task.objective, self._task.processes, self._task.masks.float()
+        trained, batch = self._task.trained, processes.batch(k)
+        drawn = draw_gates(self._log_alpha, objective.generator(round_, k))
+        learned = torch.where(self._task.may, drawn, given[:trained])
+        gates = torch.cat([learned.detach(), given[trained:]])
+        gradient = torch.zeros_like(learned)
+        erase = [objective.erase(round_, batch, category, gates) for category in range(trained)]
         for category, slope in enumerate(erase):
             gradient[category] += slope.of(category, gates, slope.gradient)
-        preserve = self._objective.preserve(round_, batch, gates)
-        for category in (c for c in preserve.subset if c < self._trained):
+        preserve = objective.preserve(round_, batch, gates)
+        for category in (row for row in preserve.subset if row < trained):
             gradient[category] += self.beta * preserve.of(category, gates, preserve.gradient)
-        gradient = self._processes.sum(gradient) / self._processes.count
-        self._objective.settle(self._processes)
+        objective.settle(processes)
+        self._descend(learned, processes.sum(gradient) / processes.count)
+        return processes.mean([slope.loss for slope in erase]), processes.mean([preserve.loss])
+
+    def _descend(self, learned: torch.Tensor, gradient: torch.Tensor) -> None:
+        """One step of Adam down the loss, given its gradient by the gates that were drawn."""
         self._adam.zero_grad()
         closed = share_closed(self._log_alpha)
-        torch.autograd.backward([trained, self._lambda * closed], [gradient, torch.ones(())])
+        torch.autograd.backward([learned, self._lambda * closed], [gradient, torch.ones(())])
         self._adam.step()
         self._tune_lambda(closed.item())
-        losses = torch.tensor([sum(slope.loss for slope in erase) / len(erase), preserve.loss])
-        mean_erase, mean_preserve = (self._processes.sum(losses) / self._processes.count).tolist()
-        return mean_erase, mean_preserve
 
     def _tune_lambda(self, share: float) -> None:
         """Dual ascent on the constraint that no more than the target share is closed."""
         if self._config.lambda_ == "auto":
             self._lambda = max(0.0, self._lambda + LAMBDA_STEP * (share / self._config.target_share - 1))
-
-    def _closed_where_may(self, is_open: torch.Tensor) -> torch.Tensor:
-        return torch.where(self._may, is_open, self._given[: self._trained])
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

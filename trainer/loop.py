@@ -19,7 +19,7 @@ from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.gates import GateMethod
 from safeflux.trainer.logs import Logs, RoundReport
-from safeflux.trainer.objective import Objective
+from safeflux.trainer.objective import Objective, Task
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.saliency import SaliencyMethod
 from safeflux.trainer.validation import Validation, Validator, validate
@@ -89,9 +89,9 @@ class Run:
         masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
         may = self.bits.join({name: torch.full(site.shape, name in chosen) for name, site in self.bits.sites.items()})
         self.objective = Objective(config, pipe, self.bits, (*self.names, *fixed), drawn)
-        rest = self.objective, masks, len(self.names), may, self.processes
+        task = Task(self.objective, masks, len(self.names), may, processes)
         self.method: Method = (
-            SaliencyMethod(config.saliency, *rest) if config.method == "saliency" else GateMethod(config.gates, *rest)
+            SaliencyMethod(config.saliency, task) if config.method == "saliency" else GateMethod(config.gates, task)
         )
         self.round, self.is_erased = 0, [False] * len(self.names)
         self._best, self._best_right = masks.clone(), -1.0

@@ -8,10 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from safeflux.reference.measure import Rate
+from safeflux.reference.measure import Rate, Z
 
-Z = 1.959963984540054
-"""Two-sided 95 % of the normal distribution."""
 _DRAWS = 20_000
 
 Bools = npt.NDArray[np.bool_]
@@ -42,12 +40,8 @@ class Paired:
 
     def __add__(self, other: "Paired") -> "Paired":
         """Both groups of pictures as one."""
-        return Paired(
-            Rate(self.base.hits + other.base.hits, self.base.n + other.base.n),
-            Rate(self.masked.hits + other.masked.hits, self.masked.n + other.masked.n),
-            self.lost + other.lost,
-            self.gained + other.gained,
-        )
+        base, masked = self.base + other.base, self.masked + other.masked
+        return Paired(base, masked, self.lost + other.lost, self.gained + other.gained)
 
     @property
     def change(self) -> tuple[float, float, float]:

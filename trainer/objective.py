@@ -199,3 +199,17 @@ class Objective:
 
 def _shifted(drawn: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     drawn(before + done, total)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method of choosing bits works on."""
+
+    objective: Objective
+    masks: torch.Tensor
+    """Where it starts: True = keep, bool (categories, bits)."""
+    trained: int
+    """How many of these rows, the first ones, are to be learned; the others stay as they are."""
+    may: torch.Tensor
+    """Bits that can be switched, bool (bits,)."""
+    processes: Processes

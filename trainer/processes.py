@@ -4,6 +4,7 @@ What the processes learn of the bits is averaged, so that n processes with k bat
 n * k batches sees. Every process then switches the same bits; the first one alone validates and writes.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +42,10 @@ class Processes:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, the same in each."""
         return tensor if self.count == 1 else reduce(tensor, "sum")
+
+    def mean(self, values: Sequence[float]) -> float:
+        """The mean over the values of all processes, of which each has as many."""
+        return float(self.sum(torch.tensor(values).sum())) / (len(values) * self.count)
 
     def gather(self, values: list[_T]) -> list[_T]:
         """The values of all processes, in the order of their numbers."""

@@ -11,7 +11,7 @@ from safeflux.trainer.metrics import Bools, Paired
 
 from safeflux.apply import apply_masks_
 from safeflux.detectors import Detector
-from safeflux.masks import MaskSet, check_fit, compose, keep_all
+from safeflux.masks import MaskSet, check_fit
 from safeflux.promptfile import Prompt
 from safeflux.reference.measure import draw
 from safeflux.sites import find_sites
@@ -112,7 +112,7 @@ def measure_prompts(
     base = found("base model")
     with apply_masks_(transformer, masks):
         masked = found("masked model")
-    shares = Shares(compose(keep_all(sites.values()), masks).counts_by_kind)
+    shares = Shares.of(masks, sites)
     return _count(prompts, labels, base, masked, detector.threshold, shares)
 
 

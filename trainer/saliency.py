@@ -1,14 +1,13 @@
 """Choose bits by what each is worth at the current masks, by the end-to-end loss: its gradients, and a price."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safeflux.trainer.config import SaliencyConfig
-from safeflux.trainer.estimates import Estimates, Smoothed
-from safeflux.trainer.objective import Objective
-from safeflux.trainer.processes import Processes
+from safeflux.trainer.estimates import PARTS, Smoothed, Sums
+from safeflux.trainer.objective import Slope, Task
 from safeflux.trainer.selection import exchange
 
 BETA_STEP = 0.2
@@ -24,20 +23,10 @@ class SaliencyMethod:
         beta: Weight of preservation beside erasure.
     """
 
-    def __init__(
-        self,
-        config: SaliencyConfig,
-        objective: Objective,
-        masks: torch.Tensor,
-        trained: int,
-        may: torch.Tensor,
-        processes: Processes,
-    ) -> None:
-        """`trained`: how many of the rows, the first ones, are to be learned; `may`: bits that can be switched."""
-        self._config, self._objective, self._processes = config, objective, processes
-        self.masks, self._may = masks, may
-        smoothing = dict.fromkeys(("erase", "undo", "preserve"), config.smoothing) | {"price": config.price_smoothing}
-        self._estimates = [Smoothed(masks.shape[1], smoothing) for _ in range(trained)]
+    def __init__(self, config: SaliencyConfig, task: Task) -> None:
+        self._config, self._task, self.masks = config, task, task.masks
+        smoothing = dict.fromkeys(PARTS, config.smoothing) | {"price": config.price_smoothing}
+        self._estimates = [Smoothed(task.masks.shape[1], smoothing) for _ in range(task.trained)]
         self.beta = config.beta_start if config.beta == "auto" else config.beta
         self._rounds = self._last = 0
 
@@ -48,7 +37,7 @@ class SaliencyMethod:
 
     def worth(self) -> torch.Tensor:
         """What each bit being off is worth at the current masks; float32 (trained categories, bits)."""
-        return torch.stack([estimates.value.worth(self.beta) for estimates in self._estimates]) * self._may
+        return torch.stack([estimates.value.worth(self.beta) for estimates in self._estimates]) * self._task.may
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`saliency`, `exchange`, or None when all is done."""
@@ -73,56 +62,45 @@ class SaliencyMethod:
 
     def _tune_beta(self, preserve: float) -> None:
         if self._config.beta == "auto":
-            missed = preserve / (self._config.preserve_budget * self._objective.variance) - 1
+            missed = preserve / (self._config.preserve_budget * self._task.objective.variance) - 1
             low, high = BETA_BOUNDS
             self.beta = min(high, max(low, self.beta * math.exp(BETA_STEP * min(missed, 2.0))))
 
     def _estimate(self, round_: int) -> tuple[float, float]:
         """Blend one round's estimates in."""
-        sums, served = (
-            [Estimates.zeros(self.masks.shape[1]) for _ in self._estimates],
-            torch.zeros(len(self._estimates)),
-        )
-        erased = [self._erase_batches(round_, k, sums, served) for k in range(len(sums))]
-        for estimates, total, times in zip(self._estimates, sums, self._processes.sum(served).tolist(), strict=True):
-            if times:
-                estimates.update(undo=self._processes.sum(total.undo) / times)
-        kept = self._preserve_batches(round_)
-        self._objective.settle(self._processes)
-        return sum(erased) / len(erased), kept
+        chosen, processes = self._config, self._task.processes
+        sums = {part: Sums(self._task.trained, self.masks.shape[1]) for part in PARTS}
+        erased = [
+            self._erase_batch(round_, processes.batch(k), category, sums)
+            for category in range(self._task.trained)
+            for k in range(chosen.erase_batches)
+        ]
+        kept = [self._preserve_batch(round_, processes.batch(k), sums) for k in range(chosen.preserve_batches)]
+        for part, total in sums.items():
+            for category, mean in total.means(processes).items():
+                self._estimates[category].update(**{part: mean})
+        self._task.objective.settle(processes)
+        return processes.mean(erased), processes.mean(kept)
 
-    def _erase_batches(self, round_: int, category: int, sums: Sequence[Estimates], served: torch.Tensor) -> float:
+    def _erase_batch(self, round_: int, batch: int, category: int, sums: Mapping[str, Sums]) -> float:
         """A batch serves its category, and tells the other masks that are on what would bring the category back."""
-        count, total, loss = self._config.erase_batches, torch.zeros(self.masks.shape[1]), 0.0
-        for k in range(count):
-            slope = self._objective.erase(round_, self._processes.batch(k), category, self.masks)
-            total += slope.of(category, self.masks, slope.gradient)
-            loss += slope.loss
-            for other in (c for c in slope.subset if c != category and c < len(sums)):
-                sums[other].undo.add_(slope.of(other, self.masks, slope.gradient))
-                served[other] += 1
-        everywhere = count * self._processes.count
-        self._estimates[category].update(erase=self._processes.sum(total) / everywhere)
-        return float(self._processes.sum(torch.tensor(loss))) / everywhere
+        slope = self._task.objective.erase(round_, batch, category, self.masks)
+        for row in self._learned(slope):
+            part = "erase" if row == category else "undo"
+            sums[part].add(row, slope.of(row, self.masks, slope.gradient))
+        return slope.loss
 
-    def _preserve_batches(self, round_: int) -> float:
-        """Each batch serves every category whose mask is on in it."""
-        count = self._config.preserve_batches
-        sums = [Estimates.zeros(self.masks.shape[1]) for _ in self._estimates]
-        loss, served = 0.0, torch.zeros(len(sums))
-        for k in range(count):
-            slope = self._objective.preserve(round_, self._processes.batch(k), self.masks)
-            assert slope.projection is not None
-            loss += slope.loss
-            for category in (c for c in slope.subset if c < len(sums)):
-                sums[category].preserve.add_(slope.of(category, self.masks, slope.gradient))
-                sums[category].price.add_(slope.of(category, self.masks, slope.projection.square()))
-                served[category] += 1
-        for estimates, total, times in zip(self._estimates, sums, self._processes.sum(served).tolist(), strict=True):
-            if times:
-                preserve, price = (self._processes.sum(part) / times for part in (total.preserve, total.price))
-                estimates.update(preserve=preserve, price=price)
-        return float(self._processes.sum(torch.tensor(loss))) / (count * self._processes.count)
+    def _preserve_batch(self, round_: int, batch: int, sums: Mapping[str, Sums]) -> float:
+        """A batch serves every category whose mask is on in it."""
+        slope = self._task.objective.preserve(round_, batch, self.masks)
+        assert slope.projection is not None
+        for row in self._learned(slope):
+            sums["preserve"].add(row, slope.of(row, self.masks, slope.gradient))
+            sums["price"].add(row, slope.of(row, self.masks, slope.projection.square()))
+        return slope.loss
+
+    def _learned(self, slope: Slope) -> list[int]:
+        return [row for row in slope.subset if row < self._task.trained]
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from safeflux.trainer.config import TrainConfig, load_config, make_config
-from safeflux.trainer.embedded import EMBEDDED, embedded_options
+from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.export import export
 from safeflux.trainer.logs import RoundReport
 from safeflux.trainer.loop import Run
@@ -20,8 +20,9 @@ from safeflux.trainer.validation import VALIDATION_SEED, JudgeValidator, validat
 
 from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError, TrainError
+from safeflux.reference import NAME
 from safeflux.reference.judge import Judge
-from safeflux.reference.model import MODEL, load_pipeline
+from safeflux.reference.model import load_pipeline
 
 CONFIG = "config.yaml"
 CURVES = "curves.json"
@@ -108,10 +109,10 @@ def run(
         TrainError: The loss is not finite, the run needs more memory than there is, or the disk is full.
     """
     processes = Processes()  # before any library asks Accelerate on its own
-    folder_of_model = MODEL if config.model == EMBEDDED else config.model
-    pipe = load_pipeline(folder_of_model, dtype=getattr(torch, config.dtype)).to(processes.device)
-    validator = JudgeValidator(pipe, Judge(), config) if config.model == EMBEDDED else None
-    training = Run(config, pipe, folder, processes, validator, drawn)
+    pipe = load_pipeline(config.model, dtype=getattr(torch, config.dtype)).to(processes.device)
+    validator = JudgeValidator(pipe, Judge(), config) if config.model == NAME else None
+    told = drawn if processes.is_first else _silent
+    training = Run(config, pipe, folder, processes, validator, told)
     if validator is None:
         _release(pipe)
     with _writing(folder):
@@ -119,6 +120,10 @@ def run(
             if processes.is_first:
                 progress(report, training.method.most)
         return _finish(training, pipe) if processes.is_first else None
+
+
+def _silent(done: int, total: int) -> None:
+    """Another process of the same run tells."""
 
 
 @contextmanager

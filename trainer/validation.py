@@ -100,7 +100,7 @@ class JudgeValidator:
         pairs, target = self._erased[category], self._targets[category]
         verdicts = self._judge(self._draw([pair.prompt for pair in pairs], masks, 200_000 * (category + 1)))
         if target.style:
-            return float((verdicts.styles.argmax(axis=1) == vocabulary().styles.index(target.style)).mean())
+            return float(verdicts.in_style([target.style] * len(pairs)).mean())
         return float(verdicts.found([pair.concept or "" for pair in pairs]).mean())
 
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:

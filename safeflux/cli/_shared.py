@@ -20,12 +20,12 @@ def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None
 
 
 class Bar:
-    """A bar on stderr; nothing where stderr is no terminal."""
+    """A bar on stderr, none where stderr is no terminal; and lines above it, which are there in any case."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self._console = Console(stderr=True)
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> "Bar":
@@ -40,3 +40,7 @@ class Bar:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say what is being done, how much of it is done, and of how much."""
         self._bar.update(self._task, description=what, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from safeflux.cli._shared import Bar, writable
 from safeflux.errors import ConfigError
+from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.detectors import Detector
     from safeflux.subject import Subject
     from safeflux.trainer.report import Report
 
-EMBEDDED = "emoji-flux"
 _WITHOUT_PROMPTS = ("images", "kept")
 _WITH_PROMPTS = ("least", "model", "detector", "labels", "find", "preprocess", "call", "batch", "device", "dtype")
 
@@ -78,7 +78,7 @@ activation=none|sigmoid|softmax, threshold=NUMBER.
     callback=_pairs,
     help="With --prompts: only those with at least so much in a column of percentages. Repeatable.",
 )
-@click.option("--model", default=EMBEDDED, show_default=True, help="With --prompts: folder of any FLUX pipeline.")
+@click.option("--model", default=NAME, show_default=True, help="With --prompts: folder of any FLUX pipeline.")
 @click.option("--detector", default="judge", show_default=True, help="With --prompts: judge, opennsfw, or FILE.onnx.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Labels of FILE.onnx: a text file, one a line.")
 @click.option("--find", multiple=True, metavar="LABEL", help="Label to look for. Repeatable.  [default: all]")
@@ -158,7 +158,7 @@ def _measure_embedded(policy: str, masks: tuple[Path, ...], options: dict[str, A
     sizes = Sizes(found=images, neighbours=max(2, images // 2), kept=options["kept"], others=min(48, images))
     bench = Bench(pipe, Judge(), sizes=sizes, seed=options["seed"], progress=bar)
     figures = bench.measure(subject.masks, subject.categories)
-    settings = {"model": EMBEDDED, "call": CALL, "pictures": vars(sizes), "seed": options["seed"]}
+    settings = {"model": NAME, "call": CALL, "pictures": vars(sizes), "seed": options["seed"]}
     settings |= {"first_noise_seed": FIRST_SEED}
     return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)
 
@@ -175,12 +175,12 @@ def _measure_prompts(policy: str, masks: tuple[Path, ...], options: dict[str, An
         detector.place_of(label)
     import torch
 
-    from safeflux.reference.model import CALL, MODEL, load_pipeline
+    from safeflux.reference.model import CALL, load_pipeline
     from safeflux.trainer.promptbench import measure_prompts
     from safeflux.trainer.report import Report
 
-    began, is_embedded = time.monotonic(), options["model"] == EMBEDDED
-    pipe = load_pipeline(MODEL if is_embedded else options["model"], dtype=getattr(torch, options["dtype"]))
+    began, is_embedded = time.monotonic(), options["model"] == NAME
+    pipe = load_pipeline(options["model"], dtype=getattr(torch, options["dtype"]))
     subject = _subject(policy, masks, pipe)
     call = (CALL if is_embedded else {}) | _call(pipe, options["call"])
     figures = measure_prompts(

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from safeflux.cli._shared import Bar
+
 _EXAMPLES = """\b
 Examples:
   safeflux train --category weapons
@@ -64,9 +66,15 @@ def train(
     given = {key: value for key, value in options.items() if value is not None}
     planned = plan_run(_named(categories), config, settings, given)
     folder = out or Path("runs") / "-".join(planned.categories)
-    bar = _Progress(", ".join(planned.categories))
+    what = ", ".join(planned.categories)
     try:
-        result = run(planned, folder, bar, bar.drawn)
+        with Bar() as bar:
+
+            def told(report: Any, most: int) -> None:
+                bar.note(str(report))
+                bar(what, report.round, most)
+
+            result = run(planned, folder, told, lambda done, total: bar("base model's outputs", done, total))
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last round in {folder}", err=True)
         sys.exit(130)
@@ -89,31 +97,3 @@ def _named(categories: tuple[str, ...]) -> tuple[str, ...]:
     from safeflux.reference.vocabulary import vocabulary
 
     return tuple(vocabulary().targets) if "all" in categories else categories
-
-
-class _Progress:
-    """A progress bar on stderr; one line a round where stderr is no terminal."""
-
-    def __init__(self, what: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._what, self._console = what, Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task(what, total=None)
-        self._bar.start()
-
-    def __call__(self, report: Any, most: int) -> None:
-        self._console.print(str(report), highlight=False, soft_wrap=True)
-        self._bar.update(self._task, description=self._what, total=most, completed=report.round)
-
-    def drawn(self, done: int, total: int) -> None:
-        """The base model's outputs, before the first round."""
-        self._bar.update(self._task, description="base model's outputs", total=total, completed=done)

@@ -3,14 +3,16 @@
 BFL fuses q, k and v of a stream into one matrix, thirds of its rows.
 """
 
-from safeflux.families.table import Part, Rule
+from collections.abc import Mapping
+
+from safeflux.families.table import Layout, Part, Rule
 
 DOUBLE = "transformer_blocks.{n}"
 SINGLE = "single_transformer_blocks.{n}"
 BFL_DOUBLE = "double_blocks.{n}"
 BFL_SINGLE = "single_blocks.{n}"
 
-DIM = {"diffusers": "x_embedder.weight", "bfl": "img_in.weight"}
+DIM: Mapping[Layout, str] = {"diffusers": "x_embedder.weight", "bfl": "img_in.weight"}
 """The matrix whose number of rows is the hidden width."""
 
 

@@ -36,6 +36,10 @@ class Verdicts:
         index = [vocabulary().names.index(name) for name in names]
         return self.concepts[np.arange(len(index)), index] > 0
 
+    def in_style(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """For picture b, whether `names[b]` is the likeliest art style of all."""
+        return np.asarray(self.styles.argmax(axis=1) == [vocabulary().styles.index(name) for name in names])
+
     def top(self, count: int) -> list[set[str]]:
         """For each picture, the names of the `count` likeliest concepts."""
         order = np.argsort(-self.concepts, axis=1)[:, :count]

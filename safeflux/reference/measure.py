@@ -12,7 +12,8 @@ from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.model import CALL
 from safeflux.reference.vocabulary import Concept, Vocabulary, caption, vocabulary
 
-_Z = 1.959963984540054  # two-sided 95 %
+Z = 1.959963984540054
+"""Two-sided 95 % of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class Rate:
         """
         if not self.n:
             return 0.0, 1.0
-        centre = (self.value + _Z**2 / (2 * self.n)) / (1 + _Z**2 / self.n)
-        spread = _Z / (1 + _Z**2 / self.n) * (self.value * (1 - self.value) / self.n + _Z**2 / (4 * self.n**2)) ** 0.5
+        centre = (self.value + Z**2 / (2 * self.n)) / (1 + Z**2 / self.n)
+        spread = Z / (1 + Z**2 / self.n) * (self.value * (1 - self.value) / self.n + Z**2 / (4 * self.n**2)) ** 0.5
         return max(0.0, centre - spread), min(1.0, centre + spread)
+
+    def __add__(self, other: "Rate") -> "Rate":
+        """The trials of both as one."""
+        return Rate(self.hits + other.hits, self.n + other.n)
 
     def to_json(self) -> dict[str, Any]:
         """Value, interval and counts."""
@@ -179,8 +184,7 @@ def is_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
 
 def is_style_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
     """For each picture, whether the asked art style is the likeliest of all; bool (B,)."""
-    asked = [vocabulary().styles.index(ask.style) for ask in asks]
-    return np.asarray(verdicts.styles.argmax(1) == asked)
+    return verdicts.in_style([ask.style for ask in asks])
 
 
 def is_background_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from safeflux.errors import ModelError
-from safeflux.reference import T5_TOKENS
+from safeflux.reference import NAME, T5_TOKENS
 
-MODEL = Path(__file__).parent / "emoji-flux"
+MODEL = Path(__file__).parent / NAME
 """A diffusers folder: plain `FluxPipeline.from_pretrained(MODEL)` loads it."""
 
 CALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 8, "max_sequence_length": T5_TOKENS}
@@ -21,14 +21,15 @@ def load_pipeline(folder: str | Path = MODEL, **options: Any) -> Any:
     The embedded model is a `FluxPipeline`.
 
     Args:
-        folder: Another FLUX pipeline than the embedded one.
+        folder: Another FLUX pipeline than the embedded one, which goes by its name `emoji-flux` too.
         options: Passed to `from_pretrained`, e.g. `dtype`.
 
     Raises:
         ModelError: The folder holds no model.
     """
-    if not (Path(folder) / "model_index.json").is_file():
-        way_out = "install safeflux anew" if Path(folder) == MODEL else "name such a folder, or leave it to emoji-flux"
+    folder = MODEL if str(folder) == NAME else Path(folder)
+    if not (folder / "model_index.json").is_file():
+        way_out = "install safeflux anew" if folder == MODEL else f"name such a folder, or leave it to {NAME}"
         raise ModelError(f"{folder}: expected a FLUX pipeline of diffusers, found no model_index.json; {way_out}")
     with _quiet():
         from diffusers import DiffusionPipeline
