@@ -1,9 +1,10 @@
-"""The shipped masks: each alone, all AND-ed, random subsets of every size; beside them masks that were trained alone.
+"""The shipped masks: each alone, all AND-ed, and random subsets of every size.
 
-    python -m benchmarks.catalogue --report benchmarks/reports/catalogue --against runs/apart
+    python -m benchmarks.catalogue --report benchmarks/reports/catalogue
 
-Questions, noises and rates are those of `safeflux eval`: paired with the base model, held out from training. The curve
-over the number of categories shows what learning the masks together is worth. A run that was cut off goes on: what is
+Questions, noises and rates are those of `safeflux eval`: paired with the base model, held out from training. With
+`--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
+over the number of categories then show what learning masks together is worth. A run that was cut off goes on: what is
 measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures
 into its file and writes a card beside it.
 """

@@ -1,0 +1,52 @@
+"""The shipped masks: made by the commands that are told, for the targets that are known, with cards that agree."""
+
+from pathlib import Path
+
+import pytest
+from safeflux.trainer.loop import config_digest
+from safeflux.trainer.session import plan_run
+
+from benchmarks.make_catalogue import STAGES, command
+from safeflux.cli.train import train
+from safeflux.guard import guard
+from safeflux.maskfile import load_masks
+from safeflux.policy import bundled_policies
+from safeflux.reference.measure import Rate
+from safeflux.reference.model import load_pipeline
+from safeflux.reference.vocabulary import vocabulary
+
+MASKS = Path(__file__).parent.parent / "policies" / "masks" / "emoji-flux"
+
+
+def test_there_is_a_mask_and_a_card_for_every_target():
+    for suffix in ("safetensors", "md"):
+        assert {path.stem for path in MASKS.glob(f"*.{suffix}")} == set(vocabulary().targets)
+
+
+def test_the_masks_have_the_configuration_of_the_commands_that_made_them():
+    name, *rest = STAGES[-1]
+    verb, *arguments = command(Path("runs"), name, *rest)
+    given = train.make_context(verb, arguments).params
+    planned = plan_run(given["categories"], None, given["settings"], {"initial": given["initial"]})
+    digests = {load_masks(path)[1].config_sha256 for path in MASKS.glob("*.safetensors")}
+    assert digests == {config_digest(planned)}
+
+
+def test_every_card_tells_the_figures_inside_its_mask():
+    for path in MASKS.glob("*.safetensors"):
+        masks, meta = load_masks(path)
+        card = path.with_suffix(".md").read_text()
+        assert f"{masks.count.masked:,} of " in card
+        alone, among = meta.evaluation["alone"], meta.evaluation["with all masks"]
+        assert set(alone) == set(among) > {"everything else right"}
+        for row in alone:
+            rates = (alone[row]["base"], alone[row]["masked"], among[row]["masked"])
+            cells = " | ".join(str(Rate(rate["hits"], rate["n"])) for rate in rates)
+            assert f"| {row} | {cells} |" in card
+
+
+@pytest.mark.parametrize("name", bundled_policies())
+def test_every_bundled_policy_can_be_applied(name):
+    pipe = load_pipeline()
+    with guard(pipe, name) as handle:
+        assert handle.verify().state.name == "GUARDED"
