@@ -21,6 +21,7 @@ WITH_EXAMPLES = {
     "safeflux.reference.measure",
     "safeflux.reference.vocabulary",
     "safeflux.sites",
+    "safeflux.trainer.estimates",
     "safeflux.trainer.metrics",
     "safeflux.trainer.prompts",
 }

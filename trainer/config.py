@@ -56,6 +56,11 @@ class CategoryConfig(Part):
             raise ValueError(f"anchors: no such concept: {', '.join(unknown)}")
         return self
 
+    def anchor_of(self, word: str) -> str:
+        """The anchor of the concept that a word names."""
+        names = [name for name, words in self.concepts.items() if word in words]
+        return self.anchors.get(names[0], self.anchor)
+
 
 class PromptConfig(Part):
     """Templates and what fills them; the same for every category of a run."""
@@ -111,6 +116,12 @@ class SaliencyConfig(Part):
     """Where `auto` starts from."""
     preserve_budget: Annotated[float, Field(gt=0)] = 0.01
     """For `auto`: preservation loss allowed, in units of the variance of the base model's outputs."""
+    balance: Weight = 1.0
+    """How much more the erasure of a category counts than another's for each time that more is left of it: an exponent;
+    0: all alike. Without, what is hard to erase loses its bits to preservation while the rest is long gone."""
+    price_floor: Annotated[float, Field(gt=0)] = 0.5
+    """What is added to every bit's price, in units of the mean price. The higher it is, the more the gain alone decides
+    which bits go off: fewer bits erase as much, but each costs more preservation, so that rounds must be small."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """How much of a round's gradients is carried over from the rounds before."""
     price_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -17,6 +17,8 @@ import torch
 from safeflux.trainer.processes import Processes
 
 PARTS = ("erase", "undo", "preserve", "price")
+LEAST_URGENCY = 0.25
+"""What is erased best still counts this much, or it would come back before a round could tell."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,34 @@ class Estimates:
         """Nothing known yet."""
         return cls(*(torch.zeros(count) for _ in PARTS))
 
-    def worth(self, beta: float) -> torch.Tensor:
-        """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + mean price / 2).
+    def worth(self, beta: float, price_floor: float = 0.5) -> torch.Tensor:
+        """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + floor).
 
         A mask is not to undo what others erase, nor is it rewarded for doing their work. The numerator is the
-        first-order gain of the whole loss, the denominator its second-order price. Half the mean keeps bits that move
-        nothing from winning by a tiny price. The price also bounds what many bits do together, which their slopes alone
-        do not: bits chosen by slope alone overshoot.
+        first-order gain of the whole loss, the denominator its second-order price. The price also bounds what many bits
+        do together, which their slopes alone do not: bits chosen by slope alone overshoot.
+
+        Args:
+            beta: Weight of preservation beside erasure.
+            price_floor: The floor, in units of the mean price. It keeps bits that move nothing from winning by a tiny
+                price; the higher it is, the more the gain alone decides, for fewer bits that each cost more.
         """
         gain = self.erase + self.undo.clamp_max(0) + beta * self.preserve
-        return gain / (self.price + 0.5 * self.price.mean()).clamp_min(1e-30)
+        return gain / (self.price + price_floor * self.price.mean()).clamp_min(1e-30)
+
+
+def urgency(left: torch.Tensor, balance: float) -> torch.Tensor:
+    """How much the erasure of each category counts beside that of the others, by how much is left of it.
+
+    Args:
+        left: The erasure loss of each category, float32 (categories,).
+        balance: The exponent; 0 lets all count alike.
+
+    Examples:
+        >>> urgency(torch.tensor([0.1, 0.1, 0.4]), 1.0)
+        tensor([0.5000, 0.5000, 2.0000])
+    """
+    return (left / left.mean()).clamp_min(LEAST_URGENCY) ** balance
 
 
 class Sums:

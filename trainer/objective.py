@@ -164,7 +164,7 @@ class Objective:
 
     def _references(self, pipe: Any, drawn: Callable[[int, int], None]) -> tuple[list[References], References]:
         """Draw the pairs of the whole run, encode them, and let the base model draw its part."""
-        chosen, source = self._config, PromptSource(self._config)
+        chosen, source = self._config, PromptSource(self._config, beside=self._names)
         pools = [
             source.erase(name, self._rng("pairs", k), chosen.prompts.erase_pairs)
             for k, name in enumerate(chosen.categories)

@@ -5,7 +5,7 @@ hold: the configuration of the embedded model leaves out the held-out words and 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,7 +27,11 @@ class Pair:
     concept: str | None = None
     """What is to be erased; None for a prompt to preserve."""
     categories: frozenset[str] = frozenset()
-    """Categories of other things in the prompt. The pair says nothing about a model with a mask of one of them on."""
+    """Categories of other things in the prompt that the anchor has too. The pair says nothing about a model with a mask
+    of one of them on."""
+    within: frozenset[str] = frozenset()
+    """Categories of other things in the prompt that the anchor has replaced. The pair says something only about a model
+    with masks of all of them on."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class _Value:
 
 
 class PromptSource:
-    """Draws pairs for the categories of a configuration."""
+    """Draws pairs for the categories of a configuration; `beside` are those whose masks may be on beside others."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config, self._categories = config.prompts, config.categories
-        every = {**config.prompts.others, **config.categories}
+    def __init__(self, config: TrainConfig, beside: Collection[str] = ()) -> None:
+        self._config, self._categories, self._beside = config.prompts, config.categories, frozenset(beside)
+        every = self._every = {**config.prompts.others, **config.categories}
         slots = {"thing": config.prompts.neutral, **config.prompts.slots}
         self._of_categories = {slot: tuple(_values_of(every, slot)) for slot in slots}
         self._neutral = {
@@ -67,8 +71,13 @@ class PromptSource:
         values = self._fill(rng)
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
         template, values, place = self._template(rng, values, category.slot)
-        anchor = _anchor(template, values, place, category.anchors.get(name, category.anchor))
-        return Pair(_format(template, values), anchor, name, _categories_in(values))
+        anchors = {place: category.anchors.get(name, category.anchor)}
+        others = _categories_in(values)
+        within = others if others <= self._beside and rng.random() < 0.5 else frozenset()
+        for other, value in values.items():
+            if value.category in within:
+                anchors[other] = self._every[value.category].anchor_of(value.text)
+        return Pair(_format(template, values), _anchor(template, values, anchors), name, others - within, within)
 
     def _preserve(self, rng: np.random.Generator) -> Pair:
         values = self._fill(rng)
@@ -109,12 +118,13 @@ def _values_of(categories: Mapping[str, CategoryConfig], slot: str) -> Iterable[
             yield from (_Value(word, name) for words in category.concepts.values() for word in words)
 
 
-def _anchor(template: str, values: Mapping[str, _Value], place: str, anchor: str) -> str:
-    if anchor == NULL:
+def _anchor(template: str, values: Mapping[str, _Value], anchors: Mapping[str, str]) -> str:
+    """The prompt with the anchors in their places: the words, or the placeholder dropped, or nothing left at all."""
+    if NULL in anchors.values():
         return ""
-    if anchor == DROPPED:
-        return _format(drop(template, place), values)
-    return _format(template, {**values, place: _Value(anchor)})
+    for place in (place for place, anchor in anchors.items() if anchor == DROPPED):
+        template = drop(template, place)
+    return _format(template, {**values, **{place: _Value(anchor) for place, anchor in anchors.items()}})
 
 
 def drop(template: str, place: str) -> str:

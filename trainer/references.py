@@ -72,7 +72,7 @@ class References:
         masked: frozenset[str] = frozenset(),
         weight: torch.Tensor | None = None,
     ) -> list[int]:
-        """Indices of `count` random pairs that do not hold a thing of a category whose mask is on.
+        """Indices of `count` random pairs that say something about a model with the masks that are on.
 
         Args:
             rng: The source of chance.
@@ -80,7 +80,7 @@ class References:
             masked: Categories whose masks are on.
             weight: How likely each pair is to be drawn, up to a factor, (pairs,); all alike without.
         """
-        fitting = [k for k, pair in enumerate(self.pairs) if not pair.categories & masked]
+        fitting = [k for k, pair in enumerate(self.pairs) if not pair.categories & masked and pair.within <= masked]
         p = None if weight is None else weight[fitting].double().clamp_min(1e-9).numpy()
         return rng.choice(fitting, count, replace=len(fitting) < count, p=None if p is None else p / p.sum()).tolist()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.config import SaliencyConfig
-from safeflux.trainer.estimates import PARTS, Smoothed, Sums
+from safeflux.trainer.estimates import PARTS, Smoothed, Sums, urgency
 from safeflux.trainer.objective import Slope, Task
 from safeflux.trainer.selection import exchange
 
@@ -28,6 +28,7 @@ class SaliencyMethod:
         smoothing = dict.fromkeys(PARTS, config.smoothing) | {"price": config.price_smoothing}
         self._estimates = [Smoothed(task.masks.shape[1], smoothing) for _ in range(task.trained)]
         self.beta = config.beta_start if config.beta == "auto" else config.beta
+        self._left = torch.ones(task.trained)
         self._rounds = self._last = 0
 
     @property
@@ -37,7 +38,10 @@ class SaliencyMethod:
 
     def worth(self) -> torch.Tensor:
         """What each bit being off is worth at the current masks; float32 (trained categories, bits)."""
-        return torch.stack([estimates.value.worth(self.beta) for estimates in self._estimates]) * self._task.may
+        betas = (self.beta / urgency(self._left, self._config.balance)).tolist()
+        floor = self._config.price_floor
+        worth = [known.value.worth(beta, floor) for known, beta in zip(self._estimates, betas, strict=True)]
+        return torch.stack(worth) * self._task.may
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`saliency`, `exchange`, or None when all is done."""
@@ -71,16 +75,18 @@ class SaliencyMethod:
         chosen, processes = self._config, self._task.processes
         sums = {part: Sums(self._task.trained, self.masks.shape[1]) for part in PARTS}
         erased = [
-            self._erase_batch(round_, processes.batch(k), category, sums)
+            processes.mean(
+                [self._erase_batch(round_, processes.batch(k), category, sums) for k in range(chosen.erase_batches)]
+            )
             for category in range(self._task.trained)
-            for k in range(chosen.erase_batches)
         ]
         kept = [self._preserve_batch(round_, processes.batch(k), sums) for k in range(chosen.preserve_batches)]
         for part, total in sums.items():
             for category, mean in total.means(processes).items():
                 self._estimates[category].update(**{part: mean})
         self._task.objective.settle(processes)
-        return processes.mean(erased), processes.mean(kept)
+        self._left.mul_(chosen.smoothing).add_(torch.tensor(erased), alpha=1 - chosen.smoothing)
+        return sum(erased) / len(erased), processes.mean(kept)
 
     def _erase_batch(self, round_: int, batch: int, category: int, sums: Mapping[str, Sums]) -> float:
         """A batch serves its category, and tells the other masks that are on what would bring the category back."""
@@ -108,6 +114,7 @@ class SaliencyMethod:
             "masks": self.masks,
             "estimates": [estimates.state_dict() for estimates in self._estimates],
             "beta": self.beta,
+            "left": self._left,
             "rounds": self._rounds,
             "last": self._last,
         }
@@ -115,6 +122,7 @@ class SaliencyMethod:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self.masks, self.beta = state["masks"], state["beta"]
+        self._left = state["left"]
         for estimates, saved in zip(self._estimates, state["estimates"], strict=True):
             estimates.load_state_dict(saved)
         self._rounds, self._last = state["rounds"], state["last"]

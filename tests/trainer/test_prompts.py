@@ -73,6 +73,20 @@ def test_a_concept_is_erased_in_every_style_and_a_style_that_a_mask_erases_is_to
     assert all(("fluent-style" in pair.categories) == ("fluent style" in pair.prompt) for pair in pairs)
 
 
+def test_under_two_masks_the_anchor_replaces_what_both_erase():
+    """Else a thing in an erased style would be trained under neither: its plain anchor still has the style."""
+    config = options("weapons", "fluent-style")
+    pairs = PromptSource(config, beside=list(config.categories)).erase("weapons", np.random.default_rng(0), 400)
+    both = [pair for pair in pairs if pair.within]
+    assert 30 < len(both) < 70  # an eighth: half of those in one of four styles
+    for pair in both:
+        assert pair.within == {"fluent-style"}
+        assert not pair.categories
+        assert "fluent style" in pair.prompt
+        assert re.search(r"nothing.*noto style", pair.anchor)
+    assert any(pair.categories == {"fluent-style"} and "fluent style" in pair.anchor for pair in pairs)
+
+
 def test_every_concept_gets_its_turn(weapons):
     drawn = erased(weapons, len(weapons.categories["weapons"].concepts), seed=1)
     assert {pair.concept for pair in drawn} == set(weapons.categories["weapons"].concepts)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safeflux.trainer.bits import Bits
-from safeflux.trainer.estimates import Estimates, Smoothed
+from safeflux.trainer.estimates import LEAST_URGENCY, Estimates, Smoothed, urgency
 from safeflux.trainer.losses import preserve_loss, random_projection
 from safeflux.trainer.selection import exchange
 
@@ -46,6 +46,15 @@ def test_exchange_never_switches_more_than_it_may(seed, count_on, count_off):
     out = exchange(keep, known.worth(0.5), off=count_off, on=count_on)
     assert int((out & ~keep).sum()) <= count_on
     assert int((keep & ~out).sum()) <= count_off
+
+
+def test_what_is_left_most_counts_most_and_keeps_bits_that_preservation_wants_back():
+    left = torch.tensor([0.001, 0.1, 0.5])
+    count = urgency(left, 1.0)
+    assert count[0] == LEAST_URGENCY < count[1] < 1 < count[2]
+    assert urgency(left, 0.0).tolist() == [1, 1, 1]
+    known = estimates([1.0], [1.0], preserve=[-0.8])
+    assert [known.worth(2.0 / weight).item() > 0 for weight in count.tolist()] == [False, False, True]
 
 
 def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memory():
