@@ -35,7 +35,7 @@ from safeflux.reference.measure import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
-FULL, SMALL = Sizes(), Sizes(found=24, neighbours=8, kept=100, others=4)
+FULL, SMALL = Sizes(kept=1400), Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
 """Pictures for each mask alone and all together, and for each random subset."""
 NOTHING = Rate(0, 0)
 

@@ -97,17 +97,19 @@ class PromptConfig(Part):
 class SaliencyConfig(Part):
     """The method `saliency`: rounds that switch bits by what each is worth to the whole loss."""
 
-    rounds: Count = 40
+    rounds: Count = 80
     """Rounds at most; they end earlier when validation has found every category gone and the last rounds are done."""
-    bits_off: Count = 300
+    warm_up: Annotated[int, Field(ge=0)] = 0
+    """How many of these only gather estimates. One round's are noisy; masks to start from are spoilt by them."""
+    bits_off: Count = 150
     """Bits of a category switched off in a round, at most, while validation still finds the category."""
-    bits_on: Annotated[int, Field(ge=0)] = 60
+    bits_on: Annotated[int, Field(ge=0)] = 50
     """Bits switched on again in a round, at most: those whose return lowers the whole loss."""
     last_rounds: Annotated[int, Field(ge=0)] = 0
     """Rounds after every category is gone. They switch on as many bits as off, fewer from round to round."""
-    erase_batches: Count = 2
+    erase_batches: Count = 1
     """Batches of erase prompts a round and category."""
-    preserve_batches: Count = 4
+    preserve_batches: Count = 2
     """Batches of prompts to preserve a round."""
     beta: Weight | Literal["auto"] = "auto"
     """Weight of the preservation loss beside the erasure loss. `auto`: what holds preservation within its budget, by
@@ -119,10 +121,10 @@ class SaliencyConfig(Part):
     balance: Weight = 1.0
     """How much more the erasure of a category counts than another's for each time that more is left of it: an exponent;
     0: all alike. Without, what is hard to erase loses its bits to preservation while the rest is long gone."""
-    price_floor: Annotated[float, Field(gt=0)] = 0.5
+    price_floor: Annotated[float, Field(gt=0)] = 3.0
     """What is added to every bit's price, in units of the mean price. The higher it is, the more the gain alone decides
     which bits go off: fewer bits erase as much, but each costs more preservation, so that rounds must be small."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.85
     """How much of a round's gradients is carried over from the rounds before."""
     price_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """The same for the second-order price, which is noisier and changes less from round to round."""
@@ -195,7 +197,7 @@ class TrainConfig(Part):
     target_found: Share = 0.01
     """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures, under
     this mask alone and under all masks of the run."""
-    validate_every: Count = 4
+    validate_every: Count = 8
     """Rounds between validations."""
     validation_prompts: Count = 192
     """Pictures of a validation a category, and half as many for each of two questions on what is preserved: alone, and

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
-from safeflux.trainer.config import CategoryConfig, PromptConfig
+from safeflux.trainer.config import CategoryConfig, PromptConfig, TrajectoryConfig
 
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
 from safeflux.reference.vocabulary import NOTHING_WORD, Target, is_held_out, vocabulary, with_article
 
 TOGETHER: dict[str, Any] = {
-    "saliency": {"rounds": 60, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
+    "saliency": {"rounds": 60, "warm_up": 4, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
     "validate_every": 6,
     "validation_prompts": 128,
 }
 """Options of a run that learns several masks. A batch to preserve serves all of them, and the budget is for all."""
+BEYOND = TrajectoryConfig(hold_steps=0, reversal=0.5)
+"""For a style. Where the prompt says none, the model draws each of its styles about as often, so that a style's word
+that is merely ignored still gives that style now and then: the target must lie beyond the anchor."""
 
 
 def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +53,10 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
 def _category(target: Target) -> CategoryConfig:
     if target.style:
         return CategoryConfig(
-            concepts={target.style: (target.style,)}, slot="style", anchor=target.instead or NOTHING_WORD
+            concepts={target.style: (target.style,)},
+            slot="style",
+            anchor=target.instead or NOTHING_WORD,
+            trajectory=BEYOND,
         )
     concepts = {c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in target.concepts}
     return CategoryConfig(concepts=concepts, anchor=NOTHING_WORD)

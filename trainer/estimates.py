@@ -35,7 +35,7 @@ class Estimates:
         """Nothing known yet."""
         return cls(*(torch.zeros(count) for _ in PARTS))
 
-    def worth(self, beta: float, price_floor: float = 0.5) -> torch.Tensor:
+    def worth(self, beta: float, price_floor: float) -> torch.Tensor:
         """What switching each bit off is worth: (erase + min(undo, 0) + beta * preserve) / (price + floor).
 
         A mask is not to undo what others erase, nor is it rewarded for doing their work. The numerator is the

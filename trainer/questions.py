@@ -73,10 +73,12 @@ NEIGHBOURS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many pictures an evaluation draws of each model, by kind of question."""
+    """How many pictures an evaluation draws of each model, by kind of question; with 0 it is not asked."""
 
     found: int = 200
-    """For each target: by name; by held-out words; beside a neutral thing."""
+    """For each target: by name."""
+    details: int = 200
+    """For each target: by held-out words; beside a neutral thing."""
     neighbours: int = 100
     """For each target: of its nearest neighbours."""
     kept: int = 1000
@@ -87,8 +89,9 @@ class Sizes:
     def __post_init__(self) -> None:
         """Refuse numbers that leave nothing to measure, or more than a set has noises."""
         for name, value in vars(self).items():
-            if not 2 <= value <= MAX_PICTURES:
-                raise ConfigError(f"pictures for {name!r}: expected 2 to {MAX_PICTURES}, got {value}")
+            least = 2 if name in ("found", "kept") else 0
+            if not least <= value <= MAX_PICTURES:
+                raise ConfigError(f"pictures for {name!r}: expected {least} to {MAX_PICTURES}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def questions_of(erased: Collection[Target], sizes: Sizes, seed: int) -> dict[st
         raise ConfigError(f"seed: expected 0 to {MAX_SEED}, got {seed}")
     others = [target for target in vocabulary().targets.values() if target.concepts and target not in erased]
     every = [
-        *(ask(target, sizes.found, seed) for target in erased for ask in (by_name, by_held_out_words, beside)),
+        *(by_name(target, sizes.found, seed) for target in erased),
+        *(ask(target, sizes.details, seed) for target in erased for ask in (by_held_out_words, beside)),
         *(neighbours(target, sizes.neighbours, seed) for target in erased),
         *neutral(sizes.kept, seed),
         *(by_name(target, sizes.others, seed) for target in others),

@@ -57,8 +57,9 @@ class SaliencyMethod:
             off = on = round(self._config.bits_on * (1 - self._last / self._config.last_rounds))
             self._last += 1
         else:
-            off, on = self._config.bits_off, self._config.bits_on
             self._rounds += 1
+            is_warm = self._rounds > self._config.warm_up
+            off, on = (self._config.bits_off, self._config.bits_on) if is_warm else (0, 0)
         for k, worth in enumerate(self.worth()):
             count = min(off, on) if is_erased[k] else off
             self.masks[k] = exchange(self.masks[k], worth, off=count, on=on)

@@ -16,7 +16,7 @@ from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 from safeflux.sites import find_sites
 
-SIZES = Sizes(found=6, neighbours=4, kept=24, others=2)
+SIZES = Sizes(found=6, details=6, neighbours=4, kept=24, others=2)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_model_is_put_back_even_when_drawing_fails(pipe, masks, bits_of):
         if what == "masked model":
             raise KeyboardInterrupt
 
-    small = Bench(pipe, Judge(), sizes=Sizes(2, 2, 2, 2), progress=stop)
+    small = Bench(pipe, Judge(), sizes=Sizes(2, 2, 2, 2, 2), progress=stop)
     with pytest.raises(KeyboardInterrupt):
         small.measure(masks, ["tobacco"])
     assert bits_of(pipe.transformer) == before

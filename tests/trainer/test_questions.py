@@ -9,7 +9,7 @@ from safeflux.errors import ConfigError
 from safeflux.reference.vocabulary import is_held_out, vocabulary
 
 WORDS = vocabulary()
-SMALL = Sizes(found=20, neighbours=8, kept=40, others=6)
+SMALL = Sizes(found=20, details=20, neighbours=8, kept=40, others=6)
 
 
 def ask(*names, sizes=SMALL, seed=0):
@@ -20,7 +20,7 @@ def test_a_question_is_the_same_whatever_else_is_asked_and_begins_a_longer_one()
     alone, together = ask("weapons"), ask("weapons", "alcohol", "fluent-style")
     shared = {"weapons/by name", "weapons/by held-out words", "weapons/beside", "weapons/neighbours", *KEPT[:2]}
     assert all(alone[name] == together[name] for name in shared)
-    longer = ask("weapons", sizes=Sizes(found=50, neighbours=30, kept=80, others=9))
+    longer = ask("weapons", sizes=Sizes(found=50, details=50, neighbours=30, kept=80, others=9))
     for name, question in alone.items():
         assert longer[name].asks[: len(question.asks)] == question.asks
         assert longer[name].first_seed == question.first_seed
@@ -80,6 +80,15 @@ def test_neighbours_are_neutral_and_known_for_every_target_of_things():
 def test_a_size_that_measures_nothing_is_refused(sizes):
     with pytest.raises(ConfigError, match=next(iter(sizes))):
         Sizes(**sizes)
+
+
+def test_what_is_asked_no_picture_of_is_left_out():
+    questions = ask("weapons", sizes=Sizes(found=4, details=0, neighbours=0, kept=8, others=0))
+    assert {name: len(question.asks) for name, question in questions.items()} == {
+        "weapons/by name": 4,
+        KEPT[0]: 4,
+        KEPT[1]: 4,
+    }
 
 
 def test_an_unknown_category_or_seed_is_refused():

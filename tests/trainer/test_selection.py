@@ -21,21 +21,21 @@ def estimates(erase: list[float], price: list[float], preserve: list[float] | No
 
 def test_bits_that_erase_most_for_their_price_go_first():
     keep = torch.ones(4, dtype=torch.bool)
-    worth = estimates([4.0, 4.0, 1.0, -5.0], [9.0, 1.0, 0.1, 0.1]).worth(1.0)
+    worth = estimates([4.0, 4.0, 1.0, -5.0], [9.0, 1.0, 0.1, 0.1]).worth(1.0, 0.5)
     out = exchange(keep, worth, off=2, on=2)
     assert out.tolist() == [True, False, False, True]
 
 
 def test_a_bit_that_would_bring_the_concept_forward_is_never_switched_off():
     keep = torch.ones(3, dtype=torch.bool)
-    assert exchange(keep, estimates([-1.0, 0.0, -2.0], [1.0, 1.0, 1.0]).worth(1.0), off=3, on=0).all()
+    assert exchange(keep, estimates([-1.0, 0.0, -2.0], [1.0, 1.0, 1.0]).worth(1.0, 0.5), off=3, on=0).all()
 
 
 def test_exchange_switches_only_what_lowers_the_loss():
     keep = torch.tensor([False, False, True, True])
     # Bit 0 is wanted back by preservation, bit 1 still erases; bit 2 would still help to erase, bit 3 would not.
     known = estimates(erase=[0.1, 5.0, 2.0, 0.0], price=[0.1] * 4, preserve=[-3.0, 0.0, 0.0, 0.0])
-    assert exchange(keep, known.worth(1.0), off=2, on=2).tolist() == [True, False, False, True]
+    assert exchange(keep, known.worth(1.0, 0.5), off=2, on=2).tolist() == [True, False, False, True]
 
 
 @given(st.integers(0, 2**31), st.integers(0, 20), st.integers(0, 20))
@@ -43,7 +43,7 @@ def test_exchange_never_switches_more_than_it_may(seed, count_on, count_off):
     draw = torch.Generator().manual_seed(seed)
     keep = torch.rand(50, generator=draw) > 0.5
     known = Estimates(*(torch.randn(50, generator=draw) for _ in range(3)), torch.rand(50, generator=draw))
-    out = exchange(keep, known.worth(0.5), off=count_off, on=count_on)
+    out = exchange(keep, known.worth(0.5, 0.5), off=count_off, on=count_on)
     assert int((out & ~keep).sum()) <= count_on
     assert int((keep & ~out).sum()) <= count_off
 
@@ -54,7 +54,7 @@ def test_what_is_left_most_counts_most_and_keeps_bits_that_preservation_wants_ba
     assert count[0] == LEAST_URGENCY < count[1] < 1 < count[2]
     assert urgency(left, 0.0).tolist() == [1, 1, 1]
     known = estimates([1.0], [1.0], preserve=[-0.8])
-    assert [known.worth(2.0 / weight).item() > 0 for weight in count.tolist()] == [False, False, True]
+    assert [known.worth(2.0 / weight, 0.5).item() > 0 for weight in count.tolist()] == [False, False, True]
 
 
 def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memory():
@@ -69,7 +69,7 @@ def test_smoothed_estimates_have_no_bias_towards_zero_and_each_part_its_own_memo
 def test_a_mask_is_not_to_undo_what_another_erases_and_not_rewarded_for_erasing_it():
     known = estimates(erase=[2.0, 2.0, 0.0], price=[1.0, 1.0, 1.0])
     known = replace(known, undo=torch.tensor([-3.0, 0.0, 5.0]))
-    assert [value > 0 for value in known.worth(1.0).tolist()] == [False, True, False]
+    assert [value > 0 for value in known.worth(1.0, 0.5).tolist()] == [False, True, False]
 
 
 def test_a_part_without_news_stays_as_it_was():
