@@ -23,7 +23,7 @@ WITH_EXAMPLES = {
     "safeflux.sites",
     "safeflux.trainer.estimates",
     "safeflux.trainer.metrics",
-    "safeflux.trainer.prompts",
+    "safeflux.trainer.templates",
 }
 
 

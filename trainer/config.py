@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safeflux.trainer.templates import BY_KIND, Kind, Templates, faults
 
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
@@ -38,6 +39,8 @@ class CategoryConfig(Part):
 
     concepts: dict[str, Words]
     """Concept to erase -> the words that training uses for it. The evaluation keeps other words for itself."""
+    kind: Kind = "object"
+    """What the concepts are: `object`, `identity` or `style`. It chooses the templates of a run that names none."""
     slot: str = "thing"
     """The placeholder of the templates that the words fill: `thing`, or another slot such as `style`."""
     anchor: str = DROPPED
@@ -69,8 +72,9 @@ class PromptConfig(Part):
     """Things to preserve, used in training. The evaluation uses others."""
     others: dict[str, CategoryConfig] = {}
     """Categories that this run does not train. They are preserved too, where no mask of theirs is on."""
-    single: Words
-    """Templates with `{thing}` and the slots."""
+    single: Words = ()
+    """Templates with `{thing}` and the slots. Without any, single and pair are those of each category's kind
+    (`safeflux.trainer.templates`)."""
     pair: Words = ()
     """Templates with `{first}`, `{second}` and the slots: the concept beside a thing to preserve."""
     slots: dict[str, Words] = {}
@@ -89,9 +93,15 @@ class PromptConfig(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> "PromptConfig":
-        if not self.neutral or not self.single:
-            raise ValueError("expected at least one neutral thing and one single template")
+        if not self.neutral:
+            raise ValueError("expected at least one neutral thing")
+        if self.pair and not self.single:
+            raise ValueError("pair: expected single templates too")
         return self
+
+    def templates_of(self, kind: Kind) -> Templates:
+        """The run's own templates or, without, those of a kind."""
+        return Templates(self.single, self.pair) if self.single else BY_KIND[kind]
 
 
 class SaliencyConfig(Part):
@@ -221,6 +231,10 @@ class TrainConfig(Part):
                 raise ValueError(
                     f"categories.{name}.slot: expected one of {', '.join(sorted(slots))}, got {category.slot!r}"
                 )
+        for name, category in self.categories.items():
+            templates = self.prompts.templates_of(category.kind)
+            for fault in faults(templates, slots, {category.slot}):
+                raise ValueError(f"the template for {name} {fault}")
         return self
 
 

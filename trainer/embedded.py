@@ -54,9 +54,10 @@ def _category(target: Target) -> CategoryConfig:
     if target.style:
         return CategoryConfig(
             concepts={target.style: (target.style,)},
+            kind="style",
             slot="style",
             anchor=target.instead or NOTHING_WORD,
             trajectory=BEYOND,
         )
     concepts = {c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in target.concepts}
-    return CategoryConfig(concepts=concepts, anchor=NOTHING_WORD)
+    return CategoryConfig(concepts=concepts, kind=target.kind, anchor=NOTHING_WORD)

@@ -4,13 +4,13 @@ Everything is drawn from a `numpy` generator. Train, validation and held-out pro
 hold: the configuration of the embedded model leaves out the held-out words and every third neutral concept.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from safeflux.trainer.config import DROPPED, NULL, CategoryConfig, TrainConfig
+from safeflux.trainer.templates import Templates, drop
 
 _T = TypeVar("_T")
 
@@ -48,6 +48,7 @@ class PromptSource:
     def __init__(self, config: TrainConfig, beside: Collection[str] = ()) -> None:
         self._config, self._categories, self._beside = config.prompts, config.categories, frozenset(beside)
         every = self._every = {**config.prompts.others, **config.categories}
+        self._kinds = tuple(dict.fromkeys(category.kind for category in config.categories.values()))
         slots = {"thing": config.prompts.neutral, **config.prompts.slots}
         self._of_categories = {slot: tuple(_values_of(every, slot)) for slot in slots}
         self._neutral = {
@@ -70,7 +71,8 @@ class PromptSource:
     def _erase(self, category: CategoryConfig, rng: np.random.Generator, name: str) -> Pair:
         values = self._fill(rng)
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
-        template, values, place = self._template(rng, values, category.slot)
+        templates = self._config.templates_of(category.kind)
+        template, values, place = self._template(rng, templates, values, category.slot)
         anchors = {place: category.anchors.get(name, category.anchor)}
         others = _categories_in(values)
         within = others if others <= self._beside and rng.random() < 0.5 else frozenset()
@@ -83,7 +85,8 @@ class PromptSource:
         values = self._fill(rng)
         if self._of_categories["thing"] and rng.random() < self._config.category_share:
             values["thing"] = _one(rng, self._of_categories["thing"])
-        template, values, _ = self._template(rng, values, "thing")
+        templates = self._config.templates_of(_one(rng, self._kinds))
+        template, values, _ = self._template(rng, templates, values, "thing")
         prompt = _format(template, values)
         return Pair(prompt, prompt, None, _categories_in(values))
 
@@ -93,18 +96,18 @@ class PromptSource:
         return {slot: _one(rng, values) for slot, values in slots.items()}
 
     def _template(
-        self, rng: np.random.Generator, values: dict[str, _Value], slot: str
+        self, rng: np.random.Generator, templates: Templates, values: dict[str, _Value], slot: str
     ) -> tuple[str, dict[str, _Value], str]:
         """A single or a pair template, its values, and the placeholder that `slot` fills in it."""
-        if not (self._config.pair and rng.random() < self._config.pair_share):
-            return _one(rng, self._config.single), values, slot
+        if not (templates.pair and rng.random() < self._config.pair_share):
+            return _one(rng, templates.single), values, slot
         second = values["thing"]
         while second == values["thing"] and len(self._neutral["thing"]) > 1:
             second = _one(rng, self._neutral["thing"])
         places = ("first", "second") if rng.random() < 0.5 else ("second", "first")
         both = dict(zip(places, (values["thing"], second), strict=True))
         rest = {name: value for name, value in values.items() if name != "thing"}
-        return _one(rng, self._config.pair), rest | both, places[0] if slot == "thing" else slot
+        return _one(rng, templates.pair), rest | both, places[0] if slot == "thing" else slot
 
 
 def _categories_in(values: Mapping[str, _Value]) -> frozenset[str]:
@@ -125,26 +128,6 @@ def _anchor(template: str, values: Mapping[str, _Value], anchors: Mapping[str, s
     for place in (place for place, anchor in anchors.items() if anchor == DROPPED):
         template = drop(template, place)
     return _format(template, {**values, **{place: _Value(anchor) for place, anchor in anchors.items()}})
-
-
-def drop(template: str, place: str) -> str:
-    """A template without one of its placeholders and the word or comma that joined it.
-
-    Examples:
-        >>> drop("{first} and {second}, {style} style", "first")
-        '{second}, {style} style'
-        >>> drop("{first} and {second}, {style} style", "second")
-        '{first}, {style} style'
-        >>> drop("{thing}, {style} style", "style")
-        '{thing}'
-        >>> drop("a photo of {thing}", "thing")
-        'a photo'
-    """
-    hole = re.escape(f"{{{place}}}")
-    joined = r"(?:\s*,\s*|\s+(?:and|with|beside|next to|of|by)\s+)"
-    phrase = rf"{hole}(?:\s+style)?"
-    out = re.sub(rf"^{phrase}{joined}|{joined}{phrase}|{phrase}", "", template, count=1)
-    return out.strip(" ,")
 
 
 def _format(template: str, values: Mapping[str, _Value]) -> str:

@@ -136,6 +136,41 @@ def test_the_configuration_for_the_big_model_is_one():
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "slot", "said"),
+    [("object", "thing", "a photo of X"), ("identity", "thing", "a portrait of X"), ("style", "style", "style of X")],
+)
+def test_without_templates_those_of_the_kind_are_used(kind, slot, said):
+    category = {"concepts": {"x": ["X"]}, "kind": kind, "slot": slot}
+    prompts = {"neutral": ["a cat", "a dog"], "slots": {"style": ["Monet", "X"]}}
+    config = make_config({"categories": {"mine": category}, "prompts": prompts}, "test")
+    pairs = erased(config, 100)
+    assert any(said in pair.prompt for pair in pairs)
+    assert all("X" in pair.prompt and "X" not in pair.anchor and "{" not in pair.prompt for pair in pairs)
+    assert any(" and " in pair.prompt for pair in pairs)
+    assert {pair.anchor.split()[0] for pair in pairs} <= {"a", "an"}
+    kept = preserved(config, 100)
+    assert all("cat" in pair.prompt or "dog" in pair.prompt for pair in kept)
+
+
+@pytest.mark.parametrize(
+    ("single", "pair", "slot", "message"),
+    [
+        (["a photo of {thng}"], [], "thing", r"'a photo of {thng}': no slot fills {thng}; there are place, thing"),
+        (["a photo {place}"], [], "thing", r"expected {thing} in it"),
+        (["a photo of {thing}"], [], "place", r"expected {place} in it"),
+        (["{thing"], [], "thing", r"'{thing': expected '}'"),
+        (["{thing}"], ["{first} and {thing}"], "thing", r"no slot fills {thing}; there are first, place, second"),
+        ([], ["{first} and {second}"], "thing", r"pair: expected single templates too"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_named(single, pair, slot, message):
+    prompts = {"neutral": ["a cat"], "single": single, "pair": pair, "slots": {"place": ["here"]}}
+    category = {"concepts": {"x": ["X"]}, "slot": slot}
+    with pytest.raises(ConfigError, match=message):
+        make_config({"categories": {"mine": category}, "prompts": prompts}, "test")
+
+
 def test_a_configuration_tells_every_wrong_key():
     data = {**embedded_options(["weapons"]), "batch": 0, "stepps": 4, "kinds": ["attn"]}
     with pytest.raises(ConfigError) as caught:
