@@ -150,7 +150,7 @@ def test_without_templates_those_of_the_kind_are_used(kind, slot, said):
     assert any(" and " in pair.prompt for pair in pairs)
     assert {pair.anchor.split()[0] for pair in pairs} <= {"a", "an"}
     kept = preserved(config, 100)
-    assert all("cat" in pair.prompt or "dog" in pair.prompt for pair in kept)
+    assert all(pair.categories or "cat" in pair.prompt or "dog" in pair.prompt for pair in kept)
 
 
 @pytest.mark.parametrize(
