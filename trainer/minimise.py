@@ -13,23 +13,30 @@ import torch
 
 @dataclass(frozen=True)
 class Point:
-    """One mask on the way, for the curve of share masked against erasure."""
+    """One mask on the way, and what validation saw of it."""
 
     masked: int
     """Bits off."""
     found: float
     """Share of validation pictures in which the category is found."""
+    kept: float
+    """Share of validation pictures of other things that are right."""
 
 
 def minimise(
-    keep: torch.Tensor, worth: torch.Tensor, found: Callable[[torch.Tensor], float], target: float, *, steps: int = 5
+    keep: torch.Tensor,
+    worth: torch.Tensor,
+    look: Callable[[torch.Tensor], tuple[float, float]],
+    target: float,
+    *,
+    steps: int = 5,
 ) -> tuple[torch.Tensor, list[Point]]:
     """Switch back on as many bits as validation allows.
 
     Args:
         keep: The mask, bool (bits,).
         worth: What each bit being off is worth, float32 (bits,).
-        found: Validates a mask.
+        look: Validates a mask: how often the category is found, and how often other things are right.
         target: The largest share that still counts as erased.
         steps: Halvings of the interval; the result is within 1 / 2 ** steps of the best share.
 
@@ -39,7 +46,7 @@ def minimise(
     """
     off = (~keep).nonzero().flatten()
     order = off[worth[off].argsort()]
-    curve = [Point(len(off), found(keep))]
+    curve = [Point(len(off), *look(keep))]
     best, low, high = keep, 0, len(order)
     for _ in range(steps):
         middle = (low + high) // 2
@@ -47,7 +54,7 @@ def minimise(
             break
         tried = keep.clone()
         tried[order[:middle]] = True
-        curve.append(Point(len(order) - middle, found(tried)))
+        curve.append(Point(len(order) - middle, *look(tried)))
         if curve[-1].found <= target:
             best, low = tried, middle
         else:

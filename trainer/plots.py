@@ -89,6 +89,32 @@ def plot_tradeoff(series: Mapping[str, Sequence[Point]], path: Path, *, title: s
     _save(figure, path)
 
 
+def plot_growth(lines: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, *, title: str) -> None:
+    """Draw what is found and what is kept over the share masked, one above the other.
+
+    Args:
+        lines: Name -> share masked, share found, share kept, 0 to 1, for each mask in turn.
+        path: The PNG that is written, whole or not at all.
+        title: What the lines are.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(7, 6)
+    found, kept = figure.subplots(2, sharex=True)
+    for name, points in lines.items():
+        for axes, which in ((found, 1), (kept, 2)):
+            x, y = [100 * point[0] for point in points], [100 * point[which] for point in points]
+            axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name)
+    for axes, text in ((found, "still found, %"), (kept, "everything else right, %")):
+        axes.set_ylabel(text, fontsize=_FONT)
+        axes.grid(alpha=0.3)
+    kept.set_xlabel("share of the bits that are off, %", fontsize=_FONT)
+    found.set_title(title, fontsize=_FONT + 1)
+    found.legend(fontsize=_FONT)
+    _save(figure, path)
+
+
 def _errors(rate: Rate) -> tuple[list[float], list[float]]:
     """How far the interval reaches below and above the rate, in percent, as matplotlib takes it."""
     low, high = rate.interval

@@ -1,15 +1,15 @@
 """One whole training run: load the model, run the rounds, make the masks small, write the mask files."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safeflux.trainer.config import TrainConfig, load_config, make_config
+from safeflux.trainer.curves import Curve, read_rounds, write_curves
 from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.export import export
 from safeflux.trainer.logs import RoundReport
@@ -25,7 +25,6 @@ from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
 
 CONFIG = "config.yaml"
-CURVES = "curves.json"
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,11 @@ def _finish(training: Run, pipe: Any) -> Result:
     config, folder, masks = training.config, training.folder, training.masks
     options = config.model_dump(mode="json", by_alias=True)
     write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
+    tried: dict[str, list[Point]] = {}
     if config.minimise and training.validator is not None and training.reaches_target:
-        masks, curves = _minimise(training, masks)
-        found = {name: [asdict(point) for point in curve] for name, curve in curves.items()}
-        write_atomically(folder / CURVES, (json.dumps(found, indent=1) + "\n").encode())
+        masks, tried = _minimise(training, masks)
+    curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
+    write_curves(folder, curves, training.bits.count)
     return _export(training, masks, pipe)
 
 
@@ -164,12 +164,13 @@ def _minimise(training: Run, masks: torch.Tensor) -> tuple[torch.Tensor, dict[st
     masks = masks.clone()
     for k, name in enumerate(training.names):
 
-        def found(row: torch.Tensor, k: int = k) -> float:
+        def look(row: torch.Tensor, k: int = k) -> tuple[float, float]:
             tried = masks.clone()
             tried[k] = row
-            return validator.found(k, training.sets(tried))
+            sets = training.sets(tried)
+            return validator.found(k, sets), validator.right(sets)
 
-        masks[k], curves[name] = minimise(masks[k], worth[k], found, training.config.target_found)
+        masks[k], curves[name] = minimise(masks[k], worth[k], look, training.config.target_found)
     return masks, curves
 
 

@@ -5,6 +5,7 @@ words and concepts are left to the evaluation.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,5 +105,6 @@ class JudgeValidator:
         return float(verdicts.found([pair.concept or "" for pair in pairs]).mean())
 
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
-        with apply_masks_(self._pipe.transformer, masks):
+        # A run that has only warmed up masks nothing, which is no mask set to apply.
+        with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
             return draw(self._pipe, prompts, VALIDATION_SEED + shift)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safeflux.trainer.session import plan_run, run
 
 from safeflux.cli import main
@@ -28,6 +29,7 @@ SMALL = {
     "validation_prompts": "4",
     "validate_every": "2",
     "saliency.rounds": "4",
+    "saliency.warm_up": "0",
     "saliency.bits_off": "40",
     "saliency.bits_on": "10",
     "saliency.last_rounds": "0",
@@ -52,6 +54,14 @@ def test_a_run_leaves_a_mask_file_for_its_base_model(whole):
     assert set(masks.counts_by_kind) == {"weight"}
     assert (meta.category, meta.base_model) == ("weapons", "emoji-flux")
     assert same_base(meta.fingerprint, fingerprint(load_pipeline().transformer))
+
+
+def test_a_warm_up_only_gathers_estimates(tmp_path):
+    settings = [f"{key}={value}" for key, value in {**SMALL, "saliency.warm_up": "3", "saliency.bits_on": "0"}.items()]
+    run(plan_run(["weapons"], None, settings, {}), tmp_path, lambda report, most: None)
+    rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["masked"]["weapons"] for r in rounds] == [0, 0, 0, 40]
+    assert rounds[1]["found"] == {"weapons": 1.0}  # validation of nothing masked is of the base model
 
 
 def test_the_log_has_a_line_for_each_round(whole):
@@ -215,9 +225,15 @@ def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
         "fluent-style": "fluent-style",
     }
     curves = json.loads((tmp_path / "curves.json").read_text())
-    for name, points in curves.items():
+    assert curves["bits"] > 1_000_000
+    for name, curve in curves["categories"].items():
+        points = curve["minimised"]
+        assert [point["masked"] for point in curve["rounds"]][-1] >= points[0]["masked"]
+        assert all(0 <= point["kept"] <= 1 for point in points + curve["rounds"])
         # Everything counts as erased here, so that bisection gives back all but the last bits.
         assert points[0]["masked"] > points[-1]["masked"] == result.masked[name]
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (840, 720)
 
 
 def test_a_mask_of_another_category_stays_as_it_is_and_its_own_can_be_gone_on_with(whole, tmp_path):
