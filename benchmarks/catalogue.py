@@ -49,8 +49,8 @@ class Family:
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Family:
-        """All mask files of a folder, in the order of the vocabulary."""
-        found = {meta.category: masks for masks, meta in (load_masks(path) for path in folder.glob("*.safetensors"))}
+        """All mask files of a folder and those below it, in the order of the vocabulary."""
+        found = {meta.category: masks for masks, meta in (load_masks(path) for path in folder.rglob("*.safetensors"))}
         return cls(name, {target: found[target] for target in vocabulary().targets if target in found})
 
     def joined(self, names: Sequence[str]) -> MaskSet:

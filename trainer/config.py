@@ -126,7 +126,7 @@ class SaliencyConfig(Part):
     dual ascent."""
     beta_start: Weight = 8.0
     """Where `auto` starts from."""
-    preserve_budget: Annotated[float, Field(gt=0)] = 0.01
+    preserve_budget: Annotated[float, Field(gt=0)] = 0.015
     """For `auto`: preservation loss allowed, in units of the variance of the base model's outputs."""
     balance: Weight = 1.0
     """How much more the erasure of a category counts than another's for each time that more is left of it: an exponent;

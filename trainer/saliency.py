@@ -13,6 +13,9 @@ from safeflux.trainer.selection import exchange
 BETA_STEP = 0.2
 """Rate of the dual ascent on log beta: a budget missed by its own size raises beta by this much."""
 BETA_BOUNDS = (1.0, 100.0)
+SPOILT_SMOOTHING = 0.7
+"""How much of the preservation loss that beta heeds is carried over: one spoilt picture among a round's few counts for
+too much."""
 
 
 class SaliencyMethod:
@@ -28,7 +31,7 @@ class SaliencyMethod:
         smoothing = dict.fromkeys(PARTS, config.smoothing) | {"price": config.price_smoothing}
         self._estimates = [Smoothed(task.masks.shape[1], smoothing) for _ in range(task.trained)]
         self.beta = config.beta_start if config.beta == "auto" else config.beta
-        self._left = torch.ones(task.trained)
+        self._left, self._spoilt = torch.ones(task.trained), torch.zeros(())
         self._rounds = self._last = 0
 
     @property
@@ -67,7 +70,8 @@ class SaliencyMethod:
 
     def _tune_beta(self, preserve: float) -> None:
         if self._config.beta == "auto":
-            missed = preserve / (self._config.preserve_budget * self._task.objective.variance) - 1
+            self._spoilt.mul_(SPOILT_SMOOTHING).add_(preserve, alpha=1 - SPOILT_SMOOTHING)
+            missed = self._spoilt.item() / (self._config.preserve_budget * self._task.objective.variance) - 1
             low, high = BETA_BOUNDS
             self.beta = min(high, max(low, self.beta * math.exp(BETA_STEP * min(missed, 2.0))))
 
@@ -116,6 +120,7 @@ class SaliencyMethod:
             "estimates": [estimates.state_dict() for estimates in self._estimates],
             "beta": self.beta,
             "left": self._left,
+            "spoilt": self._spoilt,
             "rounds": self._rounds,
             "last": self._last,
         }
@@ -123,7 +128,7 @@ class SaliencyMethod:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self.masks, self.beta = state["masks"], state["beta"]
-        self._left = state["left"]
+        self._left, self._spoilt = state["left"], state["spoilt"]
         for estimates, saved in zip(self._estimates, state["estimates"], strict=True):
             estimates.load_state_dict(saved)
         self._rounds, self._last = state["rounds"], state["last"]
