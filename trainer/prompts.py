@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 from safeflux.trainer.config import DROPPED, NULL, CategoryConfig, TrainConfig
-from safeflux.trainer.templates import Templates, drop
+from safeflux.trainer.templates import Templates, drop, placeholders
 
 _T = TypeVar("_T")
 
@@ -98,16 +98,23 @@ class PromptSource:
     def _template(
         self, rng: np.random.Generator, templates: Templates, values: dict[str, _Value], slot: str
     ) -> tuple[str, dict[str, _Value], str]:
-        """A single or a pair template, its values, and the placeholder that `slot` fills in it."""
-        if not (templates.pair and rng.random() < self._config.pair_share):
-            return _one(rng, templates.single), values, slot
-        second = values["thing"]
-        while second == values["thing"] and len(self._neutral["thing"]) > 1:
+        """A single or a pair template, the values that it shows, and the placeholder that `slot` fills in it."""
+        if templates.pair and rng.random() < self._config.pair_share:
+            both = values["thing"], self._second(rng, values["thing"])
+            places = ("first", "second") if rng.random() < 0.5 else ("second", "first")
+            values = {**values, **dict(zip(places, both, strict=True))}
+            template, place = _one(rng, templates.pair), places[0] if slot == "thing" else slot
+        else:
+            template, place = _one(rng, templates.single), slot
+        shown = placeholders(template)
+        return template, {name: value for name, value in values.items() if name in shown}, place
+
+    def _second(self, rng: np.random.Generator, first: _Value) -> _Value:
+        """Another neutral thing, where there is one."""
+        second = first
+        while second == first and len(self._neutral["thing"]) > 1:
             second = _one(rng, self._neutral["thing"])
-        places = ("first", "second") if rng.random() < 0.5 else ("second", "first")
-        both = dict(zip(places, (values["thing"], second), strict=True))
-        rest = {name: value for name, value in values.items() if name != "thing"}
-        return _one(rng, templates.pair), rest | both, places[0] if slot == "thing" else slot
+        return second
 
 
 def _categories_in(values: Mapping[str, _Value]) -> frozenset[str]:
