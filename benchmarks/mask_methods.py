@@ -3,9 +3,9 @@
     python -m benchmarks.mask_methods --category weapons --report benchmarks/reports/mask_methods.json
 
 Each method is a full `safeflux train` run; a run that was cut off goes on. The figures are those of `safeflux eval`:
-held-out words, concepts and noises, without and with the mask. `published recipe` has the settings of arXiv 2507.13386
-and its code: gates on neurons under Adam with a large step, batches of 4, a fixed beta, the null prompt as the anchor,
-plain distances, prompts drawn all alike, no price on masked neurons.
+held-out words, concepts and noises, without and with the mask; the curves in the picture are of validation. `published
+recipe` has the settings of arXiv 2507.13386 and its code: gates on neurons under Adam with a large step, batches of 4,
+a fixed beta, the null prompt as the anchor, plain distances, prompts drawn all alike, no price on masked neurons.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import click
 import torch
 from safeflux.trainer.bench import Bench
+from safeflux.trainer.curves import read_rounds
+from safeflux.trainer.plots import plot_growth
 from safeflux.trainer.questions import Sizes
 from safeflux.trainer.session import plan_run, run
 
@@ -77,9 +79,12 @@ def main(category: str, only: tuple[str, ...], out: Path, report: Path | None, s
     for name in only or METHODS:
         click.echo(name)
         rows[name] = _measured(bench, category, name, out, seed)
+        rows = {method: rows[method] for method in METHODS if method in rows}
         if report:
             report.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(report, (json.dumps({**head, "methods": rows}, indent=1) + "\n").encode())
+            lines = {method: row["curve"] for method, row in rows.items()}
+            plot_growth(lines, report.with_suffix(".png"), title=f"{category}: what validation saw as the masks grew")
 
 
 def _measured_before(report: Path | None, head: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +113,7 @@ def _measured(bench: Bench, category: str, name: str, out: Path, seed: int) -> d
         "masked": result.masked[category],
         "share_masked": result.share_masked,
         "seconds": seconds,
+        "curve": [(point.masked / result.bits, point.found, point.kept) for point in read_rounds(folder)[category]],
         **figures.to_json(),
     }
 

@@ -93,7 +93,8 @@ def plot_growth(lines: Mapping[str, Sequence[tuple[float, float, float]]], path:
     """Draw what is found and what is kept over the share masked, one above the other.
 
     Args:
-        lines: Name -> share masked, share found, share kept, 0 to 1, for each mask in turn.
+        lines: Name -> share masked (on a logarithmic axis; without bits off a mask has no place on it), share found,
+            share kept, 0 to 1, for each mask in turn.
         path: The PNG that is written, whole or not at all.
         title: What the lines are.
 
@@ -102,7 +103,8 @@ def plot_growth(lines: Mapping[str, Sequence[tuple[float, float, float]]], path:
     """
     figure = _figure(7, 6)
     found, kept = figure.subplots(2, sharex=True)
-    for name, points in lines.items():
+    for name, every in lines.items():
+        points = [point for point in every if point[0] > 0]
         for axes, which in ((found, 1), (kept, 2)):
             x, y = [100 * point[0] for point in points], [100 * point[which] for point in points]
             axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name)
@@ -110,6 +112,7 @@ def plot_growth(lines: Mapping[str, Sequence[tuple[float, float, float]]], path:
         axes.set_ylabel(text, fontsize=_FONT)
         axes.grid(alpha=0.3)
     kept.set_xlabel("share of the bits that are off, %", fontsize=_FONT)
+    kept.set_xscale("log")
     found.set_title(title, fontsize=_FONT + 1)
     found.legend(fontsize=_FONT)
     _save(figure, path)

@@ -36,8 +36,10 @@ class Result:
     sha256: dict[str, str]
     masked: dict[str, int]
     """Category -> bits that are off."""
+    bits: int
+    """How many could be off."""
     share_masked: float
-    """Off in all masks AND-ed, of the bits that could be masked."""
+    """Off in all masks AND-ed, of these."""
     validation: dict[str, Any]
     """Category -> what validation found at the end; empty for a model that nothing can validate."""
     reaches_target: bool
@@ -189,6 +191,7 @@ def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
         paths={name: training.folder / f"{name}.safetensors" for name in training.names},
         sha256=sha256,
         masked={name: int((~row).count_nonzero()) for name, row in zip(training.names, masks, strict=False)},
+        bits=training.bits.count,
         share_masked=float((~masks.all(dim=0)).float().mean()),
         validation=seen,
         reaches_target=training.reaches_target,
