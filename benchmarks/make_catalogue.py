@@ -35,9 +35,9 @@ STAGES: tuple[Stage, ...] = (
         "catalogue",
         (*THINGS, STYLE),
         tuple(f"{ALONE}/{name}" for name in (*THINGS, STYLE)),
-        "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.rounds=200 saliency.warm_up=6 "
-        "saliency.bits_off=90 saliency.bits_on=90 saliency.balance=0.5 saliency.preserve_batches=6 "
-        "saliency.preserve_budget=0.06 saliency.beta_start=5 validate_every=25 validation_prompts=64",
+        "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.rounds=200 saliency.warm_up=3 "
+        "saliency.bits_off=90 saliency.bits_on=90 saliency.balance=0.5 saliency.preserve_batches=4 "
+        "saliency.beta=8 validate_every=35 validation_prompts=64",
     ),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""

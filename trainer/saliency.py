@@ -55,14 +55,15 @@ class SaliencyMethod:
     def advance(self, round_: int, is_erased: Sequence[bool]) -> tuple[float, float]:
         """One round; returns the mean erasure and preservation loss before its switches."""
         losses = self._estimate(round_)
-        self._tune_beta(losses[1])
         if all(is_erased):
             off = on = round(self._config.bits_on * (1 - self._last / self._config.last_rounds))
             self._last += 1
         else:
+            off, on = self._config.bits_off, self._config.bits_on
             self._rounds += 1
-            is_warm = self._rounds > self._config.warm_up
-            off, on = (self._config.bits_off, self._config.bits_on) if is_warm else (0, 0)
+        if self._rounds <= self._config.warm_up:
+            return losses  # beta rests too: a budget missed while nothing is switched would only wind it up
+        self._tune_beta(losses[1])
         for k, worth in enumerate(self.worth()):
             count = min(off, on) if is_erased[k] else off
             self.masks[k] = exchange(self.masks[k], worth, off=count, on=on)
