@@ -99,12 +99,19 @@ def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]])
     """One point for each number of categories: found and kept over all subsets of that size."""
     rates: dict[int, tuple[list[Rate], list[Rate]]] = {}
     for subset in subsets:
-        one = results.found.get(f"{family.name}: {' + '.join(subset)}")
-        if one:
-            found, kept = rates.setdefault(len(subset), ([], []))
-            found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
-            kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
+        one = results.found[f"{family.name}: {' + '.join(subset)}"]
+        found, kept = rates.setdefault(len(subset), ([], []))
+        found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
+        kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
     return [Point(str(size), sum(found, NOTHING), sum(kept, NOTHING)) for size, (found, kept) in sorted(rates.items())]
+
+
+def worst(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) -> str:
+    """The category that is found most often in any of the subsets."""
+    measured = {s: results.found[f"{family.name}: {' + '.join(s)}"]["found"] for s in subsets}
+    rate, name, subset = max((found[n]["rate"], n, s) for s, found in measured.items() for n in found)
+    rates = measured[subset][name]
+    return f"{name} {Rate(rates['hits'], rates['n'])} under {' + '.join(subset)}" if rate else "nothing is found"
 
 
 @click.command(help=__doc__)
@@ -126,18 +133,19 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
     for chosen in (*([name] for name in names), names):
         joined = shipped.joined(chosen)
         results.get(" + ".join(chosen), joined, lambda j=joined, c=chosen: full.measure(j, c).to_json())
-    families = [shipped, *([Family.read("apart", against)] if against else [])]
     drawn = [*((name,) for name in names), *subsets_of(names, subsets, seed), tuple(names)]
-    for family in families:
-        for subset in (s for s in drawn if set(s) <= family.masks.keys()):
+    curves = {}
+    for family in (shipped, *([Family.read("apart", against)] if against else [])):
+        fitting = [subset for subset in drawn if set(subset) <= family.masks.keys()]
+        for subset in fitting:
             joined = family.joined(subset)
             key = f"{family.name}: {' + '.join(subset)}"
             results.get(key, joined, lambda j=joined, s=subset: brief(small.measure(j, s)))
-    curves = {family.name: points(results, family, drawn) for family in families}
+        curves[family.name] = points(results, family, fitting)
+        for point in curves[family.name]:
+            click.echo(f"{family.name:9} {point.label}: found {point.found}, kept {point.kept}")
+        click.echo(f"{family.name:9} worst: {worst(results, family, fitting)}")
     plot_tradeoff(curves, report / "curve.png", title="masks AND-ed, 1 to all of them; mean over random subsets")
-    for name, series in curves.items():
-        for point in series:
-            click.echo(f"{name:9} {point.label}: found {point.found}, kept {point.kept}")
     if write:
         head = {"seed": seed, "pictures": vars(FULL), "date": utc_now(), "versions": library_versions()}
         write_cards(masks, results.found, names, head)

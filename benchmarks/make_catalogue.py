@@ -21,6 +21,11 @@ THINGS = ("weapons", "alcohol", "tobacco", "drugs", "gambling", "horror", "chara
 STYLE = "fluent-style"
 ALONE = "alone"
 """Folder of the masks that were learned alone."""
+EVERY = (*THINGS, STYLE)
+_JOINT = (
+    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 saliency.balance=0.5 "
+    "saliency.preserve_batches=4 validation_prompts=64"
+)
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), "validation_prompts=96") for name in THINGS),
@@ -32,12 +37,16 @@ STAGES: tuple[Stage, ...] = (
         "validate_every=16",
     ),
     (
+        "repair",
+        EVERY,
+        tuple(f"{ALONE}/{name}" for name in EVERY),
+        f"{_JOINT} saliency.rounds=59 saliency.warm_up=3 saliency.bits_on=90 saliency.beta=8 validate_every=35",
+    ),
+    (
         "catalogue",
-        (*THINGS, STYLE),
-        tuple(f"{ALONE}/{name}" for name in (*THINGS, STYLE)),
-        "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.rounds=200 saliency.warm_up=3 "
-        "saliency.bits_off=90 saliency.bits_on=90 saliency.balance=0.5 saliency.preserve_batches=4 "
-        "saliency.beta=8 validate_every=35 validation_prompts=64",
+        EVERY,
+        ("repair",),
+        f"{_JOINT} saliency.rounds=200 saliency.warm_up=2 saliency.bits_on=130 saliency.beta=4 validate_every=40",
     ),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""
