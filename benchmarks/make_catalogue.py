@@ -3,10 +3,10 @@
     python -m benchmarks.make_catalogue
 
 Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
-repaired together, each batch with another subset of them on: as many bits off as on (`repair`), more on than off
-(`exchange`), more off than on (`catalogue`). Learned alone they are also what the repair is compared with
-(`benchmarks.catalogue --against runs/alone`). How many rounds each stage took was chosen by validation. One to four
-minutes for each mask, eight for the style's, and 45 for the joint stages, on one core.
+repaired together, each batch with another subset of them on: as many bits off as on first, then more on than off, which
+gives back what the repair had cost. Learned alone they are also what the repair is compared with (`benchmarks.catalogue
+--against runs/alone`). How many rounds each stage took was chosen by validation. One to four minutes for each mask,
+eight for the style's, and half an hour for the joint stages, on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALONE = "alone"
 """Folder of the masks that were learned alone."""
 EVERY = (*THINGS, STYLE)
 _JOINT = (
-    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.balance=0.5 "
+    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 saliency.balance=0.5 "
     "saliency.preserve_batches=4 validation_prompts=64"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
@@ -41,22 +41,13 @@ STAGES: tuple[Stage, ...] = (
         "repair",
         EVERY,
         tuple(f"{ALONE}/{name}" for name in EVERY),
-        f"{_JOINT} saliency.rounds=59 saliency.warm_up=3 saliency.bits_off=90 saliency.bits_on=90 saliency.beta=8 "
-        "validate_every=35",
-    ),
-    (
-        "exchange",
-        EVERY,
-        ("repair",),
-        f"{_JOINT} saliency.rounds=47 saliency.warm_up=2 saliency.bits_off=90 saliency.bits_on=130 saliency.beta=4 "
-        "validate_every=40",
+        f"{_JOINT} saliency.rounds=59 saliency.warm_up=3 saliency.bits_on=90 saliency.beta=8 validate_every=35",
     ),
     (
         "catalogue",
         EVERY,
-        ("exchange",),
-        f"{_JOINT} saliency.rounds=60 saliency.warm_up=2 saliency.bits_off=150 saliency.bits_on=60 saliency.beta=4 "
-        "validate_every=30",
+        ("repair",),
+        f"{_JOINT} saliency.rounds=47 saliency.warm_up=2 saliency.bits_on=130 saliency.beta=4 validate_every=40",
     ),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""

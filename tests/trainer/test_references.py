@@ -1,5 +1,8 @@
 """What the base model drew once: noises, changes, and which pairs are dropped."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from safeflux.trainer.config import TrajectoryConfig, make_config
@@ -25,8 +28,6 @@ def sampler(pipe) -> Sampler:
 
 @pytest.fixture(scope="module")
 def references(pipe, sampler) -> References:
-    import numpy as np
-
     source = PromptSource(make_config(embedded_options(["weapons"]), "test"))
     pairs = source.erase("weapons", np.random.default_rng(0), 10)
     pairs += [Pair("a cat, noto style", "a cat, noto style"), Pair("a dog, noto style", "a dog, twemoji style")]
@@ -80,3 +81,18 @@ def test_pairs_whose_border_changes_most_are_dropped(references):
     kept = [k for k in range(12) if k not in gone]
     assert torch.equal(left.noise, references.noise[kept])
     assert torch.equal(left.target, references.target[kept])
+
+
+def test_a_pair_serves_only_under_the_masks_that_its_anchor_is_drawn_for(references):
+    style = frozenset({"fluent-style"})
+    pairs = [
+        replace(pair, categories=style if k == 0 else frozenset(), within=style if k == 1 else frozenset())
+        for k, pair in enumerate(references.pairs)
+    ]
+    pool, rng = replace(references, pairs=pairs), np.random.default_rng(0)
+    drawn = {masked: set(pool.draw(rng, 11, masked)) for masked in (frozenset(), style, style | {"weapons"})}
+    assert drawn == {
+        frozenset(): {0, *range(2, 12)},
+        style: {1, *range(2, 12)},
+        style | {"weapons"}: {1, *range(2, 12)},
+    }
