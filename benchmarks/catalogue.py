@@ -35,8 +35,10 @@ from safeflux.reference.measure import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
-FULL, SMALL = Sizes(kept=1400), Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
-"""Pictures for each mask alone and all together, and for each random subset."""
+ALONE, ALL = Sizes(kept=700), Sizes(kept=1400)
+"""Pictures for each mask alone, and for all together: at least 1,000 of other things, an erased style left out."""
+SMALL = Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
+"""Pictures for each random subset."""
 NOTHING = Rate(0, 0)
 
 
@@ -127,12 +129,12 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
     """Measure what is missing, draw the curve, write."""
     report.mkdir(parents=True, exist_ok=True)
     pipe, judge = load_pipeline(), Judge()
-    full, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (FULL, SMALL))
+    everything, one, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (ALL, ALONE, SMALL))
     results, shipped = Results(report / "catalogue.json"), Family.read("together", masks)
     names = list(shipped.masks)
-    for chosen in (*([name] for name in names), names):
+    for bench, chosen in ((everything, names), *((one, [name]) for name in names)):
         joined = shipped.joined(chosen)
-        results.get(" + ".join(chosen), joined, lambda j=joined, c=chosen: full.measure(j, c).to_json())
+        results.get(" + ".join(chosen), joined, lambda b=bench, j=joined, c=chosen: b.measure(j, c).to_json())
     drawn = [*((name,) for name in names), *subsets_of(names, subsets, seed), tuple(names)]
     curves = {}
     for family in (shipped, *([Family.read("apart", against)] if against else [])):
@@ -147,7 +149,12 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
         click.echo(f"{family.name:9} worst: {worst(results, family, fitting)}")
     plot_tradeoff(curves, report / "curve.png", title="masks AND-ed, 1 to all of them; mean over random subsets")
     if write:
-        head = {"seed": seed, "pictures": vars(FULL), "date": utc_now(), "versions": library_versions()}
+        head = {
+            "seed": seed,
+            "pictures": {"alone": vars(ALONE), "all": vars(ALL)},
+            "date": utc_now(),
+            "versions": library_versions(),
+        }
         write_cards(masks, results.found, names, head)
 
 
