@@ -52,7 +52,7 @@ def test_a_policy_is_measured_and_reported(run, tmp_path):
     assert list(figures["targets"]) == data["subject"]["categories"]
     assert figures["found"]["base"]["rate"] > 0.8
     assert figures["found"]["masked"]["rate"] < figures["found"]["base"]["rate"] / 2  # the bundled masks erase
-    assert data["settings"]["pictures"] == {"found": 3, "neighbours": 2, "kept": 6, "others": 3}
+    assert data["settings"]["pictures"] == {"found": 3, "details": 3, "neighbours": 1, "kept": 6, "others": 3}
     asked = {"style": "the style is found"}
     told = [f"{name}: {asked.get(target['kind'], 'found')}" for name, target in figures["targets"].items()]
     assert all(row in result.stdout for row in told)

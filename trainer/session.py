@@ -148,7 +148,8 @@ def _finish(training: Run, pipe: Any) -> Result:
     if config.minimise and training.validator is not None and training.reaches_target:
         masks, tried = _minimise(training, masks)
     curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
-    write_curves(folder, curves, training.bits.count)
+    if curves:  # nothing validates another model, so that there is nothing to draw
+        write_curves(folder, curves, training.bits.count)
     return _export(training, masks, pipe)
 
 

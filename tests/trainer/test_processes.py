@@ -18,6 +18,7 @@ SETTINGS = {
     "validate_every": 1,
     "target_found": 0,
     "saliency.rounds": 1,
+    "saliency.warm_up": 0,
 }
 
 
