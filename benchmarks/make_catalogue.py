@@ -24,7 +24,7 @@ ALONE = "alone"
 """Folder of the masks that were learned alone."""
 EVERY = (*THINGS, STYLE)
 _JOINT = (
-    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 saliency.balance=0.5 "
+    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 "
     "saliency.preserve_batches=4 validation_prompts=64"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]

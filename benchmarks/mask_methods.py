@@ -113,7 +113,7 @@ def _measured(bench: Bench, category: str, name: str, out: Path, seed: int) -> d
         "masked": result.masked[category],
         "share_masked": result.share_masked,
         "seconds": seconds,
-        "curve": [(point.masked / result.bits, point.found, point.kept) for point in read_rounds(folder)[category]],
+        "curve": [(point.masked / result.bits, point.found, point.right) for point in read_rounds(folder)[category]],
         **figures.to_json(),
     }
 

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safeflux.trainer.templates import BY_KIND, Kind, Templates, faults
+from safeflux.trainer.templates import BY_KIND, Templates, faults
 
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
+from safeflux.reference.vocabulary import TargetKind
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +40,7 @@ class CategoryConfig(Part):
 
     concepts: dict[str, Words]
     """Concept to erase -> the words that training uses for it. The evaluation keeps other words for itself."""
-    kind: Kind = "object"
+    kind: TargetKind = "object"
     """What the concepts are: `object`, `identity` or `style`. It chooses the templates of a run that names none."""
     slot: str = "thing"
     """The placeholder of the templates that the words fill: `thing`, or another slot such as `style`."""
@@ -59,10 +60,9 @@ class CategoryConfig(Part):
             raise ValueError(f"anchors: no such concept: {', '.join(unknown)}")
         return self
 
-    def anchor_of(self, word: str) -> str:
-        """The anchor of the concept that a word names."""
-        names = [name for name, words in self.concepts.items() if word in words]
-        return self.anchors.get(names[0], self.anchor)
+    def anchor_of(self, concept: str) -> str:
+        """What should be drawn instead of a concept."""
+        return self.anchors.get(concept, self.anchor)
 
 
 class PromptConfig(Part):
@@ -99,7 +99,7 @@ class PromptConfig(Part):
             raise ValueError("pair: expected single templates too")
         return self
 
-    def templates_of(self, kind: Kind) -> Templates:
+    def templates_of(self, kind: TargetKind) -> Templates:
         """The run's own templates or, without, those of a kind."""
         return Templates(self.single, self.pair) if self.single else BY_KIND[kind]
 
@@ -128,7 +128,7 @@ class SaliencyConfig(Part):
     """Where `auto` starts from."""
     preserve_budget: Annotated[float, Field(gt=0)] = 0.015
     """For `auto`: preservation loss allowed, in units of the variance of the base model's outputs."""
-    balance: Weight = 1.0
+    balance: Weight = 0.5
     """How much more the erasure of a category counts than another's for each time that more is left of it: an exponent;
     0: all alike. Without, what is hard to erase loses its bits to preservation while the rest is long gone."""
     price_floor: Annotated[float, Field(gt=0)] = 3.0

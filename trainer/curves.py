@@ -50,7 +50,7 @@ def write_curves(folder: Path, curves: Mapping[str, Curve], bits: int) -> None:
     write_atomically(folder / CURVES, (json.dumps({"bits": bits, "categories": data}, indent=1) + "\n").encode())
     if find_spec("matplotlib"):
         lines = {
-            label: [(point.masked / bits, point.found, point.kept) for point in points]
+            label: [(point.masked / bits, point.found, point.right) for point in points]
             for name, curve in curves.items()
             for label, points in ((name, curve.rounds), (f"{name}, made smaller", curve.minimised))
             if points

@@ -19,8 +19,8 @@ class Point:
     """Bits off."""
     found: float
     """Share of validation pictures in which the category is found."""
-    kept: float
-    """Share of validation pictures of other things that are right."""
+    right: float
+    """Share of validation pictures of other things that are."""
 
 
 def minimise(

@@ -36,10 +36,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Value:
-    """What may fill a slot, and the category that it belongs to, if any."""
+    """What may fill a slot, and the category and concept that it belongs to, if any."""
 
     text: str
     category: str | None = None
+    concept: str = ""
 
 
 class PromptSource:
@@ -73,12 +74,12 @@ class PromptSource:
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
         templates = self._config.templates_of(category.kind)
         template, values, place = self._template(rng, templates, values, category.slot)
-        anchors = {place: category.anchors.get(name, category.anchor)}
+        anchors = {place: category.anchor_of(name)}
         others = _categories_in(values)
         within = others if others <= self._beside and rng.random() < 0.5 else frozenset()
         for other, value in values.items():
             if value.category in within:
-                anchors[other] = self._every[value.category].anchor_of(value.text)
+                anchors[other] = self._every[value.category].anchor_of(value.concept)
         return Pair(_format(template, values), _anchor(template, values, anchors), name, others - within, within)
 
     def _preserve(self, rng: np.random.Generator) -> Pair:
@@ -125,7 +126,7 @@ def _values_of(categories: Mapping[str, CategoryConfig], slot: str) -> Iterable[
     """Everything that fills a slot and belongs to a category."""
     for name, category in categories.items():
         if category.slot == slot:
-            yield from (_Value(word, name) for words in category.concepts.values() for word in words)
+            yield from (_Value(word, name, concept) for concept, words in category.concepts.items() for word in words)
 
 
 def _anchor(template: str, values: Mapping[str, _Value], anchors: Mapping[str, str]) -> str:

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
 
-Kind = Literal["object", "identity", "style"]
+from safeflux.reference.vocabulary import TargetKind
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Templates:
     pair: tuple[str, ...] = ()
 
 
-BY_KIND: dict[Kind, Templates] = {
+BY_KIND: dict[TargetKind, Templates] = {
     "object": Templates(
         single=(
             "a photo of {thing}",

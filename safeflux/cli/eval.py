@@ -155,8 +155,7 @@ def _measure_embedded(policy: str, masks: tuple[Path, ...], options: dict[str, A
     began, pipe = time.monotonic(), load_pipeline()
     subject = _subject(policy, masks, pipe)
     images = options["images"]
-    some, kept = {"neighbours": images // 2, "others": min(48, images)}, options["kept"]
-    sizes = Sizes(found=images, details=images, kept=kept, **some)
+    sizes = Sizes(found=images, details=images, neighbours=images // 2, kept=options["kept"], others=min(48, images))
     bench = Bench(pipe, Judge(), sizes=sizes, seed=options["seed"], progress=bar)
     figures = bench.measure(subject.masks, subject.categories)
     settings = {"model": NAME, "call": CALL, "pictures": vars(sizes), "seed": options["seed"]}

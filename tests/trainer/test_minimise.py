@@ -18,7 +18,7 @@ def test_the_bits_that_are_needed_stay_off_and_few_others(needed):
     assert not mask[100 - needed :].any()
     assert needed <= int((~mask).sum()) <= max(needed, 1)
     assert curve[0].masked == 64
-    assert all(point.kept == pytest.approx(1 - point.masked / 100) for point in curve)
+    assert all(point.right == pytest.approx(1 - point.masked / 100) for point in curve)
     assert all((point.found == 0) == (point.masked >= needed) for point in curve)
 
 

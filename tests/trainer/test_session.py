@@ -229,7 +229,7 @@ def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
     for name, curve in curves["categories"].items():
         points = curve["minimised"]
         assert [point["masked"] for point in curve["rounds"]][-1] >= points[0]["masked"]
-        assert all(0 <= point["kept"] <= 1 for point in points + curve["rounds"])
+        assert all(0 <= point["right"] <= 1 for point in points + curve["rounds"])
         # Everything counts as erased here, so that bisection gives back all but the last bits.
         assert points[0]["masked"] > points[-1]["masked"] == result.masked[name]
     with Image.open(tmp_path / "curves.png") as picture:
