@@ -36,10 +36,12 @@ from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
 ALONE, ALL = Sizes(kept=700), Sizes(kept=1400)
-"""Pictures for each mask alone, and for all together: at least 1,000 of other things, an erased style left out."""
+"""Pictures for each mask alone, and for all together: about 1,000 of other things each, an erased style left out."""
 SMALL = Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
 """Pictures for each random subset."""
 NOTHING = Rate(0, 0)
+View = Callable[[Figures], dict[str, Any]]
+"""What of the figures goes into the report."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Family:
         found = {meta.category: masks for masks, meta in (load_masks(path) for path in folder.rglob("*.safetensors"))}
         return cls(name, {target: found[target] for target in vocabulary().targets if target in found})
 
+    def key(self, names: Sequence[str]) -> str:
+        """What the figures of some are found under."""
+        return f"{self.name}: {' + '.join(names)}"
+
     def joined(self, names: Sequence[str]) -> MaskSet:
         """The AND of some."""
         return compose(*(self.masks[name] for name in names))
@@ -67,14 +73,14 @@ class Results:
         self._path = path
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
-    def get(self, key: str, masks: MaskSet, measure: Callable[[], Any]) -> Any:
-        """The figures under a key, measured if they are not there for these masks."""
-        seal = digest(masks)
-        if self.found.get(key, {}).get("masks") != seal:
+    def add(self, key: str, family: Family, chosen: Sequence[str], bench: Bench, view: View) -> None:
+        """Measure what is not there under the key for these masks, pictures and seed."""
+        masks = family.joined(chosen)
+        what = {"masks": digest(masks), "pictures": vars(bench.sizes), "seed": bench.seed}
+        if {name: self.found.get(key, {}).get(name) for name in what} != what:
             click.echo(key)
-            self.found[key] = {"masks": seal, **measure()}
+            self.found[key] = {**what, **view(bench.measure(masks, chosen))}
             write_atomically(self._path, (json.dumps(self.found, indent=1) + "\n").encode())
-        return self.found[key]
 
 
 def subsets_of(names: Sequence[str], each: int, seed: int) -> list[tuple[str, ...]]:
@@ -101,7 +107,7 @@ def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]])
     """One point for each number of categories: found and kept over all subsets of that size."""
     rates: dict[int, tuple[list[Rate], list[Rate]]] = {}
     for subset in subsets:
-        one = results.found[f"{family.name}: {' + '.join(subset)}"]
+        one = results.found[family.key(subset)]
         found, kept = rates.setdefault(len(subset), ([], []))
         found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
         kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
@@ -110,7 +116,7 @@ def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]])
 
 def worst(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) -> str:
     """The category that is found most often in any of the subsets."""
-    measured = {s: results.found[f"{family.name}: {' + '.join(s)}"]["found"] for s in subsets}
+    measured = {subset: results.found[family.key(subset)]["found"] for subset in subsets}
     rate, name, subset = max((found[n]["rate"], n, s) for s, found in measured.items() for n in found)
     rates = measured[subset][name]
     return f"{name} {Rate(rates['hits'], rates['n'])} under {' + '.join(subset)}" if rate else "nothing is found"
@@ -133,16 +139,13 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
     results, shipped = Results(report / "catalogue.json"), Family.read("together", masks)
     names = list(shipped.masks)
     for bench, chosen in ((everything, names), *((one, [name]) for name in names)):
-        joined = shipped.joined(chosen)
-        results.get(" + ".join(chosen), joined, lambda b=bench, j=joined, c=chosen: b.measure(j, c).to_json())
+        results.add(" + ".join(chosen), shipped, chosen, bench, Figures.to_json)
     drawn = [*((name,) for name in names), *subsets_of(names, subsets, seed), tuple(names)]
     curves = {}
     for family in (shipped, *([Family.read("apart", against)] if against else [])):
         fitting = [subset for subset in drawn if set(subset) <= family.masks.keys()]
         for subset in fitting:
-            joined = family.joined(subset)
-            key = f"{family.name}: {' + '.join(subset)}"
-            results.get(key, joined, lambda j=joined, s=subset: brief(small.measure(j, s)))
+            results.add(family.key(subset), family, subset, small, brief)
         curves[family.name] = points(results, family, fitting)
         for point in curves[family.name]:
             click.echo(f"{family.name:9} {point.label}: found {point.found}, kept {point.kept}")

@@ -24,8 +24,8 @@ ALONE = "alone"
 """Folder of the masks that were learned alone."""
 EVERY = (*THINGS, STYLE)
 _JOINT = (
-    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 "
-    "saliency.preserve_batches=4 validation_prompts=64"
+    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 saliency.preserve_batches=4 "
+    "validation_prompts=64"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (

@@ -20,7 +20,7 @@ class Point:
     found: float
     """Share of validation pictures in which the category is found."""
     right: float
-    """Share of validation pictures of other things that are."""
+    """Share of validation pictures of other things in which these are found."""
 
 
 def minimise(
