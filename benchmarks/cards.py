@@ -43,9 +43,10 @@ def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], 
 def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The rates of one target and of what is kept, without and with masks."""
     target = figures["targets"][name]
+    unseen = "on things" if target["kind"] == "style" else "by words"
     rows = {
         "found": target["found"],
-        "found by words kept out of training": target.get("found_by_held_out_words"),
+        f"found {unseen} kept out of training": target.get("found_held_out"),
         "found beside another thing": target.get("found_beside"),
         "that other thing found": target.get("other_beside"),
         "nearest neighbours right": target.get("neighbours_right"),

@@ -35,8 +35,8 @@ from safeflux.reference.measure import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
-ALONE, ALL = Sizes(kept=700), Sizes(kept=1400)
-"""Pictures for each mask alone, and for all together: about 1,000 of other things each, an erased style left out."""
+ALONE, ALL = Sizes(kept=1040), Sizes(kept=1400)
+"""Pictures for each mask alone, and for all together: over 1,000 of other things each, an erased style left out."""
 SMALL = Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
 """Pictures for each random subset."""
 NOTHING = Rate(0, 0)

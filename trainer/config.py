@@ -79,6 +79,9 @@ class PromptConfig(Part):
     """Templates with `{first}`, `{second}` and the slots: the concept beside a thing to preserve."""
     slots: dict[str, Words] = {}
     """Slot name -> its values, e.g. styles."""
+    images: tuple[Path, ...] = ()
+    """For a model that edits images (Kontext, FLUX.2): images to edit, one at random for each prompt; without, it draws
+    from text alone. They are scaled to the size of the run."""
     pair_share: Share = 0.5
     """Share of prompts made from the pair templates, where there are any."""
     erase_pairs: Count = 640

@@ -7,7 +7,7 @@ from safeflux.trainer.config import CategoryConfig, PromptConfig, TrajectoryConf
 
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
-from safeflux.reference.vocabulary import NOTHING_WORD, Target, is_held_out, vocabulary, with_article
+from safeflux.reference.vocabulary import NOTHING_WORD, Concept, Target, known_concepts, vocabulary, with_article
 
 TOGETHER: dict[str, Any] = {
     "saliency": {"rounds": 60, "warm_up": 4, "erase_batches": 1, "preserve_batches": 8, "preserve_budget": 0.03},
@@ -33,9 +33,8 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
             f"category {unknown[0]!r}: emoji-flux knows {known}; for another model write a configuration file"
         )
     targets = {name: _category(target) for name, target in words.targets.items()}
-    seen = [c for c in words.neutral if not is_held_out(c)]
     prompts = PromptConfig(
-        neutral=tuple(with_article(word) for c in seen for word in (c.words, *c.synonyms[:1])),
+        neutral=words_of(known_concepts()),
         others={name: target for name, target in targets.items() if name not in categories},
         single=("{thing}, {style} style, {background} background",),
         pair=("{first} and {second}, {style} style, {background} background",),
@@ -50,6 +49,11 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def words_of(concepts: Sequence[Concept]) -> tuple[str, ...]:
+    """All words for some concepts but the held-out ones, with their articles."""
+    return tuple(with_article(word) for c in concepts for word in (c.words, *c.synonyms))
+
+
 def _category(target: Target) -> CategoryConfig:
     if target.style:
         return CategoryConfig(
@@ -59,5 +63,5 @@ def _category(target: Target) -> CategoryConfig:
             anchor=target.instead or NOTHING_WORD,
             trajectory=BEYOND,
         )
-    concepts = {c.name: tuple(with_article(w) for w in (c.words, *c.synonyms)) for c in target.concepts}
+    concepts = {c.name: words_of([c]) for c in target.concepts}
     return CategoryConfig(concepts=concepts, kind=target.kind, anchor=NOTHING_WORD)

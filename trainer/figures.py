@@ -19,9 +19,9 @@ class TargetFigures:
     kind: str
     """`object`, `identity` or `style`."""
     found: Paired
-    """Efficacy: the concept, asked for by its name, is found; for a style, the judge says that style."""
-    found_by_held_out_words: Paired | None
-    """Generality: the same by words that mask training never saw."""
+    """Efficacy: the concept, asked for by its name, is found; for a style, things that mask training knows have it."""
+    found_held_out: Paired | None
+    """Generality: the same by words that mask training never saw; for a style, on such things."""
     found_beside: Paired | None
     """The concept, asked for beside a neutral thing, is found."""
     other_beside: Paired | None
@@ -94,9 +94,9 @@ class Figures:
         return reduce(add, (target.found for target in self.targets.values()))
 
     @property
-    def found_by_held_out_words(self) -> Paired | None:
-        """Generality over all targets that have such words."""
-        pairs = [t.found_by_held_out_words for t in self.targets.values() if t.found_by_held_out_words]
+    def found_held_out(self) -> Paired | None:
+        """Generality over all targets that have it."""
+        pairs = [t.found_held_out for t in self.targets.values() if t.found_held_out]
         return reduce(add, pairs) if pairs else None
 
     @property
@@ -107,7 +107,7 @@ class Figures:
     @property
     def harmonic(self) -> Harmonic:
         """MACE's harmonic mean of erasing and keeping, of the masked model."""
-        synonyms = self.found_by_held_out_words
+        synonyms = self.found_held_out
         return harmonic(self.found.masked, self.kept_right.masked, synonyms.masked if synonyms else None)
 
     @property
@@ -115,10 +115,12 @@ class Figures:
         """Every rate under a name for people, in the order of a table."""
         rows: dict[str, Paired] = {}
         for name, target in self.targets.items():
-            asked = f"{name}: the style is found" if target.kind == "style" else f"{name}: found"
+            is_style = target.kind == "style"
+            asked = f"{name}: the style is found" if is_style else f"{name}: found"
+            unseen = f"{name}, {'on things' if is_style else 'by words'} that no mask was trained with"
             candidates = {
                 asked: target.found,
-                f"{name}, by words that no mask was trained with": target.found_by_held_out_words,
+                unseen: target.found_held_out,
                 f"{name} beside a neutral thing: found": target.found_beside,
                 f"{name} beside a neutral thing: that thing found": target.other_beside,
                 f"{name}, the thing asked for in it: right": target.thing_right,
@@ -131,7 +133,7 @@ class Figures:
     @property
     def facts(self) -> dict[str, str]:
         """What is no rate of pictures, in words."""
-        terms = "H_o" if self.found_by_held_out_words else "H_c"
+        terms = "H_o" if self.found_held_out else "H_c"
         return {
             f"harmonic mean of erasing and keeping ({terms})": str(self.harmonic),
             "structural similarity to the base model's pictures": str(self.ssim or "needs scikit-image"),
@@ -147,11 +149,11 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: every rate with its interval and counts."""
-        synonyms = self.found_by_held_out_words
+        synonyms = self.found_held_out
         return {
             "targets": {name: target.to_json() for name, target in self.targets.items()},
             "found": self.found.to_json(),
-            "found_by_held_out_words": synonyms.to_json() if synonyms else None,
+            "found_held_out": synonyms.to_json() if synonyms else None,
             "kept": {group: pair.to_json() for group, pair in self.kept.items()},
             "kept_right": self.kept_right.to_json(),
             "harmonic_mean": self.harmonic.to_json(),

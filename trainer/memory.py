@@ -14,7 +14,7 @@ import torch
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.factors import gated
 from safeflux.trainer.rollout import fast_math, step_inputs
-from safeflux.trainer.sampler import Condition, Sampler
+from safeflux.trainer.sampler import Condition, Reference, Sampler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from safeflux.errors import TrainError
@@ -142,8 +142,10 @@ def _activations(
         tokens = torch.empty(batch, *condition.tokens.shape[1:], dtype=condition.tokens.dtype)
         pooled = None if condition.pooled is None else torch.empty(batch, condition.pooled.shape[1], dtype=tokens.dtype)
         text_ids = None if condition.text_ids is None else torch.empty(condition.text_ids.shape)
+        seen = condition.reference
+        image = seen and Reference(torch.empty(batch, *seen.tokens.shape[1:]), torch.empty(seen.ids.shape))
         like = replace(sampler, image_ids=torch.empty(sampler.image_ids.shape))
-        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids))
+        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids, image))
         with fast_math(x.device), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             twin(**inputs)
     largest = max((after - before for before, after in pairwise(after_block)), default=size())

@@ -27,8 +27,9 @@ from safeflux.trainer.references import References, encode_once, make_references
 from safeflux.trainer.rollout import fast_math, rollout, sampler_of
 
 _STREAMS = ("erase", "preserve", "gates", "pairs")
-_ALONE, _ALL = 0.25, 0.5
-"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on."""
+_ALONE, _ALL = 0.5, 0.75
+"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
+batch with one mask on serves that one alone, so that a mask would else hardly be seen without others."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,20 @@ class Objective:
     def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
         """The masked output for a category's concepts against the base output for their anchors.
 
-        A part of the batch is drawn by how much was left of each pair when it was last seen.
+        A part of the batch is drawn by how much was left of each pair when it was last seen. The gradient is of the
+        batch as it was drawn; the loss that is told is of pairs drawn alike, so that rounds can be compared.
         """
         rng = self._rng("erase", round_, batch, category)
         subset, pool, left = self._subset(rng, category), self._erase[category], self.left[category]
-        weight = 1 - self._config.hard_share + self._config.hard_share * left / left.mean()
+        weight = (1 - self._config.hard_share + self._config.hard_share * left / left.mean()).clamp_min(1e-6)
         indices = pool.draw(rng, self._config.batch, self._masked(subset), weight)
         output, factors = self._run(pool, indices, subset, gates)
         is_relative = self._config.erase_loss == "relative"
         change = pool.change[indices] if is_relative else torch.ones(len(indices))
         losses = erase_loss(output, pool.target[indices], change)
         self._seen.append((category, indices, (losses.detach() * change / pool.change[indices]).tolist()))
-        return Slope(losses.mean().item(), subset, self._gradient(losses.mean(), factors))
+        drawn_alike = float(np.average(losses.detach().numpy(), weights=1 / weight[indices].numpy()))
+        return Slope(drawn_alike, subset, self._gradient(losses.mean(), factors))
 
     def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
         """The masked output for prompts to preserve against the base output; with the gradient of a projection."""
@@ -170,10 +173,14 @@ class Objective:
             for k, name in enumerate(chosen.categories)
         ]
         pools.append(source.preserve(self._rng("pairs", len(pools)), chosen.prompts.preserve_pairs))
-        prompts = [prompt for pool in pools for pair in pool for prompt in (pair.prompt, pair.anchor)]
-        encoded = encode_once(pipe, prompts, chosen.max_sequence_length)
+        encoded = encode_once(pipe, [pair for pool in pools for pair in pool], chosen)
         memory = estimate_memory(
-            self._transformer, self._sampler, encoded.condition, chosen, self._bits.sites.values(), len(self._names)
+            self._transformer,
+            self._sampler,
+            encoded.prompts(pools[0][:1]),
+            chosen,
+            self._bits.sites.values(),
+            len(self._names),
         )
         check_memory(memory, self._device)
         total, made = sum(map(len, pools)), []

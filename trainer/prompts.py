@@ -6,6 +6,7 @@ hold: the configuration of the embedded model leaves out the held-out words and 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +33,8 @@ class Pair:
     within: frozenset[str] = frozenset()
     """Categories of other things in the prompt that the anchor has replaced. The pair says something only about a model
     with masks of all of them on."""
+    image: Path | None = None
+    """The image that both prompts edit; None where they draw from text alone."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class PromptSource:
 
     def _erase(self, category: CategoryConfig, rng: np.random.Generator, name: str) -> Pair:
         values = self._fill(rng)
+        if category.slot != "thing":  # a style is one on all things: the more of them, the fewer are learned by heart
+            values["thing"] = _one(rng, self._values["thing"])
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
         templates = self._config.templates_of(category.kind)
         template, values, place = self._template(rng, templates, values, category.slot)
@@ -80,7 +85,8 @@ class PromptSource:
         for other, value in values.items():
             if value.category in within:
                 anchors[other] = self._every[value.category].anchor_of(value.concept)
-        return Pair(_format(template, values), _anchor(template, values, anchors), name, others - within, within)
+        prompt, anchor = _format(template, values), _anchor(template, values, anchors)
+        return Pair(prompt, anchor, name, others - within, within, self._image(rng))
 
     def _preserve(self, rng: np.random.Generator) -> Pair:
         values = self._fill(rng)
@@ -89,7 +95,10 @@ class PromptSource:
         templates = self._config.templates_of(_one(rng, self._kinds))
         template, values, _ = self._template(rng, templates, values, "thing")
         prompt = _format(template, values)
-        return Pair(prompt, prompt, None, _categories_in(values))
+        return Pair(prompt, prompt, None, _categories_in(values), image=self._image(rng))
+
+    def _image(self, rng: np.random.Generator) -> Path | None:
+        return _one(rng, self._config.images) if self._config.images else None
 
     def _fill(self, rng: np.random.Generator) -> dict[str, _Value]:
         """A neutral thing, and any value of the other slots: a style that some mask erases is a style like others."""

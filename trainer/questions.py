@@ -13,7 +13,7 @@ import numpy as np
 
 from safeflux.errors import ConfigError
 from safeflux.reference.measure import Ask, in_turn, pair_asks, single_asks
-from safeflux.reference.vocabulary import Concept, Target, held_out_concepts, is_held_out, vocabulary
+from safeflux.reference.vocabulary import Concept, Target, held_out_concepts, known_concepts, vocabulary
 
 FIRST_SEED = 2**60
 """The noises lie from here on: far above the ranges of the recipe, the demo and validation. Training noises are 62-bit
@@ -23,7 +23,7 @@ _SET_BITS = 16  # noises of one set
 MAX_PICTURES = 2**_SET_BITS
 """Pictures of one set at most: its noises end where another set's could begin."""
 
-KEPT = ("neutral, held out from mask training", "neutral, used as things to preserve", "other categories")
+KEPT = ("neutral, held out from mask training", "neutral, known to mask training", "other categories")
 """The groups of concepts that a mask should leave alone."""
 
 # What looks or is used most like an erased concept, by category: if anything else is spoilt, these are.
@@ -78,7 +78,7 @@ class Sizes:
     found: int = 200
     """For each target: by name."""
     details: int = 200
-    """For each target: by held-out words; beside a neutral thing."""
+    """For each target: by held-out words or, for a style, on held-out things; beside a neutral thing."""
     neighbours: int = 100
     """For each target: of its nearest neighbours."""
     kept: int = 1000
@@ -131,7 +131,7 @@ def questions_of(erased: Collection[Target], sizes: Sizes, seed: int) -> dict[st
     others = [target for target in vocabulary().targets.values() if target.concepts and target not in erased]
     every = [
         *(by_name(target, sizes.found, seed) for target in erased),
-        *(ask(target, sizes.details, seed) for target in erased for ask in (by_held_out_words, beside)),
+        *(ask(target, sizes.details, seed) for target in erased for ask in (held_out, beside)),
         *(neighbours(target, sizes.neighbours, seed) for target in erased),
         *neutral(sizes.kept, seed),
         *(by_name(target, sizes.others, seed) for target in others),
@@ -140,15 +140,17 @@ def questions_of(erased: Collection[Target], sizes: Sizes, seed: int) -> dict[st
 
 
 def by_name(target: Target, count: int, seed: int) -> Question:
-    """The concepts by their names, in turn; for a style, neutral concepts in that style."""
-    concepts = target.concepts if target.concepts else vocabulary().neutral
+    """The concepts by their names, in turn; for a style, neutral things in it that mask training knows."""
+    concepts = target.concepts if target.concepts else known_concepts()
     return _single(f"{target.name}/by name", concepts, count, seed, style=target.style)
 
 
-def by_held_out_words(target: Target, count: int, seed: int) -> Question:
-    """The concepts by words that mask training never saw, in turn; empty where there are none."""
-    concepts = [concept for concept in target.concepts if concept.held_out]
-    return _single(f"{target.name}/by held-out words", concepts, count, seed, synonyms="held_out")
+def held_out(target: Target, count: int, seed: int) -> Question:
+    """What mask training never saw, in turn: words for the concepts, empty where there are none; things in a style."""
+    name = f"{target.name}/held out"
+    if target.style:
+        return _single(name, held_out_concepts(), count, seed, style=target.style)
+    return _single(name, [concept for concept in target.concepts if concept.held_out], count, seed, synonyms="held_out")
 
 
 def beside(target: Target, count: int, seed: int) -> Question:
@@ -166,10 +168,11 @@ def neighbours(target: Target, count: int, seed: int) -> Question:
 
 
 def neutral(count: int, seed: int) -> tuple[Question, Question]:
-    """Neutral concepts, `count` in all: held out from mask training, and used there as things to preserve."""
-    every = vocabulary().neutral
-    held_out, preserved = ([c for c in every if is_held_out(c) == side] for side in (True, False))
-    return _single(KEPT[0], held_out, count - count // 2, seed), _single(KEPT[1], preserved, count // 2, seed)
+    """Neutral concepts, `count` in all: held out from mask training, and known to it."""
+    return (
+        _single(KEPT[0], held_out_concepts(), count - count // 2, seed),
+        _single(KEPT[1], known_concepts(), count // 2, seed),
+    )
 
 
 def _single(

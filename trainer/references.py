@@ -3,17 +3,22 @@
 After that, training needs the transformer alone.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safeflux.trainer.config import TrajectoryConfig
+from PIL import Image
+from safeflux.trainer.config import TrainConfig, TrajectoryConfig
 from safeflux.trainer.losses import distance
 from safeflux.trainer.prompts import Pair
 from safeflux.trainer.rollout import Condition, Sampler, encode, fast_math, rollout
+from safeflux.trainer.sampler import Reference
 from safeflux.trainer.trajectory import steered
+
+from safeflux.errors import ConfigError
 
 ENCODED_TOGETHER = 64
 LEAST_CHANGE = 0.25
@@ -22,31 +27,69 @@ LEAST_CHANGE = 0.25
 
 @dataclass(frozen=True)
 class Encoded:
-    """Every prompt once, encoded."""
+    """Every prompt and every image once, encoded."""
 
     condition: Condition
     """One row a prompt."""
     row: dict[str, int]
     """Prompt -> its row."""
+    images: Mapping[Path, Reference] = field(default_factory=dict)
+    """Image to edit -> its tokens, (1, R, C)."""
 
-    def __getitem__(self, prompts: Sequence[str]) -> Condition:
-        """The conditions of some prompts."""
-        return self.condition[[self.row[prompt] for prompt in prompts]]
+    def prompts(self, pairs: Sequence[Pair]) -> Condition:
+        """What the model sees of some pairs' prompts."""
+        return self._of([(pair.prompt, pair.image) for pair in pairs])
+
+    def anchors(self, pairs: Sequence[Pair]) -> Condition:
+        """What the model sees of some pairs' anchors."""
+        return self._of([(pair.anchor, pair.image) for pair in pairs])
+
+    def _of(self, asked: Sequence[tuple[str, Path | None]]) -> Condition:
+        condition = self.condition[[self.row[prompt] for prompt, _ in asked]]
+        images = [self.images[image] for _, image in asked if image]
+        if not images:
+            return condition
+        return replace(condition, reference=Reference(torch.cat([image.tokens for image in images]), images[0].ids))
 
 
 @torch.no_grad()
-def encode_once(pipe: Any, prompts: Sequence[str], max_sequence_length: int) -> Encoded:
-    """Encode each different prompt once."""
-    unique = list(dict.fromkeys(prompts))
+def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encoded:
+    """Encode each different prompt, anchor and image once.
+
+    Raises:
+        ConfigError: An image cannot be read.
+        ModelError: There are images, and the pipeline takes none.
+    """
+    unique = list(dict.fromkeys(text for pair in pairs for text in (pair.prompt, pair.anchor)))
     parts = [
-        encode(pipe, unique[k : k + ENCODED_TOGETHER], max_sequence_length)
+        encode(pipe, unique[k : k + ENCODED_TOGETHER], config.max_sequence_length)
         for k in range(0, len(unique), ENCODED_TOGETHER)
     ]
     pooled = [part.pooled for part in parts if part.pooled is not None]
     condition = replace(
         parts[0], tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None
     )
-    return Encoded(condition, {prompt: k for k, prompt in enumerate(unique)})
+    images = {}
+    for path in config.prompts.images:
+        pixels = read_image(path, config.width, config.height)
+        reference = encode(pipe, unique[:1], config.max_sequence_length, pixels).reference
+        assert reference is not None
+        images[path] = reference
+    return Encoded(condition, {prompt: k for k, prompt in enumerate(unique)}, images)
+
+
+def read_image(path: Path, width: int, height: int) -> torch.Tensor:
+    """An image scaled to a size in pixels, float32 (1, 3, height, width) in -1 to 1.
+
+    Raises:
+        ConfigError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32)
+    except OSError as error:  # UnidentifiedImageError is one
+        raise ConfigError(f"prompts.images: {path}: cannot be read as an image ({error})") from error
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +141,7 @@ class References:
 
     def condition(self, indices: Sequence[int]) -> Condition:
         """The conditions of some pairs' prompts."""
-        return self.encoded[[self.pairs[k].prompt for k in indices]]
+        return self.encoded.prompts([self.pairs[k] for k in indices])
 
 
 @torch.no_grad()
@@ -130,7 +173,7 @@ def make_references(
     targets, changes, borders = [], [], []
     for start in range(0, len(pairs), batch):
         part, rows = pairs[start : start + batch], noise[start : start + batch]
-        asked, anchor = (encoded[[getattr(pair, field) for pair in part]] for field in ("prompt", "anchor"))
+        asked, anchor = encoded.prompts(part), encoded.anchors(part)
         targets.append(_outputs(transformer, sampler, rows, anchor, asked, trajectory))
         is_same = all(pair.prompt == pair.anchor for pair in part)
         plain = targets[-1] if is_same else _outputs(transformer, sampler, rows, asked)

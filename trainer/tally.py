@@ -60,7 +60,7 @@ def _of_target(target: Target, pairs: Mapping[str, Pair]) -> TargetFigures:
     return TargetFigures(
         kind=target.kind,
         found=named.rate(check),
-        found_by_held_out_words=rate("by held-out words", is_found),
+        found_held_out=rate("held out", check),
         found_beside=rate("beside", is_found),
         other_beside=rate("beside", is_other_found),
         neighbours_right=rate("neighbours", is_right),

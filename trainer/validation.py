@@ -1,7 +1,7 @@
 """What a run looks at on the way: pictures of the embedded model under the masks, by its judge.
 
 Prompts are of the training's sort (its words, its things to preserve), the noises are not the training's. The held-out
-words and concepts are left to the evaluation.
+words and things are left to the evaluation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from safeflux.apply import apply_masks_
 from safeflux.masks import MaskSet, compose
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import concept_right, draw, in_turn, other_found, pair_asks, single_asks
-from safeflux.reference.vocabulary import is_held_out, vocabulary
+from safeflux.reference.vocabulary import known_concepts, vocabulary
 
 VALIDATION_SEED = 50_000_000
 """First seed of the noises; a training noise has a 62-bit random seed, so that meeting one is out of the question."""
@@ -34,7 +34,8 @@ class Validation:
     found: tuple[float, ...]
     """Each category, where it was asked for: the larger share of under its own mask and under all masks."""
     right: float
-    """Things to preserve under all masks: mean of the share alone and of that beside a concept."""
+    """Neutral things, alone and beside what is erased: the mean of the two shares, the smallest of those under each
+    mask and under all masks."""
 
 
 class Validator(Protocol):
@@ -44,7 +45,7 @@ class Validator(Protocol):
         """How often a category is found: the larger share of under its own mask and under all masks."""
 
     def right(self, masks: Sequence[MaskSet]) -> float:
-        """How often the things to preserve are, under all masks."""
+        """How often neutral things are: the smallest of the shares under each mask and under all masks."""
 
     def picture(self, masks: Sequence[MaskSet]) -> Image.Image:
         """Some pictures of both sorts without masks, and below them the same with all masks."""
@@ -62,31 +63,29 @@ class JudgeValidator:
         self._pipe, self._judge = pipe, judge
         words, count, source = vocabulary(), config.validation_prompts, PromptSource(config)
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
+        things = [known_concepts()[k] for k in rng.permutation(len(known_concepts()))]
         self._targets = [words.targets[name] for name in config.categories]
-        self._erased = [source.erase(name, rng, count) for name in config.categories]
-        things = [words.neutral[k] for k in rng.permutation(len(words.neutral)) if not is_held_out(words.neutral[k])]
+        self._erased = [  # a style on neutral things: under all masks, no other is there to have one
+            [(ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)]
+            if target.style
+            else [(pair.prompt, pair.concept or "") for pair in source.erase(target.name, rng, count)]
+            for target in self._targets
+        ]
         concepts = [concept for target in self._targets for concept in target.concepts] or things
         self._alone = single_asks(words, in_turn(things, -(-count // 2)), 1, rng)
         self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
 
     def found(self, category: int, masks: Sequence[MaskSet]) -> float:
         """See `Validator`."""
-        states = [masks[category]] if len(masks) == 1 else [masks[category], compose(*masks)]
-        return max(self._found(category, state) for state in states)
+        return max(self._found(category, state) for state in _alone_and_all([masks[category]], masks))
 
     def right(self, masks: Sequence[MaskSet]) -> float:
         """See `Validator`."""
-        images = self._draw([ask.prompt for ask in self._alone + self._beside], compose(*masks), 100_000)
-        count = len(self._alone)
-        rates = (
-            concept_right(self._judge, images[:count], self._alone),
-            other_found(self._judge, images[count:], self._beside),
-        )
-        return sum(rate.value for rate in rates) / len(rates)
+        return min(self._right(state) for state in _alone_and_all(masks, masks))
 
     def picture(self, masks: Sequence[MaskSet]) -> Image.Image:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
-        in_turn_of_all = [pair.prompt for row in zip(*self._erased, strict=True) for pair in row]
+        in_turn_of_all = [prompt for row in zip(*self._erased, strict=True) for prompt, _ in row]
         prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
         base = draw(self._pipe, prompts, VALIDATION_SEED + 300_000)
         rows = base, self._draw(prompts, compose(*masks), 300_000)
@@ -98,13 +97,26 @@ class JudgeValidator:
         return grid
 
     def _found(self, category: int, masks: MaskSet) -> float:
-        pairs, target = self._erased[category], self._targets[category]
-        verdicts = self._judge(self._draw([pair.prompt for pair in pairs], masks, 200_000 * (category + 1)))
-        if target.style:
-            return float(verdicts.in_style([target.style] * len(pairs)).mean())
-        return float(verdicts.found([pair.concept or "" for pair in pairs]).mean())
+        asked, style = self._erased[category], self._targets[category].style
+        verdicts = self._judge(self._draw([prompt for prompt, _ in asked], masks, 200_000 * (category + 1)))
+        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
+        return float(is_there.mean())
+
+    def _right(self, masks: MaskSet) -> float:
+        images = self._draw([ask.prompt for ask in self._alone + self._beside], masks, 100_000)
+        count = len(self._alone)
+        rates = (
+            concept_right(self._judge, images[:count], self._alone),
+            other_found(self._judge, images[count:], self._beside),
+        )
+        return sum(rate.value for rate in rates) / len(rates)
 
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
         # A run that has only warmed up masks nothing, which is no mask set to apply.
         with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
             return draw(self._pipe, prompts, VALIDATION_SEED + shift)
+
+
+def _alone_and_all(asked: Sequence[MaskSet], masks: Sequence[MaskSet]) -> list[MaskSet]:
+    """Some masks one by one and, where there are several in all, all of them AND-ed."""
+    return [*asked, compose(*masks)] if len(masks) > 1 else [*asked]

@@ -128,6 +128,11 @@ def held_out_concepts() -> tuple[Concept, ...]:
     return vocabulary().neutral[::3]
 
 
+def known_concepts() -> tuple[Concept, ...]:
+    """The neutral concepts that mask training knows: the others."""
+    return tuple(concept for concept in vocabulary().neutral if not is_held_out(concept))
+
+
 def is_held_out(concept: Concept) -> bool:
     """Whether a concept is one of `held_out_concepts`."""
     return concept in held_out_concepts()

@@ -96,7 +96,9 @@ def test_the_base_model_is_drawn_once_and_a_target_is_measured_alike_beside_othe
     style = both.targets["fluent-style"]
     assert style.found.base.value > 0.5
     assert style.thing_right.base.n == style.found.base.n == SIZES.found
-    assert (style.found_by_held_out_words, style.found_beside, style.neighbours_right) == (None, None, None)
+    assert style.found_held_out.base.n == SIZES.details
+    assert style.found_held_out.base.value > 0.5
+    assert (style.found_beside, style.neighbours_right) == (None, None)
     asked = questions_of([target_of("weapons")], SIZES, 3)
     others = [a.style for name in KEPT[:2] for a in asked[name].asks if a.style != "fluent"]
     assert both.frechet_n == both.style_right.base.n == len(others) < 24

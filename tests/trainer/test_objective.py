@@ -102,6 +102,18 @@ def test_nothing_erased_is_one_for_every_pair_and_what_is_left_steers_the_next_d
     assert sorted(pool.draw(rng, 8, weight=left)) == list(range(8))  # none is ever shut out
 
 
+def test_the_loss_that_is_told_is_of_pairs_drawn_alike(objective):
+    """Drawn by what was left, a batch looks worse the better the others are erased."""
+    gates = torch.ones(len(NAMES), objective._bits.count)
+    gates[0, ::2] = 0.5
+    objective.left[0] = torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 0])
+    told = [objective.erase(7, k, 0, gates).loss for k in range(60)]
+    drawn = [left for category, _, lefts in objective._seen if category == 0 for left in lefts]
+    objective.settle(Processes())
+    alike = float(objective.left[0].mean())
+    assert abs(sum(told) / len(told) - alike) < 0.25 * abs(sum(drawn) / len(drawn) - alike)
+
+
 def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
     subsets = {objective._subset(objective._rng("erase", k), 1) for k in range(60)}
     assert all(1 in subset for subset in subsets)

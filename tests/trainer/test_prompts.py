@@ -10,7 +10,7 @@ from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.prompts import PromptSource
 
 from safeflux.errors import ConfigError
-from safeflux.reference.vocabulary import is_held_out, vocabulary, with_article
+from safeflux.reference.vocabulary import held_out_concepts, vocabulary, with_article
 
 
 def options(*categories: str, **changes: object) -> TrainConfig:
@@ -41,7 +41,7 @@ def test_a_named_anchor_takes_the_concepts_place(weapons):
     [
         ("null", r""),
         ("dropped", r"(an? [a-z -]+, )?[a-z]+ style, [a-z]+ background"),
-        ("a ball", r"(a ball|a ball and an? .+|an? .+ and a ball), [a-z]+ style, [a-z]+ background"),
+        ("a pebble", r"(a pebble|a pebble and an? .+|an? .+ and a pebble), [a-z]+ style, [a-z]+ background"),
     ],
 )
 def test_the_anchor_is_what_the_configuration_says(weapons, anchor, expected):
@@ -53,14 +53,16 @@ def test_the_anchor_is_what_the_configuration_says(weapons, anchor, expected):
 
 def test_a_concept_may_have_an_anchor_of_its_own(weapons):
     data = weapons.model_dump(by_alias=True)
-    data["categories"]["weapons"]["anchors"] = {"bomb": "a ball"}
+    data["categories"]["weapons"]["anchors"] = {"bomb": "a pebble"}
     for pair in erased(make_config(data, "test"), 50):
-        assert ("a ball" in pair.anchor) == (pair.concept == "bomb")
+        assert ("a pebble" in pair.anchor) == (pair.concept == "bomb")
 
 
-def test_a_style_is_erased_from_pictures_of_things_to_preserve():
+def test_a_style_is_erased_from_pictures_of_all_things_that_training_knows():
     config = options("fluent-style")
-    for pair in erased(config, 100):
+    pairs = erased(config, 100)
+    assert any("horror" in pair.categories for pair in pairs)
+    for pair in pairs:
         assert pair.prompt.replace("fluent style", "noto style") == pair.anchor != pair.prompt
     assert {style for pair in preserved(config, 300) for style in re.findall(r"(\w+) style", pair.prompt)} == set(
         vocabulary().styles
@@ -92,11 +94,12 @@ def test_every_concept_gets_its_turn(weapons):
     assert {pair.concept for pair in drawn} == set(weapons.categories["weapons"].concepts)
 
 
-def test_training_never_says_a_held_out_word_or_shows_a_held_out_concept():
-    config, words = options("weapons", "alcohol"), vocabulary()
+@pytest.mark.parametrize("category", ["weapons", "fluent-style"])
+def test_training_never_says_a_held_out_word_or_shows_a_held_out_concept(category):
+    config, words = options(category, "alcohol"), vocabulary()
     text = " | ".join(pair.prompt for pair in erased(config, 500) + preserved(config, 2000))
     held_out = [w for c in words.concepts for w in c.held_out]
-    held_out += [c.words for c in words.neutral if is_held_out(c)]
+    held_out += [c.words for c in held_out_concepts()]
     assert len(held_out) > 30
     assert not [w for w in held_out if re.search(rf"\b{re.escape(with_article(w))}( and|,)", text)]
 

@@ -18,7 +18,7 @@ def ask(*names, sizes=SMALL, seed=0):
 
 def test_a_question_is_the_same_whatever_else_is_asked_and_begins_a_longer_one():
     alone, together = ask("weapons"), ask("weapons", "alcohol", "fluent-style")
-    shared = {"weapons/by name", "weapons/by held-out words", "weapons/beside", "weapons/neighbours", *KEPT[:2]}
+    shared = {"weapons/by name", "weapons/held out", "weapons/beside", "weapons/neighbours", *KEPT[:2]}
     assert all(alone[name] == together[name] for name in shared)
     longer = ask("weapons", sizes=Sizes(found=50, details=50, neighbours=30, kept=80, others=9))
     for name, question in alone.items():
@@ -44,8 +44,9 @@ def test_no_two_questions_share_a_noise_and_none_lies_in_anothers_range():
 def test_prompts_are_held_out_from_training():
     for target in WORDS.targets.values():
         questions = ask(target.name)
-        trained = {word for concept in WORDS.concepts for word in (concept.words, *concept.synonyms)}
-        if words := questions.get(f"{target.name}/by held-out words"):
+        known = [concept for concept in WORDS.concepts if not is_held_out(concept)]
+        trained = {word for concept in known for word in (concept.words, *concept.synonyms)}
+        if words := questions.get(f"{target.name}/held out"):
             things = {a.prompt.partition(",")[0].partition(" ")[2] for a in words.asks}
             assert things
             assert not things & trained
@@ -63,11 +64,16 @@ def test_every_concept_comes_in_turn():
     assert counts == [4] * 5
 
 
-def test_a_style_is_asked_for_on_neutral_things():
+def test_a_style_is_asked_for_on_neutral_things_that_mask_training_knows_and_on_others():
     questions = ask("fluent-style")
-    assert {a.style for a in questions["fluent-style/by name"].asks} == {"fluent"}
-    assert all(WORDS[a.concept].category is None for a in questions["fluent-style/by name"].asks)
-    assert {name for name in questions if name.startswith("fluent")} == {"fluent-style/by name"}
+    assert {name for name in questions if name.startswith("fluent")} == {
+        "fluent-style/by name",
+        "fluent-style/held out",
+    }
+    for name, side in (("by name", False), ("held out", True)):
+        asks = questions[f"fluent-style/{name}"].asks
+        assert {a.style for a in asks} == {"fluent"}
+        assert all(WORDS[a.concept].category is None and is_held_out(WORDS[a.concept]) == side for a in asks)
 
 
 def test_neighbours_are_neutral_and_known_for_every_target_of_things():

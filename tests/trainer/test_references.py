@@ -5,14 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
 from safeflux.trainer.config import TrajectoryConfig, make_config
 from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.losses import distance
 from safeflux.trainer.prompts import Pair, PromptSource
-from safeflux.trainer.references import LEAST_CHANGE, References, border_tokens, encode_once, make_references
-from safeflux.trainer.rollout import Sampler, encode, rollout, sampler_of
+from safeflux.trainer.references import (
+    LEAST_CHANGE,
+    References,
+    border_tokens,
+    encode_once,
+    make_references,
+    read_image,
+)
+from safeflux.trainer.rollout import Sampler, encode, fast_math, rollout, sampler_of
 from safeflux.trainer.trajectory import steered
 
+from safeflux.errors import ConfigError
 from safeflux.reference.model import load_pipeline
 
 
@@ -31,7 +41,7 @@ def references(pipe, sampler) -> References:
     source = PromptSource(make_config(embedded_options(["weapons"]), "test"))
     pairs = source.erase("weapons", np.random.default_rng(0), 10)
     pairs += [Pair("a cat, noto style", "a cat, noto style"), Pair("a dog, noto style", "a dog, twemoji style")]
-    encoded = encode_once(pipe, [text for pair in pairs for text in (pair.prompt, pair.anchor)], 20)
+    encoded = encode_once(pipe, pairs, make_config(embedded_options(["weapons"]), "test"))
     return make_references(pipe.transformer, sampler, pairs, encoded, seed=1, batch=5)
 
 
@@ -96,3 +106,42 @@ def test_a_pair_serves_only_under_the_masks_that_its_anchor_is_drawn_for(referen
         style: {1, *range(2, 12)},
         style | {"weapons"}: {1, *range(2, 12)},
     }
+
+
+def test_a_model_that_edits_images_is_trained_on_those_of_the_configuration(pipe, tmp_path):
+    """Each pair has an image of its own choice, for prompt and anchor alike."""
+    paths = [tmp_path / f"{name}.png" for name in ("red", "noise")]
+    Image.new("RGB", (100, 50), "red").save(paths[0])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(paths[1])
+    options = embedded_options(["weapons"])
+    prompts = options["prompts"].model_copy(update={"images": tuple(paths)})
+    config = make_config({**options, "prompts": prompts, "height": 64, "width": 64}, "test")
+    kontext = FluxKontextPipeline(**pipe.components)
+    sampler = sampler_of(kontext, steps=2, height=64, width=64)
+    pairs = PromptSource(config).erase("weapons", np.random.default_rng(0), 6)
+    assert {pair.image for pair in pairs} == set(paths)
+    references = make_references(pipe.transformer, sampler, pairs, encode_once(kontext, pairs, config), seed=1, batch=6)
+    for k in (0, 5):
+        pixels = read_image(pairs[k].image, 64, 64)
+        assert pixels.shape == (1, 3, 64, 64)
+        assert -1 <= pixels.min() < pixels.max() <= 1
+        anchor = encode(kontext, [pairs[k].anchor], config.max_sequence_length, pixels)
+        with torch.no_grad(), fast_math(torch.device("cpu")):
+            alone = rollout(pipe.transformer, sampler, references.noise[k : k + 1], anchor)
+        assert float(distance(alone, references.target[k : k + 1])) < 1e-2 * float(alone.var())  # bf16 rounds
+    same = [replace(pair, image=paths[0]) for pair in pairs]
+    other = make_references(pipe.transformer, sampler, same, encode_once(kontext, same, config), seed=1, batch=6)
+    is_red = torch.tensor([pair.image == paths[0] for pair in pairs])
+    assert (
+        distance(other.target, references.target)[~is_red].min()
+        > distance(other.target, references.target)[is_red].max()
+    )
+    sees = references.condition([0, 1, 2]).reference
+    assert sees.tokens.shape == (3, 16, pipe.transformer.config.in_channels)
+
+
+def test_what_is_no_image_is_told(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "missing.png"):
+        with pytest.raises(ConfigError, match=rf"prompts.images: .*{name}: cannot be read as an image"):
+            read_image(tmp_path / name, 64, 64)

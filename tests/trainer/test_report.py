@@ -24,7 +24,7 @@ def figures() -> Figures:
     weapons = TargetFigures(
         kind="object",
         found=paired(198, 12),
-        found_by_held_out_words=paired(199, 0),
+        found_held_out=paired(199, 0),
         found_beside=paired(191, 20),
         other_beside=paired(192, 179),
         neighbours_right=None,
