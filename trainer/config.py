@@ -51,6 +51,8 @@ class CategoryConfig(Part):
     """Concept -> its own anchor, where it is not the one above."""
     trajectory: TrajectoryConfig | None = None
     """How the target is drawn; without, by the anchor in every step."""
+    erase_pairs: Count | None = None
+    """Erase prompts, each with its anchor and its own noise; without, as many as `prompts.erase_pairs`."""
 
     @model_validator(mode="after")
     def _complete(self) -> "CategoryConfig":
@@ -85,7 +87,7 @@ class PromptConfig(Part):
     pair_share: Share = 0.5
     """Share of prompts made from the pair templates, where there are any."""
     erase_pairs: Count = 640
-    """Erase prompts a category, each with its anchor and its own noise. The base model's outputs are computed once."""
+    """Erase prompts of a category that sets no number of its own. The base model's outputs are computed once."""
     preserve_pairs: Count = 2048
     """Prompts to preserve, each with its own noise."""
     drop_share: Share = 0.0
@@ -121,7 +123,7 @@ class SaliencyConfig(Part):
     last_rounds: Annotated[int, Field(ge=0)] = 0
     """Rounds after every category is gone. They switch on as many bits as off, fewer from round to round."""
     erase_batches: Count = 1
-    """Batches of erase prompts a round and category."""
+    """Batches of erase prompts a round, for each category on average: one for each, the others go by what is left."""
     preserve_batches: Count = 2
     """Batches of prompts to preserve a round."""
     beta: Weight | Literal["auto"] = "auto"

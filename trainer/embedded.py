@@ -19,6 +19,10 @@ BEYOND = TrajectoryConfig(hold_steps=0, reversal=0.5)
 """For a style. Where the prompt says none, the model draws each of its styles about as often, so that a style's word
 that is merely ignored still gives that style now and then: the target must lie beyond the anchor."""
 
+OF_A_STYLE = 2048
+"""Erase prompts of a style. The model has learned each style of each thing by heart, and a style stays on the things
+that come up too seldom."""
+
 
 def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     """The options of a run that learns the masks of these categories of the embedded model.
@@ -62,6 +66,7 @@ def _category(target: Target) -> CategoryConfig:
             slot="style",
             anchor=target.instead or NOTHING_WORD,
             trajectory=BEYOND,
+            erase_pairs=OF_A_STYLE,
         )
     concepts = {c.name: words_of([c]) for c in target.concepts}
     return CategoryConfig(concepts=concepts, kind=target.kind, anchor=NOTHING_WORD)

@@ -65,6 +65,23 @@ def urgency(left: torch.Tensor, balance: float) -> torch.Tensor:
     return (left / left.mean()).clamp_min(LEAST_URGENCY) ** balance
 
 
+def share_out(batches: int, left: torch.Tensor) -> list[int]:
+    """How many of a round's erase batches each category gets: one each, and of the others as much as is left of it.
+
+    Args:
+        batches: How many there are, no fewer than categories.
+        left: The erasure loss of each category, float32 (categories,).
+
+    Examples:
+        >>> share_out(9, torch.tensor([0.1, 0.1, 0.4]))
+        [2, 2, 5]
+    """
+    exact = (left / left.sum()).double() * (batches - len(left))
+    counts = exact.floor().long()
+    counts[(exact - counts).topk(batches - len(left) - int(counts.sum())).indices] += 1
+    return (counts + 1).tolist()
+
+
 class Sums:
     """One part of a round's estimates while its batches come in: a row a category, and how many batches it is of."""
 

@@ -169,8 +169,8 @@ class Objective:
         """Draw the pairs of the whole run, encode them, and let the base model draw its part."""
         chosen, source = self._config, PromptSource(self._config, beside=self._names)
         pools = [
-            source.erase(name, self._rng("pairs", k), chosen.prompts.erase_pairs)
-            for k, name in enumerate(chosen.categories)
+            source.erase(name, self._rng("pairs", k), category.erase_pairs or chosen.prompts.erase_pairs)
+            for k, (name, category) in enumerate(chosen.categories.items())
         ]
         pools.append(source.preserve(self._rng("pairs", len(pools)), chosen.prompts.preserve_pairs))
         encoded = encode_once(pipe, [pair for pool in pools for pair in pool], chosen)

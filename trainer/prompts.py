@@ -62,20 +62,21 @@ class PromptSource:
         self._values = {slot: neutral + self._of_categories[slot] for slot, neutral in self._neutral.items()}
 
     def erase(self, category: str, rng: np.random.Generator, count: int) -> list[Pair]:
-        """`count` erase pairs of a category, its concepts in turn, so that none is left out."""
+        """`count` erase pairs of a category, its concepts in turn, so that none is left out.
+
+        A style is one on all things, those of other categories too, and these come in turn then: it may well stay on a
+        thing that was left out.
+        """
         chosen = self._categories[category]
-        names = list(chosen.concepts)
-        start = int(rng.integers(len(names)))
-        return [self._erase(chosen, rng, names[(start + k) % len(names)]) for k in range(count)]
+        names, things = _in_turn(rng, list(chosen.concepts), count), _in_turn(rng, self._values["thing"], count)
+        return [self._erase(chosen, rng, name, thing) for name, thing in zip(names, things, strict=True)]
 
     def preserve(self, rng: np.random.Generator, count: int) -> list[Pair]:
         """`count` prompts to preserve; some hold things of categories, and say so."""
         return [self._preserve(rng) for _ in range(count)]
 
-    def _erase(self, category: CategoryConfig, rng: np.random.Generator, name: str) -> Pair:
-        values = self._fill(rng)
-        if category.slot != "thing":  # a style is one on all things: the more of them, the fewer are learned by heart
-            values["thing"] = _one(rng, self._values["thing"])
+    def _erase(self, category: CategoryConfig, rng: np.random.Generator, name: str, thing: _Value) -> Pair:
+        values = {**self._fill(rng), "thing": thing}
         values[category.slot] = _Value(_one(rng, category.concepts[name]))
         templates = self._config.templates_of(category.kind)
         template, values, place = self._template(rng, templates, values, category.slot)
@@ -153,3 +154,9 @@ def _format(template: str, values: Mapping[str, _Value]) -> str:
 
 def _one(rng: np.random.Generator, values: Sequence[_T]) -> _T:
     return values[int(rng.integers(len(values)))]
+
+
+def _in_turn(rng: np.random.Generator, values: Sequence[_T], count: int) -> list[_T]:
+    """`count` of the values from a random one on, none a second time before all others."""
+    start = int(rng.integers(len(values)))
+    return [values[(start + k) % len(values)] for k in range(count)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.config import SaliencyConfig
-from safeflux.trainer.estimates import PARTS, Smoothed, Sums, urgency
+from safeflux.trainer.estimates import PARTS, Smoothed, Sums, share_out, urgency
 from safeflux.trainer.objective import Slope, Task
 from safeflux.trainer.selection import exchange
 
@@ -80,11 +80,10 @@ class SaliencyMethod:
         """Blend one round's estimates in."""
         chosen, processes = self._config, self._task.processes
         sums = {part: Sums(self._task.trained, self.masks.shape[1]) for part in PARTS}
+        counts = share_out(chosen.erase_batches * self._task.trained, self._left)
         erased = [
-            processes.mean(
-                [self._erase_batch(round_, processes.batch(k), category, sums) for k in range(chosen.erase_batches)]
-            )
-            for category in range(self._task.trained)
+            processes.mean([self._erase_batch(round_, processes.batch(k), category, sums) for k in range(count)])
+            for category, count in enumerate(counts)
         ]
         kept = [self._preserve_batch(round_, processes.batch(k), sums) for k in range(chosen.preserve_batches)]
         for part, total in sums.items():

@@ -1,5 +1,7 @@
 """The memory sum: against what autograd really keeps, and a run that does not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safeflux.trainer.config import make_config
@@ -7,6 +9,7 @@ from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.factors import factors_from, masked_parameters
 from safeflux.trainer.memory import Memory, check_memory, estimate_memory
 from safeflux.trainer.rollout import encode, fast_math, rollout, sampler_of
+from safeflux.trainer.sampler import Reference
 
 from safeflux.errors import TrainError
 from safeflux.masks import MaskSet
@@ -47,6 +50,18 @@ def test_less_is_kept_the_more_is_recomputed():
         config = make_config({**embedded_options(["weapons"]), "recompute": recompute}, "test")
         kept.append(estimate_memory(pipe.transformer, sampler, condition, config, [], rows=1).activations)
     assert kept[0] > 3 * kept[1] > 9 * kept[2]
+
+
+def test_an_image_to_edit_is_counted():
+    pipe = load_pipeline()
+    sampler, config = sampler_of(pipe, steps=1, height=64, width=64), make_config(embedded_options(["weapons"]), "test")
+    text = encode(pipe, ["a cat"], 20)
+    both = replace(text, reference=Reference(torch.zeros(1, *sampler.shape), sampler.image_ids))
+    without, seen = (
+        estimate_memory(pipe.transformer, sampler, c, config, [], rows=1).activations for c in (text, both)
+    )
+    tokens, image = text.tokens.shape[1], sampler.shape[0]
+    assert seen / without > 0.9 * (tokens + 2 * image) / (tokens + image)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_sum_and_the_way_out():

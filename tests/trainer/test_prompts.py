@@ -60,8 +60,12 @@ def test_a_concept_may_have_an_anchor_of_its_own(weapons):
 
 def test_a_style_is_erased_from_pictures_of_all_things_that_training_knows():
     config = options("fluent-style")
-    pairs = erased(config, 100)
-    assert any("horror" in pair.categories for pair in pairs)
+    others = [words for category in config.prompts.others.values() for words in category.concepts.values()]
+    things = [*config.prompts.neutral, *(word for words in others for word in words)]
+    pairs = erased(config, len(things))
+    shown = " | ".join(pair.prompt for pair in pairs)
+    assert all(re.search(rf"\b{re.escape(thing)}( and|,)", shown) for thing in things)
+    assert {"horror"} in [pair.categories for pair in pairs]
     for pair in pairs:
         assert pair.prompt.replace("fluent style", "noto style") == pair.anchor != pair.prompt
     assert {style for pair in preserved(config, 300) for style in re.findall(r"(\w+) style", pair.prompt)} == set(
