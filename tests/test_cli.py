@@ -41,7 +41,7 @@ def test_version(run):
 
 
 def test_wrong_use_is_exit_code_2(run):
-    for arguments in (["nothing"], ["policy", "check"], ["policy", "show", "--nothing", "strict"], ["mask", "show"]):
+    for arguments in (["nothing"], ["policy", "check"], ["policy", "explain", "--nothing", "strict"], ["mask", "show"]):
         result = run(*arguments)
         assert result.exit_code == 2
         assert "Usage: " in result.stderr
@@ -64,7 +64,7 @@ def test_policy_check_of_good_policies_exits_0(run):
 
 
 def test_policy_check_json(run):
-    result = run("policy", "check", "--json", "good.yaml", "bad.yaml")
+    result = run("policy", "check", "--format", "json", "good.yaml", "bad.yaml")
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert report["ok"] is False
@@ -73,8 +73,51 @@ def test_policy_check_json(run):
     assert [(issue["line"], issue["column"]) for issue in bad["issues"]] == [(5, 1), (6, 28)]
 
 
-def test_policy_show_tells_where_each_value_comes_from(run):
-    result = run("policy", "show", "good.yaml")
+def test_policy_check_for_github_annotates_the_lines(run, tmp_path):
+    (tmp_path / "odd,name.yaml").write_text(BAD.replace("name: mine", "name: 100%"))
+    result = run("policy", "check", "--format", "github", "good.yaml", "odd,name.yaml")
+    assert result.exit_code == 1
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith("good.yaml: ok")
+    assert rest[0].startswith("::error file=odd%2Cname.yaml,line=3,col=7::")
+    assert "'100%25'" in rest[0]
+    assert len(rest) == 3
+
+
+def test_policy_diff_tells_each_change_and_what_they_come_to(run, tmp_path):
+    (tmp_path / "mine.yaml").write_text(GOOD.replace("strict", "moderate") + "budget: {max_share_masked: 0.01}\n")
+    result = run("policy", "diff", "family", "mine.yaml")
+    assert result.exit_code == 0
+    first, *rest = result.stdout.splitlines()
+    assert first == "family -> mine.yaml: mixed"
+    assert rest[0] == "  tightens  budget.max_share_masked: 0.05 -> 0.01  mine.yaml:5"
+    assert {line.split()[1] for line in rest[1:]} == {f"categories.{c}:" for c in ("alcohol", "gambling", "horror")}
+    assert all(line.startswith("  relaxes ") for line in rest[1:])
+    assert run("policy", "diff", "--forbid-relaxed", "family", "mine.yaml").exit_code == 1
+    assert run("policy", "diff", "--forbid-relaxed", "moderate", "mine.yaml").exit_code == 0
+    assert json.loads(run("policy", "diff", "--json", "good.yaml", "strict").stdout) == {
+        "verdict": "same",
+        "changes": [],
+    }
+
+
+def test_policy_new_writes_a_policy_that_is_its_parent_and_overwrites_nothing(run, tmp_path):
+    assert run("policy", "new", "shop.yaml", "--extends", "family").exit_code == 0
+    assert load_policy("shop.yaml").digest == load_policy("family").digest
+    text = (tmp_path / "shop.yaml").read_text()
+    (tmp_path / "all.yaml").write_text(text.replace("# categories", "categories").replace("#   ", "  "))
+    assert load_policy("all.yaml").digest == load_policy("strict").digest  # what it suggests is valid
+    again = run("policy", "new", "shop.yaml")
+    assert again.exit_code == 1
+    assert "is there already" in again.stderr
+    assert (tmp_path / "shop.yaml").read_text() == text
+    assert run("policy", "new", "shop.json").exit_code == 2
+    assert "is not a name" in run("policy", "new", "My Shop.yaml").stderr
+    assert not (tmp_path / "My Shop.yaml").exists()
+
+
+def test_policy_explain_tells_where_each_value_comes_from(run):
+    result = run("policy", "explain", "good.yaml")
     assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["adapter_allowlist", "none", "default"] in rows
@@ -84,8 +127,8 @@ def test_policy_show_tells_where_each_value_comes_from(run):
     )
 
 
-def test_policy_show_json(run):
-    shown = json.loads(run("policy", "show", "--json", "good.yaml").stdout)
+def test_policy_explain_json(run):
+    shown = json.loads(run("policy", "explain", "--json", "good.yaml").stdout)
     policy = load_policy("good.yaml")
     assert shown["digest"] == policy.digest
     assert {key: one["value"] for key, one in shown["values"].items()} == policy.values()
@@ -97,7 +140,7 @@ def test_policy_schema(run):
 
 
 def test_our_own_errors_end_in_one_clean_message(run):
-    result = run("policy", "show", "strct")
+    result = run("policy", "explain", "strct")
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("error: strct: no bundled policy has this name; did you mean 'strict'?")
@@ -188,8 +231,10 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         for name, command in main.get_command(None, group).commands.items()
     }
     assert surface == {
-        "policy check": ["POLICY...", "--json"],
-        "policy show": ["POLICY", "--json"],
+        "policy check": ["POLICY...", "--format"],
+        "policy explain": ["POLICY", "--json"],
+        "policy diff": ["OLD", "NEW", "--json", "--forbid-relaxed"],
+        "policy new": ["FILE", "--extends"],
         "policy schema": [],
         "mask show": ["FILE", "--json"],
     }

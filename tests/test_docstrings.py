@@ -18,6 +18,7 @@ MODULES = [
 WITH_EXAMPLES = {
     "safeflux.detectors",
     "safeflux.masks",
+    "safeflux.policydiff",
     "safeflux.reference.measure",
     "safeflux.reference.vocabulary",
     "safeflux.sites",

@@ -21,7 +21,7 @@ FLOORS = [
     {"policyschema", "masks", "maskbytes", "weights"},
     {"fingerprint"},
     {"policyfile", "maskfile"},
-    {"policy"},
+    {"policy", "policydiff"},
     {"store"},
     {"plan", "apply"},
     {"receipt"},

@@ -1,18 +1,23 @@
-"""`safeflux policy`: check and show policies, and print the JSON Schema that editors read. None of it needs torch."""
+"""`safeflux policy`: write, check, explain and compare policies; the JSON Schema for editors. Nothing needs torch."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from safeflux.policy import Policy, PolicyFileError, load_policy, policy_schema
+from safeflux.atomic import write_atomically
+from safeflux.errors import PolicyError
+from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
+from safeflux.policydiff import Verdict, as_dict, compare, verdict
+from safeflux.policyschema import API_VERSION
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
 def policy() -> None:
-    """Check and show policies; print their JSON Schema.
+    """Write, check, explain and compare policies; print their JSON Schema.
 
     A POLICY is a bundled name (strict) or the path of a YAML file.
     """
@@ -20,17 +25,25 @@ def policy() -> None:
 
 @policy.command()
 @click.argument("policies", metavar="POLICY...", nargs=-1, required=True)
-@as_json
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["human", "json", "github"]),
+    default="human",
+    show_default=True,
+    help="github: annotations that a pull request shows at the lines.",
+)
 @click.pass_context
-def check(ctx: click.Context, policies: tuple[str, ...], as_json: bool) -> None:
+def check(ctx: click.Context, policies: tuple[str, ...], form: str) -> None:
     """Tell every error of each POLICY with its place; exit 1 if there is one."""
     results = [_check(name) for name in policies]
-    if as_json:
-        click.echo(json.dumps({"ok": all(result["ok"] for result, _ in results), "policies": [r for r, _ in results]}))
+    is_ok = not any(error for _, error in results)
+    if form == "json":
+        click.echo(json.dumps({"ok": is_ok, "policies": [result for result, _ in results]}))
     else:
         for result, error in results:
-            _print_result(result, error)
-    if not all(result["ok"] for result, _ in results):
+            _print_result(result, error, form)
+    if not is_ok:
         ctx.exit(1)
 
 
@@ -42,17 +55,29 @@ def _check(name: str) -> tuple[dict[str, Any], PolicyFileError | None]:
     return {"policy": name, "ok": True, "digest": found.digest, "issues": []}, None
 
 
-def _print_result(result: dict[str, Any], error: PolicyFileError | None) -> None:
+def _print_result(result: dict[str, Any], error: PolicyFileError | None, form: str) -> None:
     if error is None:
         click.echo(f"{result['policy']}: ok, sha256:{result['digest']}")
+    elif form == "github":
+        for issue in error.issues:
+            click.echo(_annotation(issue))
     else:
         click.echo(str(error), err=True)
+
+
+def _annotation(issue: Issue) -> str:
+    """A workflow command of GitHub Actions; its docs say which characters must be escaped."""
+    message, file = (
+        text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for text in (issue.message, issue.file)
+    )
+    file = file.replace(":", "%3A").replace(",", "%2C")
+    return f"::error file={file},line={max(issue.line, 1)},col={max(issue.column, 1)}::{message}"
 
 
 @policy.command()
 @click.argument("name", metavar="POLICY")
 @as_json
-def show(name: str, as_json: bool) -> None:
+def explain(name: str, as_json: bool) -> None:
     """Show what POLICY puts in force, and the file and line each value comes from."""
     effective = load_policy(name)
     if as_json:
@@ -83,6 +108,67 @@ def _as_dict(effective: Policy) -> dict[str, Any]:
             for key, value in effective.values().items()
         },
     }
+
+
+@policy.command()
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@as_json
+@click.option("--forbid-relaxed", is_flag=True, help="Exit 1 if anything is relaxed, for CI.")
+@click.pass_context
+def diff(ctx: click.Context, old: str, new: str, as_json: bool, forbid_relaxed: bool) -> None:
+    """Tell what changes from policy OLD to policy NEW, and whether each change tightens or relaxes.
+
+    Parents are merged in first, so that what counts is what is in force.
+    """
+    changes = compare(load_policy(old), load_policy(new))
+    found = verdict(changes)
+    if as_json:
+        click.echo(json.dumps(as_dict(changes)))
+    else:
+        click.echo("\n".join([f"{old} -> {new}: {found}", *(f"  {change}" for change in changes)]))
+    if forbid_relaxed and found in (Verdict.RELAXED, Verdict.MIXED):
+        ctx.exit(1)
+
+
+@policy.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--extends", default="moderate", show_default=True, help="Its parent: a bundled policy.")
+def new(file: Path, extends: str) -> None:
+    """Write a policy to start from to FILE (NAME.yaml); a file that is there is left alone."""
+    parent = load_policy(extends)
+    if file.suffix not in (".yaml", ".yml"):
+        raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
+    if file.exists():
+        raise PolicyError(f"{file}: is there already; choose another name")
+    write_atomically(file, _starter(file.stem, parent).encode())
+    try:
+        load_policy(file)
+    except PolicyFileError:
+        file.unlink()
+        raise
+    click.echo(f"{file}: written. Edit it, then: safeflux policy check {file}")
+
+
+def _starter(name: str, parent: Policy) -> str:
+    """A policy that is its parent, with all that could be said beside it as comments."""
+    known = {c: part.masks for other in bundled_policies() for c, part in load_policy(other).categories.items()}
+    lines = [
+        f"apiVersion: {API_VERSION}",
+        "kind: Policy",
+        f"name: {name}",
+        "description: One line for the people who choose a policy.",
+        f"extends: {parent.name}  # it may only be tightened; in force: {', '.join(parent.enforced)}",
+        "# adapters: deny  # LoRA: deny | allowlist | allow",
+        f"# budget: {{max_share_masked: {parent.budget.max_share_masked}}}  # share of what can be masked, at most",
+        "# categories:  # enforce | warn | audit",
+        *(
+            f"#   {category}: {{action: enforce, masks: [{', '.join(masks)}]}}"
+            for category, masks in known.items()
+            if category not in parent.categories
+        ),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 @policy.command()
