@@ -2,11 +2,10 @@
 
     python -m benchmarks.make_catalogue
 
-Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
-repaired together, each batch with another subset of them on: as many bits off as on first, then more on than off, which
-gives back what the repair had cost. Learned alone they are also what the repair is compared with (`benchmarks.catalogue
---against runs/alone`). How many rounds each stage took was chosen by validation. One to four minutes for each mask,
-eight for the style's, and half an hour for the joint stages, on one core.
+Each mask is learned alone, as an operator would learn one; the style's grows first and exchanges bits then, as many on
+as off. AND-ed as they are, they spoil each other, so all are then repaired together, each batch with another subset of
+them on. Learned alone they are also what the repair is compared with (`benchmarks.catalogue --against runs/alone`).
+How many rounds each stage took was chosen by validation.
 """
 
 from __future__ import annotations
@@ -23,32 +22,25 @@ STYLE = "fluent-style"
 ALONE = "alone"
 """Folder of the masks that were learned alone."""
 EVERY = (*THINGS, STYLE)
+_OF_A_STYLE = (
+    "saliency.beta=1.5 saliency.erase_batches=3 saliency.preserve_batches=3 validation_prompts=128 "
+    "saliency.rounds=112 saliency.bits_off=200 saliency.bits_on=110 validate_every=28"
+)
+_FINER = (
+    "saliency.beta=1.0 saliency.erase_batches=3 saliency.preserve_batches=3 validation_prompts=128 "
+    "saliency.rounds=72 saliency.warm_up=4 saliency.bits_off=150 saliency.bits_on=150 validate_every=24"
+)
 _JOINT = (
-    "prompts.erase_pairs=400 prompts.preserve_pairs=1200 saliency.bits_off=90 saliency.preserve_batches=4 "
-    "validation_prompts=64"
+    "prompts.preserve_pairs=1600 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "
+    "saliency.rounds=80 saliency.warm_up=3 saliency.bits_off=90 saliency.bits_on=110 "
+    "validate_every=20 validation_prompts=96"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), "validation_prompts=96") for name in THINGS),
-    (
-        f"{ALONE}/{STYLE}",
-        (STYLE,),
-        (),
-        "saliency.rounds=112 saliency.bits_off=220 saliency.bits_on=110 saliency.preserve_budget=0.04 "
-        "validate_every=16",
-    ),
-    (
-        "repair",
-        EVERY,
-        tuple(f"{ALONE}/{name}" for name in EVERY),
-        f"{_JOINT} saliency.rounds=59 saliency.warm_up=3 saliency.bits_on=90 saliency.beta=8 validate_every=35",
-    ),
-    (
-        "catalogue",
-        EVERY,
-        ("repair",),
-        f"{_JOINT} saliency.rounds=47 saliency.warm_up=2 saliency.bits_on=130 saliency.beta=4 validate_every=40",
-    ),
+    ("style", (STYLE,), (), _OF_A_STYLE),
+    (f"{ALONE}/{STYLE}", (STYLE,), ("style",), _FINER),
+    ("catalogue", EVERY, tuple(f"{ALONE}/{name}" for name in EVERY), _JOINT),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""
 
