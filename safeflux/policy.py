@@ -110,7 +110,7 @@ def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
     while source is not None:
         seen.append(source)
         try:
-            file, document = read_policy_file(source.entry, source.label)
+            file, document = read_policy_file(source.entry, source.label, PolicyFile)
         except PolicyFileError as error:
             issues.extend(error.issues)
             break

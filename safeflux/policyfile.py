@@ -3,49 +3,50 @@
 import difflib
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from safeflux.policyschema import Budget, Category, PolicyFile
 from safeflux.yamlfile import Document, Loc, read_document
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and starts with a letter or digit"
 
 
-def read_policy_file(entry: Traversable, label: str) -> tuple[PolicyFile | None, Document]:
-    """The file by the schema (None where it is not valid), and its document, whose `issues` tell all that is wrong.
+def read_policy_file(entry: Traversable, label: str, schema: type[_Model]) -> tuple[_Model | None, Document]:
+    """The file by a schema (None where it is not valid), and its document, whose `issues` tell all that is wrong.
 
     Raises:
         PolicyFileError: The file cannot be read as text at all.
     """
     document = read_document(entry, label)
-    return _validate(document), document
+    return _validate(document, schema), document
 
 
-def _validate(document: Document) -> PolicyFile | None:
+def _validate(document: Document, schema: type[_Model]) -> _Model | None:
     """The file by the schema, or None after adding all that is wrong to the document's issues."""
     if document.is_broken(()):
         return None
     try:
-        file = PolicyFile.model_validate(document.value)
+        file = schema.model_validate(document.value)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             loc: Loc = tuple(part for part in problem["loc"] if part != "[key]")
             if not document.is_broken(loc):
                 at_key = problem["type"] == "extra_forbidden" or "[key]" in problem["loc"]
-                document.issues.append(document.issue(loc, _message(loc, problem), key=at_key))
+                document.issues.append(document.issue(loc, _message(schema, loc, problem), key=at_key))
         return None
     return None if document.issues else file
 
 
-def _message(loc: Loc, problem: Any) -> str:
+def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
     """What is wrong at a place, in the words of someone who writes policies."""
     where = ".".join(str(part) for part in loc) or "the file"
     got = show(problem["input"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {show(loc[-1])}{suggest(str(loc[-1]), _keys_at(loc[:-1]))}"
+            return f"unknown key {show(loc[-1])}{suggest(str(loc[-1]), _keys_at(schema, loc[:-1]))}"
         case "missing":
             return f"the key {loc[-1]!r} is missing"
         case "enum" | "literal_error":
@@ -60,7 +61,7 @@ def _message(loc: Loc, problem: Any) -> str:
         case "string_type":
             return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
         case "model_type" | "dict_type":
-            return f"{where}: expected keys ({', '.join(_keys_at(loc)) or 'name: value'}), got {got}"
+            return f"{where}: expected keys ({', '.join(_keys_at(schema, loc)) or 'name: value'}), got {got}"
         case "tuple_type":
             return f"{where}: expected a list such as [{got.strip(chr(39))}], got {got}"
         case "value_error":
@@ -68,12 +69,14 @@ def _message(loc: Loc, problem: Any) -> str:
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
 
 
-def _keys_at(loc: Loc) -> list[str]:
-    """The keys that the schema knows at a place."""
-    model: type[BaseModel] | None = PolicyFile if not loc else Budget if loc == ("budget",) else None
-    if len(loc) == 2 and loc[0] == "categories":
-        model = Category
-    return list(model.model_fields) if model else []
+def _keys_at(schema: Any, loc: Loc) -> list[str]:
+    """The keys that a schema knows at a place."""
+    for part in loc:
+        is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
+        fields = schema.model_fields if is_model else {}
+        values = get_args(schema)[1:] if get_origin(schema) is dict else ()
+        schema = fields[str(part)].annotation if str(part) in fields else values[0] if values else None
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -235,6 +235,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy explain": ["POLICY", "--json"],
         "policy diff": ["OLD", "NEW", "--json", "--forbid-relaxed"],
         "policy new": ["FILE", "--extends"],
+        "policy test": ["FILE...", "--json"],
         "policy schema": [],
         "mask show": ["FILE", "--json"],
     }

@@ -22,6 +22,7 @@ FLOORS = [
     {"fingerprint"},
     {"policyfile", "maskfile"},
     {"policy", "policydiff"},
+    {"policytest"},
     {"store"},
     {"plan", "apply"},
     {"receipt"},

@@ -11,7 +11,7 @@ from safeflux.cli._lazy import LazyGroup
 
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
-    "policy": ("safeflux.cli.policy", "policy", "Write, check, explain and compare policies; their JSON Schema."),
+    "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
     "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
     "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),

@@ -1,4 +1,4 @@
-"""`safeflux policy`: write, check, explain and compare policies; the JSON Schema for editors. Nothing needs torch."""
+"""`safeflux policy`: write, check, explain, compare and test policies; their JSON Schema. Nothing here needs torch."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,14 @@ from safeflux.errors import PolicyError
 from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
 from safeflux.policydiff import Verdict, as_dict, compare, verdict
 from safeflux.policyschema import API_VERSION
+from safeflux.policytest import EXAMPLE, run_policy_test
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
 def policy() -> None:
-    """Write, check, explain and compare policies; print their JSON Schema.
+    """Write, check, explain, compare and test policies; print their JSON Schema.
 
     A POLICY is a bundled name (strict) or the path of a YAML file.
     """
@@ -128,6 +129,23 @@ def diff(ctx: click.Context, old: str, new: str, as_json: bool, forbid_relaxed: 
     else:
         click.echo("\n".join([f"{old} -> {new}: {found}", *(f"  {change}" for change in changes)]))
     if forbid_relaxed and found in (Verdict.RELAXED, Verdict.MIXED):
+        ctx.exit(1)
+
+
+@policy.command(epilog="\b\n" + EXAMPLE)  # click reads the backspace as: keep these lines
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@as_json
+@click.pass_context
+def test(ctx: click.Context, files: tuple[str, ...], as_json: bool) -> None:
+    """Hold policies against the expectations in each FILE; exit 1 if one fails, for CI."""
+    outcomes = [outcome for file in files for outcome in run_policy_test(file)]
+    failed = [outcome for outcome in outcomes if outcome.fault]
+    if as_json:
+        told = [{**vars(o.origin), "expected": o.expected, "fault": o.fault} for o in outcomes]
+        click.echo(json.dumps({"ok": not failed, "outcomes": told}))
+    else:
+        click.echo("\n".join([*map(str, outcomes), f"{len(outcomes) - len(failed)} of {len(outcomes)} hold"]))
+    if failed:
         ctx.exit(1)
 
 
