@@ -14,6 +14,7 @@ import torch
 from safeflux.errors import ApplyError
 from safeflux.masks import MaskSet, check_fit
 from safeflux.sites import Span, find_sites, spans
+from safeflux.watch import Watch
 from safeflux.weights import check_plain, named_weights
 
 Index = tuple[slice | torch.Tensor, ...]
@@ -93,6 +94,10 @@ class Undo:
                 write.on(tensor).cpu() if tensor is not None and _unreadable(write, tensor) is None else True
             )
         return MaskSet(kept)
+
+    def watch(self) -> Watch:
+        """Note the model as it is now, the masked tensors with pointer and version."""
+        return Watch(self._transformer, (write.tensor for write in self._writes))
 
     def faults(self) -> list[Fault]:
         """Read every masked element in the tensors that the model has now, and return what is not as it was written."""

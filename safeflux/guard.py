@@ -20,6 +20,7 @@ from safeflux.plan import Plan, check_adapters, make_plan
 from safeflux.policy import Action, Policy, load_policy
 from safeflux.receipt import State, Status, make_receipt, make_status
 from safeflux.store import Store, StoreLike, open_store
+from safeflux.watch import Watch
 from safeflux.weights import find_transformer, uncompiled
 
 _ATTRIBUTE = "_safeflux"
@@ -32,6 +33,8 @@ class _Entry:
 
     plan: Plan
     undo: Undo
+    seen: Watch | None
+    """The model as it was when all masked elements were last read; None if they were not all zero then."""
 
 
 @dataclass(eq=False)
@@ -76,7 +79,7 @@ class GuardHandle:
     @property
     def status(self) -> Status:
         """Requested against in force, for each category and site, read from the model now."""
-        found = self.verify()
+        found = self.verify(deep=True)
         in_force = (
             self._entry.undo.in_force()
             if self._entry and self._entry in _record(self._transformer).entries
@@ -84,15 +87,25 @@ class GuardHandle:
         )
         return make_status(self.plan, in_force, found.state, found.faults)
 
-    def verify(self) -> Verification:
-        """Read every masked element in the tensors that forward reads, and say what the guard is worth now.
+    def verify(self, *, deep: bool = False) -> Verification:
+        """Say what the guard is worth now.
 
-        Reads only what is masked. It detects tampering and accidents; it cannot prevent them, and it does not see
-        changes of weights that are not masked.
+        It detects tampering and accidents; it cannot prevent them, and it does not see changes of weights that are not
+        masked.
+
+        Args:
+            deep: Read every masked element in the tensors that forward reads, and nothing else. Without, that is done
+                only if a module or parameter was replaced, or a masked tensor moved or written to, since it was last
+                done: cheap enough to ask before each picture. Only `deep` sees what was written through `Tensor.data`,
+                as fusing an adapter does; ask for it now and then.
         """
         entry, record = self._entry, _record(self._transformer)
         if entry is None or entry.undo.is_done:
             return Verification(State.UNGUARDED, ())
+        is_known = entry.seen is not None and entry.seen.is_unchanged()
+        if not deep and is_known and entry in record.entries and self._is_in_pipeline():
+            return Verification(State.GUARDED, ())
+        seen = entry.undo.watch()  # before the reading, so that a write that comes between is not missed
         faults = entry.undo.faults()
         reasons = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults]
         is_open = any(fault.is_open for fault in faults)
@@ -101,6 +114,7 @@ class GuardHandle:
         if entry not in record.entries:
             reasons.append("the model was loaded and guarded anew since; this handle is of an older guard")
         state = State.DEGRADED if is_open else State.STALE if reasons else State.GUARDED
+        entry.seen = seen if state is State.GUARDED else None
         return Verification(state, tuple(reasons))
 
     def undo(self) -> None:
@@ -137,13 +151,15 @@ class GuardHandle:
         if self._owns:
             self.undo()
 
+    def _is_in_pipeline(self) -> bool:
+        """Whether a guarded pipeline still draws with the transformer that was guarded."""
+        model = self._model
+        return isinstance(model, torch.nn.Module) or uncompiled(model.transformer) is self._transformer
+
     def _broken_rules(self) -> list[str]:
         """What breaks the guard though all masked elements are zero: adapters, another transformer in the pipeline."""
         broken = []
-        if (
-            not isinstance(self._model, torch.nn.Module)
-            and uncompiled(self._model.transformer) is not self._transformer
-        ):
+        if not self._is_in_pipeline():
             broken.append("the pipeline holds another transformer now, which this guard never saw")
         try:
             check_adapters(self.plan.policy, self._transformer)
@@ -195,7 +211,8 @@ def guard(
     for entry in record.entries:
         if entry.plan.policy == effective and entry.plan.masks == plan.masks:
             return GuardHandle(model, entry.plan, entry, owns=False)
-    entry = _Entry(plan, apply_masks_(transformer, plan.masks))
+    undo = apply_masks_(transformer, plan.masks)
+    entry = _Entry(plan, undo, undo.watch())
     record.entries.append(entry)
     setattr(transformer, _ATTRIBUTE, record)
     return GuardHandle(model, plan, entry, owns=True)

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from accelerate import cpu_offload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from safeflux.apply import apply_masks_
 from safeflux.errors import ApplyError, MaskMismatchError, ModelError, PolicyError, StoreError
@@ -188,6 +189,70 @@ def test_a_tampered_weight_is_found_by_name(transformer, store):
     assert f"tensor '{name}.net.2.weight' is not zero in 1 of" in found.faults[0]
     with pytest.raises(ApplyError, match=r"cannot undo: transformer_blocks.1.ff_context.net.2.weight"):
         handle.undo()
+
+
+def masked_weight(transformer, handle):
+    """A weight matrix with a masked column, and the column's number."""
+    name = "transformer_blocks.1.ff_context"
+    neuron = int((~handle.plan.masks[f"{name}:ff"]).nonzero()[0])
+    return transformer.get_submodule(name).net[2].weight, neuron
+
+
+def test_only_a_deep_look_sees_a_write_that_torch_keeps_no_version_of(transformer, store):
+    handle = guard(transformer, SPIRITS, store=store)
+    weight, neuron = masked_weight(transformer, handle)
+    weight.data[7, neuron] = 1e-6
+    assert handle.verify().ok
+    assert handle.verify(deep=True).state is State.DEGRADED
+    assert handle.verify().state is State.DEGRADED  # known now
+    weight.data[7, neuron] = 0
+    assert handle.verify().ok
+
+
+def test_what_was_written_or_moved_is_read_once_and_known_from_then_on(transformer, store, reads):
+    handle = guard(transformer, SPIRITS, store=store)
+    weight, neuron = masked_weight(transformer, handle)
+    other = transformer.time_text_embed.timestep_embedder.linear_1
+    changes = (
+        lambda: None,
+        lambda: weight.data.mul_(1),  # no version
+        lambda: weight.requires_grad_(True),
+    )
+    for change in changes:
+        change()
+        assert reads(lambda: handle.verify()) == 0
+    with torch.no_grad():
+        weight[0, neuron - 1] += 1  # not masked
+    assert reads(lambda: handle.verify()) > 0
+    assert reads(lambda: handle.verify()) == 0
+    weight.data = weight.data.clone()
+    assert reads(lambda: handle.verify()) > 0
+    other.weight = torch.nn.Parameter(other.weight.clone())
+    assert reads(lambda: handle.verify()) > 0
+    second = guard(transformer, BLADES, store=store)
+    assert reads(lambda: handle.verify()) > 0  # it shares tensors with the second
+    assert reads(lambda: (handle.verify(), second.verify())) == 0
+    assert reads(lambda: handle.verify(deep=True)) > 0
+    assert handle.verify().ok
+
+
+@pytest.fixture
+def reads():
+    """Count the torch operations of a call: a look that compares objects alone has none."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            self.count += 1
+            return operation(*arguments, **(options or {}))
+
+    def count(call):
+        with Counter() as counter:
+            call()
+        return counter.count
+
+    return count
 
 
 def test_loading_the_base_again_is_found_and_can_be_guarded_anew(transformer, base_transformer, store, bits_of):

@@ -1,0 +1,114 @@
+"""What a guard costs around the drawing: guard, verify and undo, on a model with as many tensors as FLUX.1.
+
+    python -m benchmarks.guard_times --report benchmarks/reports/guard_times.json
+
+The model has FLUX.1's 19 double and 38 single blocks, so that as many modules and tensors are looked at, and random
+masks on every site. It is narrow: what is read and written grows with the width, what only compares objects does not.
+Medians of many calls, one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from diffusers import FluxTransformer2DModel
+
+from safeflux.atomic import write_atomically
+from safeflux.fingerprint import fingerprint
+from safeflux.guard import guard
+from safeflux.maskfile import MaskMeta, save_masks
+from safeflux.masks import MaskSet
+from safeflux.policy import Category, Policy
+from safeflux.sites import find_sites
+
+SHARE_OFF = 0.01
+
+
+def build(heads: int) -> FluxTransformer2DModel:
+    """FLUX.1-dev's blocks at another width, 128 a head."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        num_layers=19, num_single_layers=38, num_attention_heads=heads, guidance_embeds=True, joint_attention_dim=64
+    ).eval()
+
+
+def save_random_masks(transformer: FluxTransformer2DModel, folder: Path) -> Policy:
+    """A mask of every site, each bit off with a small chance, and a policy that enforces it."""
+    sites, draw = find_sites(transformer), torch.Generator().manual_seed(1)
+    masks = MaskSet({name: torch.rand(site.shape, generator=draw) >= SHARE_OFF for name, site in sites.items()})
+    meta = MaskMeta(
+        category="random",
+        concepts=("random",),
+        base_model="narrow-flux",
+        family=next(iter(sites.values())).family,
+        fingerprint=fingerprint(transformer),
+        method="random",
+        config_sha256="0" * 64,
+        evaluation={},
+        licence="Apache-2.0",
+    )
+    save_masks(folder / "random.safetensors", masks, meta)
+    return Policy(name="random", categories={"random": Category(masks=("random",))})
+
+
+def median_ms(call: Callable[[], Any], times: int) -> float:
+    """Median time of a call in milliseconds."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+@click.command(help=__doc__)
+@click.option("--heads", default=1, show_default=True, help="Width of the model, in attention heads; FLUX.1 has 24.")
+@click.option("--times", default=200, show_default=True, help="Calls of each verify.")
+@click.option("--report", type=click.Path(path_type=Path), default=None)
+def main(heads: int, times: int, report: Path | None) -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    transformer = build(heads)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = save_random_masks(transformer, Path(folder))
+        guarding, undoing = [], []
+        for _ in range(5):
+            began = time.perf_counter()
+            handle = guard(transformer, policy, store=folder)
+            guarding.append(1000 * (time.perf_counter() - began))
+            began = time.perf_counter()
+            handle.undo()
+            undoing.append(1000 * (time.perf_counter() - began))
+        handle = guard(transformer, policy, store=folder)
+    found = {
+        "verify": median_ms(handle.verify, times),
+        "verify(deep=True)": median_ms(lambda: handle.verify(deep=True), max(3, times // 20)),
+        "guard": statistics.median(guarding),
+        "undo": statistics.median(undoing),
+    }
+    for name, value in found.items():
+        click.echo(f"{name:18} {value:10.3f} ms")
+    size = {
+        "heads": heads,
+        "modules": sum(1 for _ in transformer.modules()),
+        "parameters": sum(1 for _ in transformer.parameters()),
+        "numbers": sum(p.numel() for p in transformer.parameters()),
+        "bits_off": handle.plan.masks.count.masked,
+    }
+    click.echo(", ".join(f"{key} {value:,}" for key, value in size.items()))
+    if report:
+        told = {"milliseconds": found, "times": times, **size, "torch": torch.__version__, "cpu": platform.processor()}
+        write_atomically(report, (json.dumps(told, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
