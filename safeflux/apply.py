@@ -5,20 +5,17 @@ multiplied: 0 * NaN is NaN) and read back. Tensors keep their pointer, dtype and
 write, every bit is put back. What is saved for undo is only what is overwritten.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 
 from safeflux.errors import ApplyError
-from safeflux.masks import MaskSet, check_fit
-from safeflux.sites import Span, find_sites, spans
+from safeflux.masks import MaskSet
 from safeflux.watch import Watch
-from safeflux.weights import check_plain, named_weights
-
-Index = tuple[slice | torch.Tensor, ...]
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from safeflux.weights import named_weights
+from safeflux.writes import Write, as_bits, differences, places
 
 
 @dataclass(frozen=True)
@@ -31,32 +28,6 @@ class Fault:
     """True where masked elements are not zero, so that what was erased may be back; False where it cannot be told."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Write:
-    """The masked elements of one tensor that belong to one site, and the bits that they had."""
-
-    site: str
-    name: str
-    tensor: torch.Tensor
-    dtype: torch.dtype
-    shape: torch.Size
-    index: Index
-    saved: torch.Tensor
-
-    def fill_(self) -> None:
-        _bits(self.tensor)[self.index] = 0
-
-    def restore_(self) -> None:
-        _bits(self.tensor)[self.index] = self.saved.to(self.tensor.device)
-
-    def on(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Say for each masked row, column or element whether it is not all zero in a tensor."""
-        nonzero = _bits(tensor)[self.index] != 0
-        if nonzero.dim() == 1:
-            return nonzero
-        return nonzero.any(dim=1 if isinstance(self.index[0], torch.Tensor) else 0)
-
-
 class Undo:
     """What puts a masked model back, and what knows where it was masked. Made by `apply_masks_`.
 
@@ -66,7 +37,7 @@ class Undo:
             ...  # masked here
     """
 
-    def __init__(self, transformer: torch.nn.Module, masks: MaskSet, writes: tuple[_Write, ...]) -> None:
+    def __init__(self, transformer: torch.nn.Module, masks: MaskSet, writes: tuple[Write, ...]) -> None:
         """Hold what is masked on the transformer, and what was there."""
         self._transformer = transformer
         self._masks = masks
@@ -111,6 +82,43 @@ class Undo:
             ApplyError: The model was changed since (a tensor replaced, cast, or written to), so that old bits would
                 land among new ones; or a write failed. The masks stay in force.
         """
+        self._check_unchanged("undo")
+        with torch.no_grad():
+            _all_or_nothing(self._restore_all_, self._fill_all_, "putting the weights back")
+        self._writes = ()
+
+    def swap_(self, masks: MaskSet) -> "Undo":
+        """Put other masks in the place of these, all or nothing; only the elements that differ are written.
+
+        Args:
+            masks: True = keep. Every site must be one of the transformer's, in its shape.
+
+        Returns:
+            What undoes the new masks. This one is done.
+
+        Raises:
+            MaskMismatchError: A site that the model does not have, or another shape.
+            ApplyError: The model was changed since, as for `restore_`, or a write failed. These masks stay in force.
+        """
+        self._check_unchanged("swap")
+        with torch.no_grad():
+            writes, changes = differences(self._writes, list(places(self._transformer, masks)))
+            undo = Undo(self._transformer, masks, writes)
+
+            def back() -> None:
+                for change in changes:
+                    change.write_(change.before)
+
+            def do() -> None:
+                for change in changes:
+                    change.write_(change.after)
+                undo._check_written()
+
+            _all_or_nothing(do, back, "swapping the masks")
+        self._writes = ()
+        return undo
+
+    def _check_unchanged(self, what: str) -> None:
         faults = [f"{fault.tensor}: {fault.reason}" for fault in self.faults()]
         faults += [
             f"{w.name}: was cast from {w.dtype} to {w.tensor.dtype}" for w in self._writes if w.tensor.dtype != w.dtype
@@ -118,12 +126,9 @@ class Undo:
         if faults:
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise ApplyError(
-                f"cannot undo: {faults[0]}{more}. Old weights were not put among new ones: nothing was written. "
+                f"cannot {what}: {faults[0]}{more}. Old weights were not put among new ones: nothing was written. "
                 "Reverse that change first, or load the model again."
             )
-        with torch.no_grad():
-            _all_or_nothing(self._restore_all_, self._fill_all_, "putting the weights back")
-        self._writes = ()
 
     def _fill_all_(self) -> None:
         for write in self._writes:
@@ -136,6 +141,9 @@ class Undo:
     def _apply_(self) -> None:
         """Fill, then read back."""
         self._fill_all_()
+        self._check_written()
+
+    def _check_written(self) -> None:
         for write in self._writes:
             if write.on(write.tensor).any():
                 raise RuntimeError(f"tensor {write.name!r}: masked elements read back as non-zero")
@@ -171,38 +179,10 @@ def apply_masks_(transformer: torch.nn.Module, masks: MaskSet) -> Undo:
         ApplyError: A write failed. The model was put back.
     """
     with torch.no_grad():
-        undo = Undo(transformer, masks, tuple(_plan_writes(transformer, masks)))
+        writes = tuple(Write.of(place, as_bits(place.tensor)) for place in places(transformer, masks))
+        undo = Undo(transformer, masks, writes)
         _all_or_nothing(undo._apply_, undo._restore_all_, "writing the masks")
     return undo
-
-
-def _plan_writes(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[_Write]:
-    """Check everything and save what will be overwritten; sites may share elements, so saving ends before writing."""
-    sites = find_sites(transformer)
-    check_fit(masks, sites)
-    weights = named_weights(transformer)
-    for name, mask in masks.items():
-        off = (~mask).nonzero(as_tuple=True)
-        if not off[0].numel():
-            continue
-        for span in spans(sites[name]):
-            tensor = weights[span.tensor]
-            check_plain(span.tensor, tensor)
-            index = _index(span, off, tensor.device)
-            yield _Write(name, span.tensor, tensor, tensor.dtype, tensor.shape, index, _bits(tensor)[index])
-
-
-def _index(span: Span, off: tuple[torch.Tensor, ...], device: torch.device) -> Index:
-    """Index of the masked rows, columns or elements in the span's tensor."""
-    first, *rest = (axis.to(device) for axis in off)
-    if rest:
-        return (first + span.start, *rest)
-    return (slice(None), first + span.start) if span.axis == 1 else (first + span.start,)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """View a tensor's bits as integers: zero is zero in every float format, and NaN is copied like any other value."""
-    return tensor.detach().view(_INTEGERS[tensor.element_size()])
 
 
 def _all_or_nothing(do: Callable[[], None], back: Callable[[], None], what: str) -> None:
@@ -221,7 +201,7 @@ def _all_or_nothing(do: Callable[[], None], back: Callable[[], None], what: str)
         raise ApplyError(f"{what} failed ({error}); every weight is as it was before") from error
 
 
-def _fault(write: _Write, tensor: torch.Tensor | None) -> Fault | None:
+def _fault(write: Write, tensor: torch.Tensor | None) -> Fault | None:
     """Say what is wrong with one masked place, given the tensor of its name that the model has now."""
     if tensor is None:
         return Fault(write.name, "is gone: its layer was replaced or wrapped (adapter, quantiser)", is_open=False)
@@ -235,7 +215,7 @@ def _fault(write: _Write, tensor: torch.Tensor | None) -> Fault | None:
     return None
 
 
-def _unreadable(write: _Write, tensor: torch.Tensor) -> str | None:
+def _unreadable(write: Write, tensor: torch.Tensor) -> str | None:
     """Say why the masked elements cannot be read in a tensor, if they cannot."""
     if tensor.is_meta:
         return "holds no values now: the weights were offloaded"

@@ -66,11 +66,16 @@ class GuardHandle:
 
     def __init__(self, model: Any, plan: Plan, entry: _Entry | None, *, owns: bool) -> None:
         """Hold what was planned and, unless it was a dry run, what was written."""
-        self.plan = plan
+        self._plan = plan
         self._model = model
         self._transformer = find_transformer(model)
         self._entry = entry
         self._owns = owns
+
+    @property
+    def plan(self) -> Plan:
+        """What is asked for: the last that was put in force by this handle, or what a dry run would do."""
+        return self._entry.plan if self._entry else self._plan
 
     def __repr__(self) -> str:
         """Show the policy and the state."""
@@ -127,14 +132,46 @@ class GuardHandle:
         entry, record = self._entry, _record(self._transformer)
         if entry is None or entry.undo.is_done:
             return
-        if entry in record.entries and entry is not record.entries[-1]:
-            above = record.entries[-1].plan.policy.name
-            raise ApplyError(f"policy {above!r} was put on top of {self.plan.policy.name!r}; undo {above!r} first")
+        self._check_on_top(entry, record)
         entry.undo.restore_()
         if entry in record.entries:
             record.entries.remove(entry)
         if not record.entries and hasattr(self._transformer, _ATTRIBUTE):
             delattr(self._transformer, _ATTRIBUTE)
+
+    def swap(self, policy: str | os.PathLike[str] | Policy, *, store: StoreLike | Store | None = None) -> None:
+        """Put another policy in the place of this one: all or nothing, and only weights that differ are written.
+
+        No weight that both policies mask is on in between. Pictures that another thread draws meanwhile see some
+        weights of the old policy and some of the new one.
+
+        Args:
+            policy: As for `guard`.
+            store: As for `guard`.
+
+        Raises:
+            PolicyError: The policy is not valid, enforces nothing, or its budget does not suffice.
+            ApplyError: Nothing of this guard is in force, another policy is on top of it, or the weights were changed
+                since. The old policy stays in force.
+            SafeFluxError: Another of the errors of `guard`; likewise.
+        """
+        entry, record = self._entry, _record(self._transformer)
+        if entry is None or entry.undo.is_done or entry not in record.entries:
+            raise ApplyError("nothing of this guard is in force, so there is nothing to swap; use safeflux.guard")
+        self._check_on_top(entry, record)
+        effective = load_policy(policy)
+        plan = make_plan(
+            effective, self._transformer, open_store(store), standing=record.plans[:-1], base=entry.plan.base
+        )
+        _check_enforces(plan)
+        _report_warnings(plan)
+        entry.undo = entry.undo.swap_(plan.masks)
+        entry.plan, entry.seen = plan, entry.undo.watch()
+
+    def _check_on_top(self, entry: _Entry, record: _Record) -> None:
+        if entry in record.entries and entry is not record.entries[-1]:
+            above = record.entries[-1].plan.policy.name
+            raise ApplyError(f"policy {above!r} was put on top of {self.plan.policy.name!r}; undo {above!r} first")
 
     def receipt(self) -> dict[str, Any]:
         """Return the evidence of this moment as plain JSON values. Nothing in it claims that a model is safe."""
@@ -187,7 +224,7 @@ def guard(
         dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
 
     Returns:
-        A handle with `status`, `verify`, `undo` and `receipt`.
+        A handle with `status`, `verify`, `swap`, `undo` and `receipt`.
 
     Raises:
         PolicyError: The policy is not valid, enforces nothing, or its budget does not suffice.
@@ -203,10 +240,7 @@ def guard(
     plan = make_plan(effective, transformer, open_store(store), standing=record.plans)
     if dry_run:
         return GuardHandle(model, plan, None, owns=False)
-    if not plan.masks:
-        raise PolicyError(
-            f"policy {effective.name!r} enforces no category, so it would guard nothing; use dry_run=True to look"
-        )
+    _check_enforces(plan)
     _report_warnings(plan)
     for entry in record.entries:
         if entry.plan.policy == effective and entry.plan.masks == plan.masks:
@@ -227,6 +261,13 @@ def _standing(transformer: torch.nn.Module) -> _Record:
     """Return the record to build on. One that is no longer true is dropped: then the fingerprint decides."""
     record = _record(transformer)
     return _Record() if any(entry.undo.faults() for entry in record.entries) else record
+
+
+def _check_enforces(plan: Plan) -> None:
+    if not plan.masks:
+        raise PolicyError(
+            f"policy {plan.policy.name!r} enforces no category, so it would guard nothing; use dry_run=True to look"
+        )
 
 
 def _report_warnings(plan: Plan) -> None:

@@ -64,15 +64,18 @@ class Plan:
         return {kind: Count(masked[kind], totals[kind]) for kind in sorted(totals)}
 
 
-def make_plan(policy: Policy, model: Any, store: Store, *, standing: tuple[Plan, ...] = ()) -> Plan:
+def make_plan(
+    policy: Policy, model: Any, store: Store, *, standing: tuple[Plan, ...] = (), base: str | None = None
+) -> Plan:
     """Resolve and check all that a policy asks of a model. Reads weights, writes nothing.
 
     Args:
         policy: The effective policy.
         model: A pipeline or a transformer.
         store: Where mask sets are looked up.
-        standing: Plans that are in force on the model already: they know its base fingerprint, which it no longer
-            shows; their masks count against the budget, and their budgets hold too.
+        standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
+            their budgets hold too.
+        base: Fingerprint of the base weights, where masks hide it; without, that of `standing` or of the weights.
 
     Raises:
         ModelError: Not a FLUX, or its weights cannot be written, or it carries adapters that the policy does not allow.
@@ -85,7 +88,7 @@ def make_plan(policy: Policy, model: Any, store: Store, *, standing: tuple[Plan,
     sites = find_sites(transformer)
     check_writable(transformer, sites.values())
     check_adapters(policy, transformer)
-    base = standing[0].base if standing else fingerprint(transformer)
+    base = base or (standing[0].base if standing else fingerprint(transformer))
     categories = {
         name: CategoryPlan(
             name,

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from safeflux.apply import apply_masks_
 from safeflux.errors import ApplyError, MaskMismatchError, ModelError
 from safeflux.masks import MaskSet, compose, keep_all
-from safeflux.sites import find_sites
+from safeflux.sites import find_sites, spans
 
 NEURONS, WEIGHTS = ("ff", "mlp", "norm"), ("weight",)
 
@@ -197,6 +197,59 @@ def test_a_failure_at_any_write_of_undo_leaves_the_model_masked(transformer, mak
         assert bits_of(transformer) == masked, f"write {n} of {num_writes}"
     undo.restore_()
     assert bits_of(transformer) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_swap_is_undo_and_apply_at_once(transformer, make_masks, bits_of, dtype):
+    transformer.to(dtype)
+    before, old, new = bits_of(transformer), make_masks(11), make_masks(12, share=0.2)
+    with apply_masks_(transformer, new):
+        expected = bits_of(transformer)
+    first = apply_masks_(transformer, old)
+    second = first.swap_(new)
+    assert bits_of(transformer) == expected
+    assert first.is_done
+    assert not second.faults()
+    second.restore_()
+    assert bits_of(transformer) == before
+
+
+def test_a_failure_at_any_write_of_a_swap_leaves_the_old_masks(transformer, make_masks, bits_of):
+    before, old, new = bits_of(transformer), make_masks(11), make_masks(12)
+    undo = apply_masks_(transformer, old)
+    masked = bits_of(transformer)
+    with FailAt(0, RuntimeError()) as mode:
+        swapped = undo.swap_(new)
+    undo = swapped.swap_(old)
+    assert bits_of(transformer) == masked
+    for n in range(1, mode.count + 1):  # what fails in between is the saving
+        with pytest.raises((ApplyError, RuntimeError)), FailAt(n, RuntimeError("no memory left")):
+            undo.swap_(new)
+        assert bits_of(transformer) == masked, f"write {n} of {mode.count}"
+    undo.restore_()
+    assert bits_of(transformer) == before
+
+
+def test_a_swap_leaves_tensors_alone_that_both_mask_alike(transformer, make_masks):
+    weights, neurons = make_masks(1, ("weight",)), make_masks(2, ("ff", "mlp"))
+    undo = apply_masks_(transformer, compose(weights, neurons))
+    versions = {name: p._version for name, p in transformer.named_parameters()}
+    undo.swap_(weights)
+    written = {name for name, p in transformer.named_parameters() if p._version != versions[name]}
+    touched = {span.tensor for name in neurons for span in spans(find_sites(transformer)[name])}
+    assert written == touched
+    assert touched < versions.keys()
+
+
+def test_a_swap_of_a_model_that_was_changed_since_is_refused(transformer, make_masks, bits_of):
+    undo = apply_masks_(transformer, make_masks(11))
+    name = next(name for name in make_masks(11) if name.endswith(":weight")).removesuffix(":weight")
+    with torch.no_grad():
+        transformer.get_parameter(name + ".weight").fill_(1.0)
+    changed = bits_of(transformer)
+    with pytest.raises(ApplyError, match="cannot swap"):
+        undo.swap_(make_masks(12))
+    assert bits_of(transformer) == changed
 
 
 def test_inference_mode_makes_no_difference(transformer, make_masks, bits_of):

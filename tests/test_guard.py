@@ -123,6 +123,44 @@ def test_a_second_policy_composes_and_guards_are_undone_last_first(transformer, 
     assert bits_of(transformer) == start
 
 
+def test_a_swap_puts_another_policy_in_force_on_the_same_handle(transformer, store, bits_of):
+    before = bits_of(transformer)
+    with guard(transformer, SPIRITS, store=store):
+        spirits = bits_of(transformer)
+    handle, again = guard(transformer, BOTH, store=store), guard(transformer, BOTH, store=store)
+    handle.swap(SPIRITS, store=store)
+    assert bits_of(transformer) == spirits
+    assert handle.plan.policy is again.plan.policy is SPIRITS
+    assert handle.verify().ok
+    assert again.verify(deep=True).ok
+    assert handle.status.categories.keys() == {"alcohol"}
+    assert handle.receipt()["policy"]["name"] == "spirits-only"
+    handle.undo()
+    assert bits_of(transformer) == before
+
+
+def test_a_swap_that_cannot_be_done_leaves_the_old_policy(transformer, store, bits_of):
+    handle = guard(transformer, BLADES, store=store)
+    masked = bits_of(transformer)
+    small = Policy(name="small", categories=SPIRITS.categories, budget=Budget(max_share_masked=1e-6))
+    nothing = Policy(name="nothing", categories={"alcohol": Category(action=Action.AUDIT, masks=("spirits",))})
+    missing = Policy(name="missing", categories={"alcohol": Category(masks=("gin",))})
+    for policy, error in ((small, PolicyError), (nothing, PolicyError), (missing, StoreError)):
+        with pytest.raises(error):
+            handle.swap(policy, store=store)
+        assert bits_of(transformer) == masked
+        assert handle.plan.policy is BLADES
+        assert handle.verify(deep=True).ok
+    top = guard(transformer, SPIRITS, store=store)
+    with pytest.raises(ApplyError, match="undo 'spirits-only' first"):
+        handle.swap(BOTH, store=store)
+    top.undo()
+    handle.undo()
+    for idle in (handle, guard(transformer, BLADES, store=store, dry_run=True)):
+        with pytest.raises(ApplyError, match="nothing to swap"):
+            idle.swap(SPIRITS, store=store)
+
+
 def test_the_budget_of_the_first_policy_binds_the_second(transformer, store):
     tight = Policy(name="tight", budget=Budget(max_share_masked=0.05), categories=BLADES.categories)
     handle = guard(transformer, tight, store=store)
