@@ -7,6 +7,7 @@ same policy changes nothing. An owner of the process can always undo a guard: `v
 
 import logging
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from safeflux.plan import Plan, check_adapters, make_plan
 from safeflux.policy import Action, Policy, load_policy
 from safeflux.receipt import State, Status, make_receipt, make_status
 from safeflux.store import Store, StoreLike, open_store
+from safeflux.turns import turns_of
 from safeflux.watch import Watch
 from safeflux.weights import find_transformer, uncompiled
 
@@ -104,12 +106,18 @@ class GuardHandle:
                 done: cheap enough to ask before each picture. Only `deep` sees what was written through `Tensor.data`,
                 as fusing an adapter does; ask for it now and then.
         """
-        entry, record = self._entry, _record(self._transformer)
-        if entry is None or entry.undo.is_done:
+        entry = self._entry
+        if entry is None:
             return Verification(State.UNGUARDED, ())
         is_known = entry.seen is not None and entry.seen.is_unchanged()
-        if not deep and is_known and entry in record.entries and self._is_in_pipeline():
+        if not deep and is_known and entry in _record(self._transformer).entries and self._is_in_pipeline():
             return Verification(State.GUARDED, ())
+        with self.drawing():  # or what is half written by another thread would be read
+            return self._read(entry, _record(self._transformer))
+
+    def _read(self, entry: _Entry, record: _Record) -> Verification:
+        if entry.undo.is_done:
+            return Verification(State.UNGUARDED, ())
         seen = entry.undo.watch()  # before the reading, so that a write that comes between is not missed
         faults = entry.undo.faults()
         reasons = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults]
@@ -129,21 +137,23 @@ class GuardHandle:
             ApplyError: Another policy was put on top and has to be undone first; or the weights were changed since, so
                 that nothing was written.
         """
-        entry, record = self._entry, _record(self._transformer)
-        if entry is None or entry.undo.is_done:
-            return
-        self._check_on_top(entry, record)
-        entry.undo.restore_()
-        if entry in record.entries:
-            record.entries.remove(entry)
-        if not record.entries and hasattr(self._transformer, _ATTRIBUTE):
-            delattr(self._transformer, _ATTRIBUTE)
+        with turns_of(self._transformer).writing():
+            entry, record = self._entry, _record(self._transformer)
+            if entry is None or entry.undo.is_done:
+                return
+            self._check_on_top(entry, record)
+            entry.undo.restore_()
+            entry.seen = None
+            if entry in record.entries:
+                record.entries.remove(entry)
+            if not record.entries and hasattr(self._transformer, _ATTRIBUTE):
+                delattr(self._transformer, _ATTRIBUTE)
 
     def swap(self, policy: str | os.PathLike[str] | Policy, *, store: StoreLike | Store | None = None) -> None:
         """Put another policy in the place of this one: all or nothing, and only weights that differ are written.
 
-        No weight that both policies mask is on in between. Pictures that another thread draws meanwhile see some
-        weights of the old policy and some of the new one.
+        No weight that both policies mask is on in between. Other threads draw inside of `drawing`, or their pictures
+        may see some weights of the old policy and some of the new one.
 
         Args:
             policy: As for `guard`.
@@ -155,18 +165,28 @@ class GuardHandle:
                 since. The old policy stays in force.
             SafeFluxError: Another of the errors of `guard`; likewise.
         """
-        entry, record = self._entry, _record(self._transformer)
-        if entry is None or entry.undo.is_done or entry not in record.entries:
-            raise ApplyError("nothing of this guard is in force, so there is nothing to swap; use safeflux.guard")
-        self._check_on_top(entry, record)
-        effective = load_policy(policy)
-        plan = make_plan(
-            effective, self._transformer, open_store(store), standing=record.plans[:-1], base=entry.plan.base
-        )
-        _check_enforces(plan)
-        _report_warnings(plan)
-        entry.undo = entry.undo.swap_(plan.masks)
-        entry.plan, entry.seen = plan, entry.undo.watch()
+        turns, effective, masks = turns_of(self._transformer), load_policy(policy), open_store(store)
+        with turns.planning:
+            entry, record = self._entry, _record(self._transformer)
+            if entry is None or entry.undo.is_done or entry not in record.entries:
+                raise ApplyError("nothing of this guard is in force, so there is nothing to swap; use safeflux.guard")
+            self._check_on_top(entry, record)
+            plan = make_plan(effective, self._transformer, masks, standing=record.plans[:-1], base=entry.plan.base)
+            _check_enforces(plan)
+            _report_warnings(plan)
+            with turns.writing():
+                entry.undo = entry.undo.swap_(plan.masks)
+                entry.plan, entry.seen = plan, entry.undo.watch()
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Draw inside of it where several threads use the model: guard, swap and undo wait until the picture is done.
+
+            with handle.drawing():
+                image = pipe(prompt).images[0]
+
+        So every picture is drawn wholly under one state, that is to say as `verify` inside of it tells.
+        """
+        return turns_of(self._transformer).drawing()
 
     def _check_on_top(self, entry: _Entry, record: _Record) -> None:
         if entry in record.entries and entry is not record.entries[-1]:
@@ -236,20 +256,23 @@ def guard(
     """
     effective = load_policy(policy)
     transformer = find_transformer(model)
-    record = _standing(transformer)
-    plan = make_plan(effective, transformer, open_store(store), standing=record.plans)
-    if dry_run:
-        return GuardHandle(model, plan, None, owns=False)
-    _check_enforces(plan)
-    _report_warnings(plan)
-    for entry in record.entries:
-        if entry.plan.policy == effective and entry.plan.masks == plan.masks:
-            return GuardHandle(model, entry.plan, entry, owns=False)
-    undo = apply_masks_(transformer, plan.masks)
-    entry = _Entry(plan, undo, undo.watch())
-    record.entries.append(entry)
-    setattr(transformer, _ATTRIBUTE, record)
-    return GuardHandle(model, plan, entry, owns=True)
+    turns = turns_of(transformer)
+    with turns.planning:
+        record = _standing(transformer)
+        plan = make_plan(effective, transformer, open_store(store), standing=record.plans)
+        if dry_run:
+            return GuardHandle(model, plan, None, owns=False)
+        _check_enforces(plan)
+        _report_warnings(plan)
+        for entry in record.entries:
+            if entry.plan.policy == effective and entry.plan.masks == plan.masks:
+                return GuardHandle(model, entry.plan, entry, owns=False)
+        with turns.writing():
+            undo = apply_masks_(transformer, plan.masks)
+            entry = _Entry(plan, undo, undo.watch())
+            record.entries.append(entry)
+            setattr(transformer, _ATTRIBUTE, record)
+        return GuardHandle(model, plan, entry, owns=True)
 
 
 def _record(transformer: torch.nn.Module) -> _Record:

@@ -1,0 +1,127 @@
+"""Several threads on one model: every picture is drawn under one state, and nobody waits for himself."""
+
+import copy
+import gc
+import threading
+import time
+
+import pytest
+import torch
+
+from safeflux.errors import ApplyError
+from safeflux.guard import guard
+from safeflux.policy import Category, Policy
+from safeflux.receipt import State
+from safeflux.turns import _TURNS, Turns, turns_of
+
+BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
+SPIRITS = Policy(name="spirits-only", categories={"alcohol": Category(masks=("spirits",))})
+
+
+def draw(pipe):
+    """A picture of four forwards from fixed noise, as bytes. Pipelines themselves are not made for several threads."""
+    latents = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
+    for _ in range(4):
+        latents = pipe.transformer(
+            hidden_states=latents,
+            encoder_hidden_states=torch.ones(1, 3, 24),
+            pooled_projections=torch.ones(1, 20),
+            timestep=torch.ones(1),
+            img_ids=torch.zeros(4, 3),
+            txt_ids=torch.zeros(3, 3),
+            return_dict=False,
+        )[0]
+    return latents.numpy().tobytes()
+
+
+@torch.inference_mode()
+def test_every_picture_is_drawn_under_one_policy_while_another_thread_swaps(pipe, store):
+    expected = {}
+    for policy in (BLADES, SPIRITS):
+        with guard(pipe, policy, store=store):
+            expected[policy.name] = draw(pipe)
+    handle, stop, seen, wrong = guard(pipe, BLADES, store=store), threading.Event(), set(), []
+
+    @torch.inference_mode()
+    def serve():
+        while not stop.is_set():
+            with handle.drawing():
+                under, picture = handle.plan.policy.name, draw(pipe)
+                if not handle.verify(deep=True).ok or picture != expected[under]:
+                    wrong.append(under)
+                seen.add(under)
+
+    threads = [threading.Thread(target=serve) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 60
+    swaps = 0
+    while (swaps < 20 or len(seen) < 2) and time.monotonic() < deadline:
+        handle.swap((SPIRITS, BLADES)[swaps % 2], store=store)
+        swaps += 1
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert swaps >= 20
+    assert seen == expected.keys()
+    assert not wrong
+
+
+def test_whoever_draws_may_not_write_and_may_draw_again_while_a_writer_waits(pipe, store):
+    handle = guard(pipe, BLADES, store=store)
+    with handle.drawing():
+        with pytest.raises(ApplyError, match="this thread is drawing"):
+            handle.undo()
+        with pytest.raises(ApplyError, match="this thread is drawing"):
+            guard(pipe, SPIRITS, store=store)
+        undone = threading.Thread(target=handle.undo)
+        undone.start()
+        while not turns_of(pipe.transformer)._is_writing:
+            time.sleep(0.001)
+        with handle.drawing():
+            assert handle.verify(deep=True).ok
+    undone.join(timeout=60)
+    assert handle.verify().state is State.UNGUARDED
+
+
+def test_a_writer_is_not_kept_waiting_by_drawings_that_begin_later():
+    turns, order = Turns(), []
+    begun, writer_waits = threading.Event(), threading.Event()
+
+    def first():
+        with turns.drawing():
+            begun.set()
+            assert writer_waits.wait(60)
+            time.sleep(0.05)
+            order.append("first drawing")
+
+    def write():
+        begun.wait(60)
+        with turns.writing():
+            order.append("write")
+
+    def later():
+        while not turns._is_writing:
+            time.sleep(0.001)
+        writer_waits.set()
+        with turns.drawing():
+            order.append("later drawing")
+
+    threads = [threading.Thread(target=work) for work in (first, write, later)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert order == ["first drawing", "write", "later drawing"]
+
+
+def test_a_copy_has_turns_of_its_own_and_none_stay_behind(transformer, base_transformer):
+    turns_of(base_transformer)
+    known = len(_TURNS)
+    assert turns_of(transformer) is turns_of(transformer) is not turns_of(base_transformer)
+    copied = copy.deepcopy(transformer)
+    assert turns_of(copied) is not turns_of(transformer)
+    assert len(_TURNS) == known + 2
+    del copied
+    gc.collect()
+    assert len(_TURNS) == known + 1
