@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from safeflux.apply import apply_masks_
 from safeflux.errors import ApplyError, MaskMismatchError, ModelError, PolicyError, StoreError
@@ -322,6 +323,22 @@ def test_another_transformer_in_the_pipeline_is_found(pipe, other_transformer, s
     assert "another transformer" in handle.verify().faults[0]
     pipe.transformer = guarded
     assert handle.verify().ok
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside torch
+def test_a_guarded_model_is_the_same_graph_and_costs_the_same_operations(transformer, inputs, store):
+    def cost():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            transformer(**inputs)
+        return counter.get_total_flops()
+
+    def graph():
+        return torch.export.export(transformer, (), dict(inputs)).graph_module.code
+
+    before = cost(), graph()
+    assert before[0] > 0
+    guard(transformer, BOTH, store=store)
+    assert (cost(), graph()) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch, when its compiler is first imported
