@@ -34,6 +34,10 @@ class ApplyError(SafeFluxError, RuntimeError):
     """Writing the masks into the model failed; the model was put back as it was."""
 
 
+class AuditError(SafeFluxError, ValueError):
+    """A file is no audit log, or cannot be read or appended to."""
+
+
 class ConfigError(SafeFluxError, ValueError):
     """A training or evaluation configuration is not valid."""
 

@@ -227,7 +227,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
 
     surface = {
         f"{group} {name}": options(command)
-        for group in ("policy", "mask")
+        for group in ("policy", "mask", "audit")
         for name, command in main.get_command(None, group).commands.items()
     }
     assert surface == {
@@ -238,4 +238,5 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy test": ["FILE...", "--json"],
         "policy schema": [],
         "mask show": ["FILE", "--json"],
+        "audit verify": ["FILE", "--head", "--json"],
     }

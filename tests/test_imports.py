@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "atomic"},
     {"families", "reference", "promptfile"},
     {"sites", "yamlfile", "detectors"},
-    {"policyschema", "masks", "maskbytes", "weights", "watch", "turns"},
+    {"audit", "policyschema", "masks", "maskbytes", "weights", "watch", "turns"},
     {"fingerprint"},
     {"policyfile", "maskfile"},
     {"policy", "policydiff"},

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
     "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
+    "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
     "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),
 }
