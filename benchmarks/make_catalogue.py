@@ -28,14 +28,19 @@ _OF_A_STYLE = (
 )
 _JOINT = (
     "prompts.preserve_pairs=1600 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "
-    "saliency.rounds=80 saliency.warm_up=3 saliency.bits_off=90 saliency.bits_on=110 "
-    "validate_every=20 validation_prompts=96"
+    "saliency.bits_on=110 validate_every=20 validation_prompts=96"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), "validation_prompts=96") for name in THINGS),
     (f"{ALONE}/{STYLE}", (STYLE,), (), _OF_A_STYLE),
-    ("catalogue", EVERY, tuple(f"{ALONE}/{name}" for name in EVERY), _JOINT),
+    (
+        "repair",
+        EVERY,
+        tuple(f"{ALONE}/{name}" for name in EVERY),
+        f"{_JOINT} saliency.rounds=45 saliency.warm_up=3 saliency.bits_off=90",
+    ),
+    ("catalogue", EVERY, ("repair",), f"{_JOINT} saliency.rounds=40 saliency.warm_up=2 saliency.bits_off=130"),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""
 

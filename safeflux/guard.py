@@ -166,7 +166,7 @@ class GuardHandle:
             SafeFluxError: Another of the errors of `guard`; likewise.
         """
         turns, effective, masks = turns_of(self._transformer), load_policy(policy), open_store(store)
-        with turns.planning:
+        with turns.planning():
             entry, record = self._entry, _record(self._transformer)
             if entry is None or entry.undo.is_done or entry not in record.entries:
                 raise ApplyError("nothing of this guard is in force, so there is nothing to swap; use safeflux.guard")
@@ -256,10 +256,10 @@ def guard(
     """
     effective = load_policy(policy)
     transformer = find_transformer(model)
-    turns = turns_of(transformer)
-    with turns.planning:
+    turns, masks = turns_of(transformer), open_store(store)
+    with turns.drawing() if dry_run else turns.planning():
         record = _standing(transformer)
-        plan = make_plan(effective, transformer, open_store(store), standing=record.plans)
+        plan = make_plan(effective, transformer, masks, standing=record.plans)
         if dry_run:
             return GuardHandle(model, plan, None, owns=False)
         _check_enforces(plan)

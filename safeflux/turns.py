@@ -18,8 +18,7 @@ class Turns:
     """Turns on one model. A thread that draws may begin another drawing; it may not write before it is done."""
 
     def __init__(self) -> None:
-        self.planning = threading.RLock()
-        """Held by whoever is about to write, so that what was planned is still true then."""
+        self._plan = threading.RLock()
         self._free = threading.Condition()
         self._drawing: Counter[int] = Counter()
         self._is_writing = False
@@ -40,15 +39,25 @@ class Turns:
                 self._free.notify_all()
 
     @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Plan what to write: nobody else writes or plans meanwhile, so that it is still true then.
+
+        Raises:
+            ApplyError: This thread draws, and would wait for itself.
+        """
+        if self._drawing[threading.get_ident()]:
+            raise ApplyError("this thread is drawing with the model; change the guard before or after")
+        with self._plan:
+            yield
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """Write to the weights: who draws is waited for, and who wants to waits.
 
         Raises:
             ApplyError: This thread draws, and would wait for itself.
         """
-        with self.planning, self._free:
-            if self._drawing[threading.get_ident()]:
-                raise ApplyError("this thread is drawing with the model; change the guard before or after")
+        with self.planning(), self._free:
             self._is_writing = True
             try:
                 self._free.wait_for(lambda: not self._drawing)

@@ -80,6 +80,9 @@ def test_whoever_draws_may_not_write_and_may_draw_again_while_a_writer_waits(pip
             time.sleep(0.001)
         with handle.drawing():
             assert handle.verify(deep=True).ok
+            assert guard(pipe, SPIRITS, store=store, dry_run=True).plan.masks
+        with pytest.raises(ApplyError, match="this thread is drawing"):
+            handle.swap(SPIRITS, store=store)
     undone.join(timeout=60)
     assert handle.verify().state is State.UNGUARDED
 
