@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safeflux.errors import ApplyError
 from safeflux.guard import guard
 from safeflux.policy import Category, Policy
 from safeflux.receipt import State
-from safeflux.turns import _TURNS, Turns, turns_of
+from safeflux.turns import Turns, turns_of
 
 BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
 SPIRITS = Policy(name="spirits-only", categories={"alcohol": Category(masks=("spirits",))})
@@ -118,13 +119,11 @@ def test_a_writer_is_not_kept_waiting_by_drawings_that_begin_later():
     assert order == ["first drawing", "write", "later drawing"]
 
 
-def test_a_copy_has_turns_of_its_own_and_none_stay_behind(transformer, base_transformer):
-    turns_of(base_transformer)
-    known = len(_TURNS)
-    assert turns_of(transformer) is turns_of(transformer) is not turns_of(base_transformer)
+def test_a_copy_has_turns_of_its_own_and_none_keep_a_model(transformer, base_transformer):
     copied = copy.deepcopy(transformer)
-    assert turns_of(copied) is not turns_of(transformer)
-    assert len(_TURNS) == known + 2
+    assert turns_of(transformer) is turns_of(transformer)
+    assert len({turns_of(model) for model in (base_transformer, transformer, copied)}) == 3
+    alive = weakref.ref(copied)
     del copied
     gc.collect()
-    assert len(_TURNS) == known + 1
+    assert alive() is None
