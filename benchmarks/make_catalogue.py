@@ -5,7 +5,7 @@
 Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
 repaired together, each batch with another subset of them on. Learned alone they are also what the repair is compared
 with (`benchmarks.catalogue --against runs/alone`). How many rounds each stage took was chosen by validation. One to
-four minutes for each mask, twelve for the style's, and half an hour for the repair, on one core.
+four minutes for each mask, twelve for the style's, and 25 for the repair, on one core.
 """
 
 from __future__ import annotations
@@ -28,19 +28,14 @@ _OF_A_STYLE = (
 )
 _JOINT = (
     "prompts.preserve_pairs=1600 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "
-    "saliency.bits_on=110 validate_every=20 validation_prompts=96"
+    "saliency.rounds=45 saliency.warm_up=3 saliency.bits_off=90 saliency.bits_on=110 "
+    "validate_every=20 validation_prompts=96"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), "validation_prompts=96") for name in THINGS),
     (f"{ALONE}/{STYLE}", (STYLE,), (), _OF_A_STYLE),
-    (
-        "repair",
-        EVERY,
-        tuple(f"{ALONE}/{name}" for name in EVERY),
-        f"{_JOINT} saliency.rounds=45 saliency.warm_up=3 saliency.bits_off=90",
-    ),
-    ("catalogue", EVERY, ("repair",), f"{_JOINT} saliency.rounds=40 saliency.warm_up=2 saliency.bits_off=130"),
+    ("repair", EVERY, tuple(f"{ALONE}/{name}" for name in EVERY), _JOINT),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""
 
