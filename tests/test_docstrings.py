@@ -25,6 +25,7 @@ WITH_EXAMPLES = {
     "safeflux.trainer.estimates",
     "safeflux.trainer.metrics",
     "safeflux.trainer.templates",
+    "safeflux.trainer.validation",
 }
 
 

@@ -1,7 +1,7 @@
 """The run: rounds of a method, each with its report, validation now and then, and a checkpoint.
 
-Of the validated masks under which every category is gone, those that preserve best are the result. A run that was
-killed goes on with the same bits as one that was not.
+Of the validated masks under which every category is gone, those that preserve best are the result; without any, those
+that come nearest. A run that was killed goes on with the same bits as one that was not.
 """
 
 import fnmatch
@@ -31,6 +31,8 @@ from safeflux.masks import MaskSet
 from safeflux.sites import Site, find_sites
 
 CHECKPOINT = "checkpoint.pt"
+UNSEEN = (-math.inf, -math.inf)
+"""The score of masks that were not validated."""
 
 
 class Method(Protocol):
@@ -94,17 +96,17 @@ class Run:
             SaliencyMethod(config.saliency, task) if config.method == "saliency" else GateMethod(config.gates, task)
         )
         self.round, self.is_erased = 0, [False] * len(self.names)
-        self._best, self._best_right = masks.clone(), -1.0
+        self._best, self._score = masks.clone(), UNSEEN
 
     @property
     def masks(self) -> torch.Tensor:
-        """The result: of the validated masks that erase enough, those that preserve best; without any, the last."""
-        return self._best if self.reaches_target else self.method.masks
+        """The result: the best of the validated masks (`Validation.score`); the last where nothing validates."""
+        return self._best if self._score > UNSEEN else self.method.masks
 
     @property
     def reaches_target(self) -> bool:
         """Whether validated masks erase enough, all of them; False too where nothing can validate."""
-        return self._best_right >= 0
+        return self._score[0] == 0
 
     def sets(self, masks: torch.Tensor) -> list[MaskSet]:
         """Rows of bits as mask sets."""
@@ -152,8 +154,9 @@ class Run:
             validate(self.validator, self.sets(self.method.masks), len(self.names)) if self.processes.is_first else None
         )
         self.is_erased = [found <= self.config.target_found for found in seen.found]
-        if all(self.is_erased) and seen.right > self._best_right:
-            self._best, self._best_right = self.method.masks.clone(), seen.right
+        score, trained = seen.score(self.config.target_found), self.method.masks[: len(self.names)]
+        if score > self._score and not trained.all(dim=1).any():  # what masks nothing is no result
+            self._best, self._score = self.method.masks.clone(), score
         return seen
 
     def _save(self, report: RoundReport) -> None:
@@ -167,7 +170,7 @@ class Run:
             "round": self.round,
             "is_erased": self.is_erased,
             "best": self._best,
-            "best_right": self._best_right,
+            "score": list(self._score),
         }
         torch.save(state, buffer)
         write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
@@ -187,7 +190,7 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.objective.left = state["left"]
         self.round, self.is_erased = state["round"], state["is_erased"]
-        self._best, self._best_right = state["best"], state["best_right"]
+        self._best, self._score = state["best"], tuple(state["score"])
 
 
 def _chosen_sites(config: TrainConfig, sites: Mapping[str, Site]) -> set[str]:

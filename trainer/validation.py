@@ -37,6 +37,18 @@ class Validation:
     """Neutral things, alone and beside what is erased: the mean of the two shares, the smallest of those under each
     mask and under all masks."""
 
+    def score(self, target: float) -> tuple[float, float]:
+        """What ranks masks: less found above the target over all categories first (0: none), then what is preserved.
+
+        Examples:
+            >>> near, far = Validation((0.01, 0.03), 0.9), Validation((0.0, 0.2), 0.99)
+            >>> near.score(0.01) > far.score(0.01)
+            True
+            >>> Validation((0.01, 0.0), 0.9).score(0.01)
+            (0.0, 0.9)
+        """
+        return -sum((max(0.0, found - target) for found in self.found), 0.0) + 0.0, self.right
+
 
 class Validator(Protocol):
     """Looks at pictures. One mask set for each category, the trained ones first."""

@@ -83,7 +83,7 @@ def train(
     if not result.reaches_target:
         click.echo(
             f"warning: no validation found every category in at most {100 * planned.target_found:.1f} % of its "
-            "pictures; the masks are those of the last round. More rounds may help: --set saliency.rounds=N",
+            "pictures; the masks are those that came nearest. More rounds may help: --set saliency.rounds=N",
             err=True,
         )
     if as_json:
