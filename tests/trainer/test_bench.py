@@ -91,7 +91,7 @@ def test_groups_and_sums(figures, masks, pipe):
 def test_the_base_model_is_drawn_once_and_a_target_is_measured_alike_beside_others(bench, figures, masks, steps):
     steps.clear()
     both = bench.measure(masks, ["weapons", "fluent-style"])
-    assert {total for what, _, total in steps if what == "base model"} == {SIZES.found}
+    assert {total for what, _, total in steps if what == "base model"} == {SIZES.found + SIZES.details}
     assert both.targets["weapons"] == figures.targets["weapons"]
     style = both.targets["fluent-style"]
     assert style.found.base.value > 0.5
