@@ -111,7 +111,7 @@ def test_the_loss_that_is_told_is_of_pairs_drawn_alike(objective):
     drawn = [left for category, _, lefts in objective._seen if category == 0 for left in lefts]
     objective.settle(Processes())
     alike = float(objective.left[0].mean())
-    assert abs(sum(told) / len(told) - alike) < 0.25 * abs(sum(drawn) / len(drawn) - alike)
+    assert abs(sum(told) / len(told) - alike) < 0.5 * abs(sum(drawn) / len(drawn) - alike)
 
 
 def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
