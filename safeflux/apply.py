@@ -1,8 +1,9 @@
-"""Masks into a loaded model, in place, and out again: the only room that writes weights in memory.
+"""Masks into a loaded model, in place, and out again: the only room from which weights in memory are written.
 
-Everything is resolved, checked and saved before the first write. Then masked elements are filled with zero bits (never
-multiplied: 0 * NaN is NaN) and read back. Tensors keep their pointer, dtype and device. If anything fails, at any
-write, every bit is put back. What is saved for undo is only what is overwritten.
+What is written, and where, is told by `writes`. Everything is resolved, checked and saved before the first write. Then
+masked elements are filled with zero bits (never multiplied: 0 * NaN is NaN) and read back. Tensors keep their pointer,
+dtype and device. If anything fails, at any write, every bit is put back. What is saved for undo is only what is
+overwritten.
 """
 
 from collections.abc import Callable

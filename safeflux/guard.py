@@ -86,13 +86,14 @@ class GuardHandle:
     @property
     def status(self) -> Status:
         """Requested against in force, for each category and site, read from the model now."""
-        found = self.verify(deep=True)
-        in_force = (
-            self._entry.undo.in_force()
-            if self._entry and self._entry in _record(self._transformer).entries
-            else MaskSet({})
-        )
-        return make_status(self.plan, in_force, found.state, found.faults)
+        with self.drawing():  # or another thread could swap between the two readings
+            found = self.verify(deep=True)
+            in_force = (
+                self._entry.undo.in_force()
+                if self._entry and self._entry in _record(self._transformer).entries
+                else MaskSet({})
+            )
+            return make_status(self.plan, in_force, found.state, found.faults)
 
     def verify(self, *, deep: bool = False) -> Verification:
         """Say what the guard is worth now.
@@ -195,7 +196,8 @@ class GuardHandle:
 
     def receipt(self) -> dict[str, Any]:
         """Return the evidence of this moment as plain JSON values. Nothing in it claims that a model is safe."""
-        return make_receipt(self.plan, self.status, self._transformer)
+        with self.drawing():
+            return make_receipt(self.plan, self.status, self._transformer)
 
     def __enter__(self) -> "GuardHandle":
         """Return itself: the guard is in force already."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from safeflux.policyfile import read_policy_file, show, suggest
 from safeflux.policyschema import (
-    TIGHTNESS,
     Action,
     Adapters,
     Budget,
@@ -22,6 +21,7 @@ from safeflux.policyschema import (
     Origin,
     Policy,
     PolicyFile,
+    is_looser,
     policy_schema,
 )
 from safeflux.yamlfile import Document, Issue, Loc, PolicyFileError
@@ -84,7 +84,7 @@ def load_policy(policy: str | os.PathLike[str] | Policy) -> Policy:
 
 def _root(policy: str | os.PathLike[str]) -> _Source:
     text = os.fspath(policy)
-    if not isinstance(policy, str) or _is_path(text):
+    if not isinstance(policy, str) or is_path(text):
         return _Source(Path(text), text)
     if text not in bundled_policies():
         hint = suggest(text, bundled_policies())
@@ -94,7 +94,8 @@ def _root(policy: str | os.PathLike[str]) -> _Source:
     return _bundled(text)
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether a reference to a policy is a file's path, and not a bundled name."""
     return text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text
 
 
@@ -132,7 +133,7 @@ def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
 def _parent(extends: str, seen: list[_Source]) -> _Source:
     """The parent's file; a ValueError says why there is none."""
     reference = extends.partition("@")[0]
-    if not _is_path(reference):
+    if not is_path(reference):
         if reference not in bundled_policies():
             raise ValueError(f"no bundled policy is named {show(reference)}{suggest(reference, bundled_policies())}")
         source = _bundled(reference)
@@ -173,7 +174,7 @@ class _Merge:
         self._check_pin(file)
         categories = self._categories(file)
         theirs = parent.adapters if parent else file.adapters
-        adapters = self._take(("adapters",), file.adapters, theirs, _is_looser(file.adapters, theirs))
+        adapters = self._take(("adapters",), file.adapters, theirs, is_looser(file.adapters, theirs))
         allowlist = self._allowlist(file, adapters)
         budget = parent.budget if parent else file.budget
         mine, limit = file.budget.max_share_masked, budget.max_share_masked
@@ -209,7 +210,7 @@ class _Merge:
             loc = ("categories", name)
             theirs = merged.get(name, mine)
             dropped = set(theirs.masks) - set(mine.masks)
-            action = self._take((*loc, "action"), mine.action, theirs.action, _is_looser(mine.action, theirs.action))
+            action = self._take((*loc, "action"), mine.action, theirs.action, is_looser(mine.action, theirs.action))
             masks = self._take((*loc, "masks"), mine.masks, theirs.masks, bool(dropped))
             if not masks:
                 self._report(loc, f"the category {name} names no masks")
@@ -220,10 +221,10 @@ class _Merge:
     def _allowlist(self, file: PolicyFile, adapters: Adapters) -> tuple[str, ...]:
         loc = ("adapter_allowlist",)
         mine, theirs = file.adapter_allowlist, self.parent.adapter_allowlist if self.parent else ()
-        is_looser = (
+        is_wider = (
             self.parent is not None and self.parent.adapters is Adapters.ALLOWLIST and not set(mine) <= set(theirs)
         )
-        listed: tuple[str, ...] = self._take(loc, mine, theirs, is_looser)
+        listed: tuple[str, ...] = self._take(loc, mine, theirs, is_wider)
         if adapters is Adapters.ALLOWLIST and not listed:
             self._report(("adapters",), "adapters: allowlist needs the key adapter_allowlist with at least one sha256")
         if adapters is not Adapters.ALLOWLIST and loc in self.document.values:
@@ -241,10 +242,6 @@ class _Merge:
 
     def _report(self, loc: Loc, message: str, *, key: bool = False) -> None:
         self.issues.append(self.document.issue(loc, message, key=key))
-
-
-def _is_looser(mine: str, theirs: str) -> bool:
-    return TIGHTNESS[mine] < TIGHTNESS[theirs]
 
 
 def _plain(value: Any) -> str:

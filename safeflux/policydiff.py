@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from safeflux.policyschema import TIGHTNESS, Adapters, Origin, Policy
+from safeflux.policyschema import Adapters, Origin, Policy, is_looser
 
 
 class Effect(StrEnum):
@@ -89,7 +89,7 @@ def _of_categories(old: Policy, new: Policy) -> Iterator[Change]:
 
 
 def _ranked(key: str, was: str, now: str, old: Policy, new: Policy) -> Change:
-    effect = Effect.RELAXES if TIGHTNESS[now] < TIGHTNESS[was] else Effect.TIGHTENS
+    effect = Effect.RELAXES if is_looser(now, was) else Effect.TIGHTENS
     return Change(key, str(was), str(now), effect, _origin(key, new, old))
 
 

@@ -21,10 +21,10 @@ def read_policy_file(entry: Traversable, label: str, schema: type[_Model]) -> tu
         PolicyFileError: The file cannot be read as text at all.
     """
     document = read_document(entry, label)
-    return _validate(document, schema), document
+    return validate(document, schema), document
 
 
-def _validate(document: Document, schema: type[_Model]) -> _Model | None:
+def validate(document: Document, schema: type[_Model]) -> _Model | None:
     """The file by the schema, or None after adding all that is wrong to the document's issues."""
     if document.is_broken(()):
         return None

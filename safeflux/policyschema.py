@@ -38,6 +38,11 @@ class Adapters(StrEnum):
 TIGHTNESS: dict[str, int] = {name: rank for kind in (Action, Adapters) for rank, name in enumerate(kind)}
 
 
+def is_looser(mine: str, theirs: str) -> bool:
+    """Whether one action, or one rule for adapters, is looser than another."""
+    return TIGHTNESS[mine] < TIGHTNESS[theirs]
+
+
 def _no_default(schema: dict[str, Any]) -> None:
     """Drop the default from the JSON schema, where it only stands for a key that was not written."""
     schema.pop("default", None)
@@ -55,11 +60,13 @@ def _categories_schema(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = False
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What operators write: an unknown key is an error, and nothing changes once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Category(_Strict):
+class Category(Strict):
     """One content category: what is done about it, and the mask sets that erase it."""
 
     action: Action = Field(
@@ -79,7 +86,7 @@ class Category(_Strict):
         return masks
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """Limits on what all masks together may cost. Going over one is an error, before anything is written."""
 
     max_share_masked: float = Field(
@@ -87,7 +94,7 @@ class Budget(_Strict):
     )
 
 
-class _Body(_Strict):
+class _Body(Strict):
     """What a policy file and an effective policy have in common."""
 
     name: Name = Field(description="The policy's own name.")
@@ -99,10 +106,15 @@ class _Body(_Strict):
     budget: Budget = Field(Budget(), description="Limits on what all masks together may cost.")
 
 
-class PolicyFile(_Body):
-    """One policy file as it is written, before its parent is looked at."""
+class Versioned(Strict):
+    """A file that says which version of the format it is written in."""
 
     apiVersion: Literal["safeflux/v1"] = Field(description="The format's version.")  # noqa: N815 (the file's own spelling)
+
+
+class PolicyFile(Versioned, _Body):
+    """One policy file as it is written, before its parent is looked at."""
+
     kind: Literal["Policy"] = Field(description="Always Policy.")
     extends: str = Field(
         "",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from safeflux.policy import load_policy
+from safeflux.policy import is_path, load_policy
 from safeflux.policydiff import Effect, compare
 from safeflux.policyfile import read_policy_file, suggest
-from safeflux.policyschema import TIGHTNESS, Adapters, Name, Origin, Policy
+from safeflux.policyschema import Adapters, Name, Origin, Policy, Strict, Versioned, is_looser
 from safeflux.yamlfile import Document, PolicyFileError
 
 EXAMPLE = """\
@@ -30,11 +30,7 @@ expect:
 """A whole file of expectations."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Expect(_Strict):
+class Expect(Strict):
     """What a policy is relied on for; what is left out is not looked at."""
 
     enforced: tuple[Name, ...] = Field((), strict=False)
@@ -43,10 +39,9 @@ class Expect(_Strict):
     as_tight_as: str = ""
 
 
-class PolicyTestFile(_Strict):
+class PolicyTestFile(Versioned):
     """A file of expectations."""
 
-    apiVersion: Literal["safeflux/v1"]  # noqa: N815 (the file's own spelling)
     kind: Literal["PolicyTest"]
     policy: str
     expect: Expect
@@ -90,8 +85,8 @@ def _outcomes(policy: Policy, expect: Expect, path: Path, document: Document) ->
     for k, name in enumerate(expect.enforced):
         yield Outcome(origin("enforced", k), f"enforced {name}", _unenforced(policy, name))
     if expect.adapters:
-        is_looser = TIGHTNESS[policy.adapters] < TIGHTNESS[expect.adapters]
-        fault = f"it says {policy.adapters}{_place(policy, 'adapters')}" if is_looser else None
+        is_broken = is_looser(policy.adapters, expect.adapters)
+        fault = f"it says {policy.adapters}{_place(policy, 'adapters')}" if is_broken else None
         yield Outcome(origin("adapters"), f"adapters {expect.adapters}", fault)
     if expect.max_share_masked is not None:
         share = policy.budget.max_share_masked
@@ -120,4 +115,4 @@ def _place(policy: Policy, key: str) -> str:
 
 def _beside(path: Path, policy: str) -> str:
     """A bundled policy's name as it is; a file's path from where the expectations stand."""
-    return str(path.parent / policy) if policy.endswith((".yaml", ".yml")) else policy
+    return str(path.parent / policy) if is_path(policy) else policy

@@ -35,7 +35,8 @@ class Turns:
         finally:
             with self._free:
                 self._drawing[me] -= 1
-                self._drawing += Counter()  # drops who is at 0
+                if not self._drawing[me]:
+                    del self._drawing[me]
                 self._free.notify_all()
 
     @contextmanager

@@ -16,9 +16,7 @@ from safeflux.audit import AuditLog, verify_log
 from safeflux.cli import main
 from safeflux.errors import AuditError
 from safeflux.guard import guard
-from safeflux.policy import Category, Policy
-
-BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
+from tests.policies import BLADES
 
 
 @pytest.fixture

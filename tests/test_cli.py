@@ -114,6 +114,8 @@ def test_policy_new_writes_a_policy_that_is_its_parent_and_overwrites_nothing(ru
     assert run("policy", "new", "shop.json").exit_code == 2
     assert "is not a name" in run("policy", "new", "My Shop.yaml").stderr
     assert not (tmp_path / "My Shop.yaml").exists()
+    assert run("policy", "new", "missing/shop.yaml").stderr.startswith("error: missing/shop.yaml: cannot be written")
+    assert run("policy", "new", "other.yaml", "--extends", "good.yaml").exit_code == 2
 
 
 def test_policy_explain_tells_where_each_value_comes_from(run):

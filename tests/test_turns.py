@@ -11,12 +11,9 @@ import torch
 
 from safeflux.errors import ApplyError
 from safeflux.guard import guard
-from safeflux.policy import Category, Policy
 from safeflux.receipt import State
 from safeflux.turns import Turns, turns_of
-
-BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
-SPIRITS = Policy(name="spirits-only", categories={"alcohol": Category(masks=("spirits",))})
+from tests.policies import BLADES, SPIRITS
 
 
 def draw(pipe):
@@ -52,7 +49,14 @@ def test_every_picture_is_drawn_under_one_policy_while_another_thread_swaps(pipe
                     wrong.append(under)
                 seen.add(under)
 
-    threads = [threading.Thread(target=serve) for _ in range(3)]
+    def watch():
+        while not stop.is_set():
+            receipt = handle.receipt()
+            bits = [category["bits"] for category in receipt["categories"].values()]
+            if receipt["state"] != State.GUARDED or any(b["requested"] != b["in_force"] for b in bits):
+                wrong.append(receipt)
+
+    threads = [threading.Thread(target=work) for work in (serve, serve, serve, watch)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 60

@@ -47,7 +47,7 @@ class Validation:
             >>> Validation((0.01, 0.0), 0.9).score(0.01)
             (0.0, 0.9)
         """
-        return -sum((max(0.0, found - target) for found in self.found), 0.0) + 0.0, self.right
+        return 0.0 - sum(max(0.0, found - target) for found in self.found), self.right
 
 
 class Validator(Protocol):
@@ -75,7 +75,8 @@ class JudgeValidator:
         self._pipe, self._judge = pipe, judge
         words, count, source = vocabulary(), config.validation_prompts, PromptSource(config)
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
-        things = [known_concepts()[k] for k in rng.permutation(len(known_concepts()))]
+        known = known_concepts()
+        things = [known[k] for k in rng.permutation(len(known))]
         self._targets = [words.targets[name] for name in config.categories]
         self._erased = [  # a style on neutral things: under all masks, no other is there to have one
             [(ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)]

@@ -10,8 +10,10 @@ from safeflux.atomic import write_atomically
 from safeflux.errors import PolicyError
 from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
 from safeflux.policydiff import Verdict, as_dict, compare, verdict
-from safeflux.policyschema import API_VERSION
+from safeflux.policyfile import validate
+from safeflux.policyschema import API_VERSION, PolicyFile
 from safeflux.policytest import EXAMPLE, run_policy_test
+from safeflux.yamlfile import parse_document
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -151,7 +153,9 @@ def test(ctx: click.Context, files: tuple[str, ...], as_json: bool) -> None:
 
 @policy.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--extends", default="moderate", show_default=True, help="Its parent: a bundled policy.")
+@click.option(
+    "--extends", type=click.Choice(bundled_policies()), default="moderate", show_default=True, help="Its parent."
+)
 def new(file: Path, extends: str) -> None:
     """Write a policy to start from to FILE (NAME.yaml); a file that is there is left alone."""
     parent = load_policy(extends)
@@ -159,12 +163,14 @@ def new(file: Path, extends: str) -> None:
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
     if file.exists():
         raise PolicyError(f"{file}: is there already; choose another name")
-    write_atomically(file, _starter(file.stem, parent).encode())
+    text = _starter(file.stem, parent).encode()
+    document = parse_document(text, str(file))
+    if validate(document, PolicyFile) is None:
+        raise PolicyFileError(document.issues)
     try:
-        load_policy(file)
-    except PolicyFileError:
-        file.unlink()
-        raise
+        write_atomically(file, text)
+    except OSError as error:
+        raise PolicyError(f"{file}: cannot be written ({error.strerror}); choose a folder that is there") from error
     click.echo(f"{file}: written. Edit it, then: safeflux policy check {file}")
 
 

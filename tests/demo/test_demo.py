@@ -13,11 +13,7 @@ from safeflux.guard import guard
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import draw, single_asks
 from safeflux.reference.model import load_pipeline
-from safeflux.reference.vocabulary import (
-    held_out_concepts,
-    is_held_out,
-    vocabulary,
-)
+from safeflux.reference.vocabulary import held_out_concepts, is_held_out, vocabulary
 from safeflux.sites import find_sites
 
 
