@@ -60,14 +60,11 @@ def save_random_masks(transformer: FluxTransformer2DModel, folder: Path) -> Poli
     return Policy(name="random", categories={"random": Category(masks=("random",))})
 
 
-def median_ms(call: Callable[[], Any], times: int) -> float:
-    """Median time of a call in milliseconds."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds)
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Time of one call."""
+    began = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - began)
 
 
 @click.command(help=__doc__)
@@ -80,21 +77,16 @@ def main(heads: int, times: int, report: Path | None) -> None:
     transformer = build(heads)
     with tempfile.TemporaryDirectory() as folder:
         policy = save_random_masks(transformer, Path(folder))
-        guarding, undoing = [], []
+        taken: dict[str, list[float]] = {name: [] for name in ("verify", "verify(deep=True)", "guard", "undo")}
         for _ in range(5):
             began = time.perf_counter()
             handle = guard(transformer, policy, store=folder)
-            guarding.append(1000 * (time.perf_counter() - began))
-            began = time.perf_counter()
-            handle.undo()
-            undoing.append(1000 * (time.perf_counter() - began))
+            taken["guard"].append(1000 * (time.perf_counter() - began))
+            taken["undo"].append(milliseconds(handle.undo))
         handle = guard(transformer, policy, store=folder)
-    found = {
-        "verify": median_ms(handle.verify, times),
-        "verify(deep=True)": median_ms(lambda: handle.verify(deep=True), max(3, times // 20)),
-        "guard": statistics.median(guarding),
-        "undo": statistics.median(undoing),
-    }
+    taken["verify"] = [milliseconds(handle.verify) for _ in range(times)]
+    taken["verify(deep=True)"] = [milliseconds(lambda: handle.verify(deep=True)) for _ in range(max(3, times // 20))]
+    found = {name: statistics.median(each) for name, each in taken.items()}
     for name, value in found.items():
         click.echo(f"{name:18} {value:10.3f} ms")
     size = {
