@@ -24,11 +24,11 @@ ALONE = "alone"
 EVERY = (*THINGS, STYLE)
 _OF_A_STYLE = (
     "saliency.beta=1.5 saliency.erase_batches=3 saliency.preserve_batches=3 validation_prompts=128 "
-    "saliency.rounds=112 saliency.bits_off=200 saliency.bits_on=110 validate_every=28"
+    "saliency.rounds=112 saliency.last_rounds=16 saliency.bits_off=200 saliency.bits_on=110 validate_every=32"
 )
 _JOINT = (
-    "prompts.preserve_pairs=1600 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "
-    "saliency.rounds=45 saliency.warm_up=3 saliency.bits_off=90 saliency.bits_on=110 "
+    "prompts.erase_pairs=1024 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "
+    "saliency.rounds=24 saliency.warm_up=3 saliency.last_rounds=36 saliency.bits_off=90 saliency.bits_on=110 "
     "validate_every=20 validation_prompts=96"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]

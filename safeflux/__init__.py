@@ -10,7 +10,8 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
 
 Map: `guard` (the one verb), `policy` (what is asked for), `store` (where masks are found), `plan` (all checked, nothing
 written), `apply` (the only room that writes weights in memory), `masks` (the algebra), `maskfile` (the format), `sites`
-(the maskable places), `fingerprint` (which base a model is), `receipt` (the evidence), `errors`. The trainer is
+(the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin), `values` (what forward reads
+when weights are offloaded or packed), `handle` (what is in force), `receipt` (the evidence), `errors`. The trainer is
 `safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded when the name is first used.
 """
 
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safeflux.apply import apply_masks_
     from safeflux.errors import SafeFluxError
-    from safeflux.guard import GuardHandle, guard
+    from safeflux.guard import guard
+    from safeflux.handle import GuardHandle
     from safeflux.maskfile import MaskMeta, load_masks, save_masks
     from safeflux.masks import MaskSet, compose
     from safeflux.plan import make_plan
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "GuardHandle": "guard",
+    "GuardHandle": "handle",
     "MaskMeta": "maskfile",
     "MaskSet": "masks",
     "Policy": "policy",

@@ -12,10 +12,12 @@ from types import TracebackType
 
 import torch
 
+from safeflux.adapters import HOW_TO_KEEP, check_unfused, unfused_on
 from safeflux.errors import ApplyError
 from safeflux.masks import MaskSet
+from safeflux.values import UnreadableError, Values
 from safeflux.watch import Watch
-from safeflux.weights import named_weights
+from safeflux.weights import PLAIN, named_weights
 from safeflux.writes import Write, as_bits, differences, places
 
 
@@ -56,25 +58,32 @@ class Undo:
 
     def in_force(self) -> MaskSet:
         """Read the model, and return which of the masked bits are really off: zero in every tensor of theirs."""
-        now = named_weights(self._transformer)
+        now = Values(self._transformer)
         kept: dict[str, torch.Tensor] = {}
         for write in self._writes:
             keep = kept.setdefault(write.site, self._masks[write.site].clone())
-            tensor = now.get(write.name)
             is_off = ~self._masks[write.site]
-            keep[is_off] |= (
-                write.on(tensor).cpu() if tensor is not None and _unreadable(write, tensor) is None else True
-            )
+            try:
+                keep[is_off] |= write.on(now.read(write.name, write.shape)).cpu()
+            except UnreadableError:
+                keep[is_off] = True
         return MaskSet(kept)
 
     def watch(self) -> Watch:
         """Note the model as it is now, the masked tensors with pointer and version."""
-        return Watch(self._transformer, (write.tensor for write in self._writes))
+        now = named_weights(self._transformer)
+        tensors = (now.get(write.name) for write in self._writes)
+        return Watch(self._transformer, (t for t in tensors if t is not None and type(t) in PLAIN and not t.is_meta))
 
     def faults(self) -> list[Fault]:
-        """Read every masked element in the tensors that the model has now, and return what is not as it was written."""
-        now = named_weights(self._transformer)
-        return [fault for write in self._writes if (fault := _fault(write, now.get(write.name))) is not None]
+        """Read every masked element where the model has it now, and return what is not as it was written."""
+        now = Values(self._transformer)
+        faults = [fault for write in self._writes if (fault := _fault(write, now)) is not None]
+        unfused = unfused_on(self._transformer, dict.fromkeys(write.name for write in self._writes))
+        return faults + [
+            Fault(name, f"has adapter {adapter} on top, which adds to masked elements. {HOW_TO_KEEP}", is_open=True)
+            for name, adapter in unfused.items()
+        ]
 
     def restore_(self) -> None:
         """Put every masked element back, bit for bit, all or nothing. Doing it twice does nothing more.
@@ -87,6 +96,38 @@ class Undo:
         with torch.no_grad():
             _all_or_nothing(self._restore_all_, self._fill_all_, "putting the weights back")
         self._writes = ()
+
+    def refresh_(self) -> None:
+        """Switch off again, in the tensors that the model has now, what these masks say; all or nothing.
+
+        What was written onto the zeros since, as fusing an adapter does, is kept for `restore_`.
+
+        Raises:
+            ModelError: The weights cannot be written now (offloaded, quantised, sharded, an adapter on top).
+            ApplyError: A tensor was cast or resized, or a write failed. Nothing was written.
+        """
+        with torch.no_grad():
+            now = list(places(self._transformer, self._masks))
+            for write, place in zip(self._writes, now, strict=True):
+                if place.tensor.dtype != write.dtype or place.tensor.shape != write.shape:
+                    raise ApplyError(
+                        f"cannot refresh: {write.name} was {write.dtype} {tuple(write.shape)} and is "
+                        f"{place.tensor.dtype} {tuple(place.tensor.shape)}; guard before a cast, or load "
+                        "the model again"
+                    )
+            found = [Write.of(place, as_bits(place.tensor)) for place in now]
+            again = Undo(
+                self._transformer,
+                self._masks,
+                tuple(write.again(place) for write, place in zip(self._writes, now, strict=True)),
+            )
+
+            def back() -> None:
+                for write in found:
+                    write.restore_()
+
+            _all_or_nothing(again._apply_, back, "writing the masks again")
+        self._writes = again._writes
 
     def swap_(self, masks: MaskSet) -> "Undo":
         """Put other masks in the place of these, all or nothing; only the elements that differ are written.
@@ -103,7 +144,9 @@ class Undo:
         """
         self._check_unchanged("swap")
         with torch.no_grad():
-            writes, changes = differences(self._writes, list(places(self._transformer, masks)))
+            now = list(places(self._transformer, masks))
+            check_unfused(self._transformer, [place.name for place in now])
+            writes, changes = differences(self._writes, now)
             undo = Undo(self._transformer, masks, writes)
 
             def back() -> None:
@@ -181,6 +224,7 @@ def apply_masks_(transformer: torch.nn.Module, masks: MaskSet) -> Undo:
     """
     with torch.no_grad():
         writes = tuple(Write.of(place, as_bits(place.tensor)) for place in places(transformer, masks))
+        check_unfused(transformer, [write.name for write in writes])
         undo = Undo(transformer, masks, writes)
         _all_or_nothing(undo._apply_, undo._restore_all_, "writing the masks")
     return undo
@@ -202,24 +246,17 @@ def _all_or_nothing(do: Callable[[], None], back: Callable[[], None], what: str)
         raise ApplyError(f"{what} failed ({error}); every weight is as it was before") from error
 
 
-def _fault(write: Write, tensor: torch.Tensor | None) -> Fault | None:
-    """Say what is wrong with one masked place, given the tensor of its name that the model has now."""
-    if tensor is None:
-        return Fault(write.name, "is gone: its layer was replaced or wrapped (adapter, quantiser)", is_open=False)
-    if reason := _unreadable(write, tensor):
-        return Fault(write.name, reason, is_open=False)
-    on = write.on(tensor)
+def _fault(write: Write, now: Values) -> Fault | None:
+    """Say what is wrong with one masked place, given what the model has under its name now."""
+    try:
+        values = now.read(write.name, write.shape)
+    except UnreadableError as error:
+        return Fault(write.name, str(error), is_open=False)
+    on, tensor = write.on(values), now.tensors[write.name]
     if left := int(on.count_nonzero()):
-        return Fault(write.name, f"is not zero in {left} of {on.numel()} masked places", is_open=True)
-    if tensor is not write.tensor:
+        spoilt = ", where a quantiser left values that are no numbers" if values.isnan().any() else ""
+        return Fault(write.name, f"is not zero in {left} of {on.numel()} masked places{spoilt}", is_open=True)
+    is_ours = tensor is write.tensor or type(tensor) not in PLAIN or tensor.is_meta or now.are_sharded
+    if not is_ours:
         return Fault(write.name, "was replaced by another tensor, zero where masked", is_open=False)
-    return None
-
-
-def _unreadable(write: Write, tensor: torch.Tensor) -> str | None:
-    """Say why the masked elements cannot be read in a tensor, if they cannot."""
-    if tensor.is_meta:
-        return "holds no values now: the weights were offloaded"
-    if tensor.shape != write.shape or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        return f"is a {type(tensor).__name__} of shape {tuple(tensor.shape)} now: it was resized, quantised or sharded"
     return None

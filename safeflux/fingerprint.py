@@ -6,28 +6,31 @@ size. Rounding to bf16 or fp16 moves a sketch by less than 0.002 (root mean squa
 size of the change; unrelated weights of one structure are 1.4 apart. So two fingerprints are compared by `same_base`,
 never by equality of the texts.
 
-Limits: a change of the weights of less than about 0.4 % of their size is not seen, nor is one of a few elements. It
-tells honest models apart; it is no proof against someone who crafts weights.
+Float8 rounds so coarsely (sketches move by 0.03 with e4m3 and by 0.06 with e5m2) that its fingerprints say so, and are
+compared with more tolerance.
+
+Limits: a change of the weights of less than about 0.4 % of their size (4 % and 8 % for float8) is not seen, nor is one
+of a few elements. It tells honest models apart; it is no proof against someone who crafts weights.
 """
 
 import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from safeflux.errors import ModelError
-from safeflux.sites import base_names
-from safeflux.weights import named_weights
+from safeflux.weights import check_in_memory, check_plain, named_weights
 
 SKETCH_SIZE = 64
-TOLERANCE = 0.004
+TOLERANCE = {"": 0.004, "-e4m3": 0.04, "-e5m2": 0.08}
+"""By what stands at a fingerprint's end: the coarsest float type among the weights."""
 _STEP = 2.0**-12  # far below the tolerance; 16 bits then hold sketches up to 8
-_FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})")
+_FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})(-e[45]m[23])?")
 
 
 def fingerprint(transformer: torch.nn.Module) -> str:
@@ -37,10 +40,13 @@ def fingerprint(transformer: torch.nn.Module) -> str:
     elements of each tensor, so it takes milliseconds whatever the model's size.
 
     Raises:
-        ModelError: A sampled value is not finite, or a tensor holds no values (offloaded).
+        ModelError: A sampled value is not finite, or a tensor is offloaded, quantised or sharded.
     """
-    weights = base_names(named_weights(transformer))
-    return f"sf1-{_structure(weights)}-{_encode(_sketch(weights))}"
+    check_in_memory(transformer)
+    weights = named_weights(transformer)
+    for name, tensor in weights.items():
+        check_plain(name, tensor)
+    return f"sf1-{_structure(weights)}-{_encode(_sketch(weights))}{_coarseness(weights.values())}"
 
 
 def same_base(a: str, b: str) -> bool:
@@ -51,7 +57,7 @@ def same_base(a: str, b: str) -> bool:
     parts = _FORM.fullmatch(a), _FORM.fullmatch(b)
     if parts[0] is None or parts[1] is None or parts[0][1] != parts[1][1]:
         return False
-    return distance(a, b) <= TOLERANCE
+    return distance(a, b) <= max(TOLERANCE[part[3] or ""] for part in parts if part)
 
 
 def distance(a: str, b: str) -> float:
@@ -61,6 +67,11 @@ def distance(a: str, b: str) -> float:
         ValueError: One of the texts is no fingerprint.
     """
     return float(np.sqrt(np.mean((_decode(a) - _decode(b)) ** 2)))
+
+
+def _coarseness(weights: Iterable[torch.Tensor]) -> str:
+    dtypes = {str(weight.dtype) for weight in weights}
+    return next((end for end in ("-e5m2", "-e4m3") if any("float8_" + end[1:] in dtype for dtype in dtypes)), "")
 
 
 def _structure(weights: Mapping[str, torch.Tensor]) -> str:
@@ -83,12 +94,14 @@ def _sketch(weights: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
 
 def _sample(name: str, parameter: torch.Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Elements of a tensor at places that depend on its name and size only, and as many random signs."""
-    if parameter.is_meta:
-        raise ModelError(f"tensor {name!r} holds no values (meta device): guard the model before offload is enabled")
     random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
     places = (random >> np.uint64(1)) % np.uint64(parameter.numel())
     index = torch.from_numpy(places.astype(np.int64)).to(parameter.device)
-    sample = parameter.detach().take(index).to(device="cpu", dtype=torch.float64).numpy()
+    values = parameter.detach()
+    # torch cannot pick elements of float8, but can of bytes
+    is_byte = values.element_size() == 1
+    picked = values.view(torch.uint8).take(index).view(values.dtype) if is_byte else values.take(index)
+    sample = picked.to(device="cpu", dtype=torch.float64).numpy()
     return sample, np.where(random & np.uint64(1), 1.0, -1.0)
 
 

@@ -5,6 +5,7 @@ masks that are missing, damaged or made for another base, masks that switch noth
 policy's budget allows.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,16 @@ from typing import Any
 
 import torch
 
+from safeflux.adapters import check_adapters, wrapped_layers
 from safeflux.errors import MaskMismatchError, ModelError, PolicyError, SafeFluxError
 from safeflux.fingerprint import fingerprint
 from safeflux.masks import Count, MaskSet, check_fit, compose, kind_of
-from safeflux.policy import Action, Adapters, Policy
-from safeflux.sites import Site, adapter_names, find_sites, parameter_shapes
+from safeflux.policy import Action, Policy
+from safeflux.sites import Site, find_sites
 from safeflux.store import Store, StoredMask
 from safeflux.weights import check_writable, find_transformer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,31 @@ class Plan:
             masked[kind_of(name)] += count.masked
         return {kind: Count(masked[kind], totals[kind]) for kind in sorted(totals)}
 
+    def check_enforces(self) -> None:
+        """Make sure that there is something to write, and tell the log what is only warned about.
+
+        Raises:
+            PolicyError: Nothing is enforced.
+        """
+        if not self.masks:
+            raise PolicyError(
+                f"policy {self.policy.name!r} enforces no category, so it would guard nothing; use dry_run=True to look"
+            )
+        for category in self.categories.values():
+            if category.action is Action.WARN:
+                _log.warning(
+                    "policy %r: category %r is on `warn`, so its masks are not written", self.policy.name, category.name
+                )
+
 
 def make_plan(
-    policy: Policy, model: Any, store: Store, *, standing: tuple[Plan, ...] = (), base: str | None = None
+    policy: Policy,
+    model: Any,
+    store: Store,
+    *,
+    standing: tuple[Plan, ...] = (),
+    base: str | None = None,
+    admitted: frozenset[str] = frozenset(),
 ) -> Plan:
     """Resolve and check all that a policy asks of a model. Reads weights, writes nothing.
 
@@ -76,6 +102,7 @@ def make_plan(
         standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
             their budgets hold too.
         base: Fingerprint of the base weights, where masks hide it; without, that of `standing` or of the weights.
+        admitted: What adapters that the policy lists are recognised by (`adapters.admit`).
 
     Raises:
         ModelError: Not a FLUX, or its weights cannot be written, or it carries adapters that the policy does not allow.
@@ -87,8 +114,8 @@ def make_plan(
     transformer = find_transformer(model)
     sites = find_sites(transformer)
     check_writable(transformer, sites.values())
-    check_adapters(policy, transformer)
-    base = base or (standing[0].base if standing else fingerprint(transformer))
+    check_adapters(policy, transformer, admitted)
+    base = base or (standing[0].base if standing else _base(transformer))
     categories = {
         name: CategoryPlan(
             name,
@@ -102,20 +129,14 @@ def make_plan(
     return plan
 
 
-def check_adapters(policy: Policy, transformer: torch.nn.Module) -> None:
-    """Make sure that the model carries no adapter that the policy forbids: adapters can bring an erased concept back.
-
-    Raises:
-        ModelError: It does.
-    """
-    found = adapter_names(parameter_shapes(transformer))
-    if found and policy.adapters is not Adapters.ALLOW:
+def _base(transformer: torch.nn.Module) -> str:
+    fused = sorted({name for wrapped in wrapped_layers(transformer).values() for name in wrapped.fused})
+    if fused:
         raise ModelError(
-            f"policy {policy.name!r} says `adapters: {policy.adapters}`, and the model carries {len(found)} adapter "
-            "tensors such as "
-            f"{found[0]!r}, whose file cannot be told from them. Unload the adapters, or use a policy with `adapters: "
-            "allow`."
+            f"adapter {fused[0]!r} is fused into the weights, so that their base model cannot be told. The order that "
+            "works: `pipe.unfuse_lora()`, guard, fuse again, then the handle's `refresh()`."
         )
+    return fingerprint(transformer)
 
 
 def _place(policy: Policy, category: str) -> str:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from safeflux import __version__
+from safeflux.adapters import wrapped_layers
 from safeflux.maskfile import digest
 from safeflux.masks import MaskSet
 from safeflux.plan import CategoryPlan, Plan
 from safeflux.policy import Action
+from safeflux.values import Values
 
 FORMAT = "safeflux-receipt/1"
 
@@ -79,7 +81,11 @@ def make_status(plan: Plan, in_force: MaskSet, state: State, faults: tuple[str, 
 
 
 def make_receipt(plan: Plan, status: Status, transformer: torch.nn.Module) -> dict[str, Any]:
-    """Return the evidence of one moment as plain JSON values: base, policy, masks, counts, versions, faults."""
+    """Return the evidence of one moment as plain JSON values: base, policy, masks, counts, versions, faults.
+
+    `held` says how many parameters are held in memory, on disk, by an offload hook or packed by a quantiser; `adapters`
+    names those on each layer, and which of them are fused into it.
+    """
     return {
         "format": FORMAT,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -92,6 +98,11 @@ def make_receipt(plan: Plan, status: Status, transformer: torch.nn.Module) -> di
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in transformer.parameters()}),
             "devices": sorted({str(p.device) for p in transformer.parameters()}),
         },
+        "adapters": {
+            wrapped.layer: {"adapters": list(wrapped.adapters), "fused": list(wrapped.fused)}
+            for wrapped in wrapped_layers(transformer).values()
+        },
+        "held": Values(transformer).holders(),
         "policy": {"name": plan.policy.name, "sha256": plan.policy.digest, "effective": plan.policy.values()},
         "standing_policies": [{"name": p.policy.name, "sha256": p.policy.digest} for p in plan.standing],
         "masks_sha256": digest(plan.masks),

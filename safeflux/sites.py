@@ -68,13 +68,18 @@ def parameter_shapes(model: HasParameters) -> dict[str, tuple[int, ...]]:
 
 
 def adapter_names(names: Iterable[str]) -> list[str]:
-    """Return the names that belong to adapter layers (LoRA and its kin), sorted."""
-    return sorted(name for name in names if _ADAPTER.search(name))
+    """Return the names that belong to adapters (LoRA and its kin), sorted: all but the base in a wrapped layer."""
+    names = list(names)
+    wrapped = tuple({name.partition("base_layer.")[0] for name in names if ".base_layer." in name})
+    return sorted(
+        name for name in names if _ADAPTER.search(name) or (name.startswith(wrapped) and ".base_layer." not in name)
+    )
 
 
 def base_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
     """Return the tensors without those of adapters, under the names that they had before an adapter wrapped them."""
-    return {name.replace(".base_layer.", "."): t for name, t in tensors.items() if not _ADAPTER.search(name)}
+    of_adapters = set(adapter_names(tensors))
+    return {name.replace(".base_layer.", "."): t for name, t in tensors.items() if name not in of_adapters}
 
 
 def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> dict[str, Site]:
@@ -91,10 +96,10 @@ def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> d
         Site name (`fqn:kind`) to site.
 
     Raises:
-        ModelError: The tensors are those of no known family, one is missing or has another shape than the others ask
-            for, or adapter layers wrap a maskable layer.
+        ModelError: The tensors are those of no known family, or one is missing or has another shape than the others ask
+            for.
     """
-    shapes = model if isinstance(model, Mapping) else parameter_shapes(model)
+    shapes = base_names(model if isinstance(model, Mapping) else parameter_shapes(model))
     family = _recognise(shapes, layout)
     dim = shapes[family.dim[layout]][0]
     sites = (
@@ -123,8 +128,7 @@ def spans(site: Site, layout: Layout = "diffusers") -> tuple[Span, ...]:
 
 
 def _recognise(shapes: Shapes, layout: Layout) -> Family:
-    plain = base_names(shapes)
-    missing = {f.name: [m for m in f.markers[layout] if m not in plain] for f in FAMILIES}
+    missing = {f.name: [m for m in f.markers[layout] if m not in shapes] for f in FAMILIES}
     nearest = min(FAMILIES, key=lambda f: len(missing[f.name]))
     if missing[nearest.name]:
         raise ModelError(
@@ -171,13 +175,6 @@ def _site_shape(rule: Rule, n: int, dim: int, shapes: Shapes, layout: Layout) ->
 def _shape_of(name: str, shapes: Shapes) -> tuple[int, ...]:
     if name in shapes:
         return shapes[name]
-    head, _, tail = name.rpartition(".")
-    if f"{head}.base_layer.{tail}" in shapes:
-        raise ModelError(
-            f"tensor {name!r} is wrapped by adapter layers. The order that works: load the model, guard it, then load "
-            "the adapter; "
-            "or unload the adapter first (`pipe.unload_lora_weights()`)."
-        )
     raise ModelError(
         f"tensor {name!r} is missing: this is not a complete FLUX transformer, or its layers were replaced"
     )

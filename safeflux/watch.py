@@ -6,6 +6,7 @@ seen: torch keeps no version for it.
 
 from collections.abc import Iterable, Mapping
 from operator import is_
+from typing import Any
 
 import torch
 
@@ -21,10 +22,15 @@ class Watch:
         # What is compared is held, or another object could come to lie where it lay.
         self._parts: list[_Part] = [(m._modules, list(m._modules.values())) for m in modules if m._modules]
         self._parts += [(m._parameters, list(m._parameters.values())) for m in modules if m._parameters]
+        # Fusing an adapter writes through `.data`; PEFT keeps a list of what is fused.
+        layers: list[Any] = [m for m in modules if hasattr(m, "merged_adapters")]
+        self._fused = [(layer, list(layer.merged_adapters)) for layer in layers]
         self._tensors = [(t, t.data_ptr(), t._version) for t in {id(t): t for t in tensors}.values()]
 
     def is_unchanged(self) -> bool:
         """Whether every part and parameter is the same object, and the tensors the same bytes, never written to."""
-        return all(len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._parts) and all(
-            t.data_ptr() == pointer and t._version == version for t, pointer, version in self._tensors
+        return (
+            all(len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._parts)
+            and all(t.data_ptr() == pointer and t._version == version for t, pointer, version in self._tensors)
+            and all(layer.merged_adapters == names for layer, names in self._fused)
         )

@@ -4,7 +4,7 @@ Bits are handled as integers: zero is zero in every float format, and NaN is cop
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,8 @@ class Write(Place):
     dtype: torch.dtype
     shape: torch.Size
     saved: torch.Tensor
+    added: torch.Tensor | None = None
+    """What was written onto the zeros since; None for nothing."""
 
     @classmethod
     def of(cls, place: Place, bits: torch.Tensor) -> "Write":
@@ -44,12 +46,28 @@ class Write(Place):
         as_bits(self.tensor)[self.index] = 0
 
     def restore_(self) -> None:
-        """Put the saved bits back."""
-        as_bits(self.tensor)[self.index] = self.saved.to(self.tensor.device)
+        """Put back what was there, and what was added on top since."""
+        as_bits(self.tensor)[self.index] = self._restored().to(self.tensor.device)
+
+    def _restored(self) -> torch.Tensor:
+        if self.added is None or not self.added.any():
+            return self.saved
+        return as_bits(self.saved.view(self.dtype) + self.added)
+
+    def again(self, place: Place) -> "Write":
+        """The same masked elements where the model has them now, together with what was written onto the zeros.
+
+        What fusing an adapter adds, and takes away again, is added up: it is exact, since it lands on zeros. Bits that
+        are those saved are the base model's, loaded again.
+        """
+        now = as_bits(place.tensor)[place.index].to(self.saved.device)
+        moved = torch.where(now == self.saved, 0, now).view(self.dtype)
+        added = moved if self.added is None else self.added + moved
+        return replace(self, tensor=place.tensor, index=place.index, added=added if added.any() else None)
 
     def on(self, tensor: torch.Tensor) -> torch.Tensor:
         """Say for each masked row, column or element whether it is not all zero in a tensor."""
-        nonzero = as_bits(tensor)[self.index] != 0
+        nonzero = as_bits(tensor)[_on_device(self.index, tensor.device)] != 0
         if nonzero.dim() == 1:
             return nonzero
         return nonzero.any(dim=1 if isinstance(self.index[0], torch.Tensor) else 0)
@@ -115,6 +133,10 @@ def _index(span: Span, off: tuple[torch.Tensor, ...], device: torch.device) -> I
     if rest:
         return (first + span.start, *rest)
     return (slice(None), first + span.start) if span.axis == 1 else (first + span.start,)
+
+
+def _on_device(index: Index, device: torch.device) -> Index:
+    return tuple(part.to(device) if isinstance(part, torch.Tensor) else part for part in index)
 
 
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:

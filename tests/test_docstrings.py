@@ -23,6 +23,7 @@ WITH_EXAMPLES = {
     "safeflux.reference.vocabulary",
     "safeflux.sites",
     "safeflux.trainer.estimates",
+    "safeflux.trainer.hard",
     "safeflux.trainer.metrics",
     "safeflux.trainer.templates",
     "safeflux.trainer.validation",

@@ -108,29 +108,3 @@ def test_masks_that_do_not_fit_are_refused(transformer, store, make_meta, make, 
 def test_what_is_no_flux_is_refused(store):
     with pytest.raises(ModelError, match="no FLUX model"):
         make_plan(policy(weapons=("blades",)), torch.nn.Linear(2, 2), Store([store]))
-
-
-class LoraLinear(torch.nn.Module):
-    """A linear layer wrapped as adapter libraries do it."""
-
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer = base_layer
-        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
-
-
-def test_adapters_off_the_masks_are_the_policys_choice(transformer, store):
-    attention = transformer.transformer_blocks[0].attn
-    attention.to_q = LoraLinear(attention.to_q)
-    for adapters in ("deny", "allowlist"):
-        with pytest.raises(ModelError, match=rf"adapters: {adapters}.*attn.to_q.lora_A.weight.*Unload"):
-            make_plan(policy(weapons=("blades",), adapters=adapters), transformer, Store([store]))
-    assert make_plan(policy(weapons=("blades",), adapters="allow"), transformer, Store([store])).masks
-
-
-def test_adapters_on_the_masks_are_refused_with_the_order_that_works(transformer, store):
-    transformer.context_embedder = LoraLinear(transformer.context_embedder)
-    with pytest.raises(
-        ModelError, match=r"context_embedder.weight' is wrapped by adapter layers.*load the model, guard it"
-    ):
-        make_plan(policy(weapons=("blades",), adapters="allow"), transformer, Store([store]))

@@ -121,7 +121,8 @@ class SaliencyConfig(Part):
     bits_on: Annotated[int, Field(ge=0)] = 50
     """Bits switched on again in a round, at most: those whose return lowers the whole loss."""
     last_rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds after every category is gone. They switch on as many bits as off, fewer from round to round."""
+    """Rounds after these, or after every category is gone. They switch on as many bits as off, fewer from round to
+    round: the masks come to rest."""
     erase_batches: Count = 1
     """Batches of erase prompts a round, for each category on average: one for each, the others go by what is left."""
     preserve_batches: Count = 2
@@ -193,7 +194,8 @@ class TrainConfig(Part):
     """`relative`: each pair's distance counts in units of what the base model changes between prompt and anchor, so
     that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
     hard_share: Share = 0.7
-    """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
+    """Share of the prompts that are drawn by what is left of their concept, or by how much of what they are to preserve
+    is spoilt, rather than all alike."""
     steps: Count = 4
     """Sampling steps of the training rollout."""
     height: Count = 64

@@ -31,7 +31,7 @@ from safeflux.masks import MaskSet
 from safeflux.sites import Site, find_sites
 
 CHECKPOINT = "checkpoint.pt"
-UNSEEN = (-math.inf, -math.inf)
+UNSEEN = (False, -math.inf)
 """The score of masks that were not validated."""
 
 
@@ -106,7 +106,7 @@ class Run:
     @property
     def reaches_target(self) -> bool:
         """Whether validated masks erase enough, all of them; False too where nothing can validate."""
-        return self._score[0] == 0
+        return self._score[0]
 
     def sets(self, masks: torch.Tensor) -> list[MaskSet]:
         """Rows of bits as mask sets."""
@@ -166,7 +166,7 @@ class Run:
         state = {
             "config": config_digest(self.config),
             "method": self.method.state_dict(),
-            "left": self.objective.left,
+            "objective": self.objective.state_dict(),
             "round": self.round,
             "is_erased": self.is_erased,
             "best": self._best,
@@ -188,7 +188,7 @@ class Run:
                 "or choose another --out."
             )
         self.method.load_state_dict(state["method"])
-        self.objective.left = state["left"]
+        self.objective.load_state_dict(state["objective"])
         self.round, self.is_erased = state["round"], state["is_erased"]
         self._best, self._score = state["best"], tuple(state["score"])
 

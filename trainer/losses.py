@@ -1,7 +1,6 @@
 """The end-to-end loss of arXiv 2507.13386, over the final output of the whole sampler; one function a term."""
 
 import torch
-import torch.nn.functional as F
 
 
 def distance(output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -22,13 +21,8 @@ def erase_loss(masked: torch.Tensor, anchor: torch.Tensor, change: torch.Tensor)
     return distance(masked, anchor) / change
 
 
-def preserve_loss(masked: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the masked model's output for a neutral prompt to the base model's, (B, N, C) each."""
-    return F.mse_loss(masked.float(), base.float())
-
-
 def random_projection(masked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random signed sum of the output whose squared gradient is, on average, the curvature of `preserve_loss`.
+    """A random signed sum of the output whose squared gradient is, on average, the curvature of the mean `distance`.
 
     With r of independent signs and n = B * N * C: E[(d<r, F>/dm)^2] / n = sum_j (dF_j/dm)^2 / n, which is the
     diagonal of the Gauss-Newton form of the mean squared error (Hutchinson's estimate).

@@ -19,7 +19,8 @@ import torch
 from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.factors import Factors, masked_parameters
-from safeflux.trainer.losses import erase_loss, preserve_loss, random_projection
+from safeflux.trainer.hard import Hardness
+from safeflux.trainer.losses import distance, erase_loss, random_projection
 from safeflux.trainer.memory import check_memory, estimate_memory
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.prompts import PromptSource
@@ -92,8 +93,9 @@ class Objective:
         )
         self._erase, self._preserve = self._references(pipe, drawn)
         self.variance = float(self._preserve.target.var(dim=0).mean())
-        self.left = [torch.ones(len(pool.pairs)) for pool in self._erase]
-        self._seen: list[tuple[int, list[int], list[float]]] = []
+        self.hard = [Hardness(1, len(pool.pairs), start=1.0) for pool in self._erase]
+        self.spoilt = Hardness(len(names) + 1, len(self._preserve.pairs))
+        self._seen: list[tuple[int, int, list[int], list[float]]] = []
 
     def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
         """The masked output for a category's concepts against the base output for their anchors.
@@ -102,33 +104,51 @@ class Objective:
         batch as it was drawn; the loss that is told is of pairs drawn alike, so that rounds can be compared.
         """
         rng = self._rng("erase", round_, batch, category)
-        subset, pool, left = self._subset(rng, category), self._erase[category], self.left[category]
-        weight = (1 - self._config.hard_share + self._config.hard_share * left / left.mean()).clamp_min(1e-6)
+        subset, pool = self._subset(rng, category), self._erase[category]
+        weight = self.hard[category].weights(0, self._config.hard_share)
         indices = pool.draw(rng, self._config.batch, self._masked(subset), weight)
         output, factors = self._run(pool, indices, subset, gates)
         is_relative = self._config.erase_loss == "relative"
         change = pool.change[indices] if is_relative else torch.ones(len(indices))
         losses = erase_loss(output, pool.target[indices], change)
-        self._seen.append((category, indices, (losses.detach() * change / pool.change[indices]).tolist()))
-        drawn_alike = float(np.average(losses.detach().numpy(), weights=1 / weight[indices].numpy()))
-        return Slope(drawn_alike, subset, self._gradient(losses.mean(), factors))
+        self._seen.append((category, 0, indices, (losses.detach() * change / pool.change[indices]).tolist()))
+        return Slope(_drawn_alike(losses, weight[indices]), subset, self._gradient(losses.mean(), factors))
 
     def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
-        """The masked output for prompts to preserve against the base output; with the gradient of a projection."""
-        rng = self._rng("preserve", round_, batch)
-        subset = self._subset(rng, int(rng.integers(len(gates))))
+        """The masked output for prompts to preserve against the base output; with the gradient of a projection.
+
+        What was spoilt when it was last seen is drawn more often: prompts, for each mask that is on alone and for
+        several, and masks. The loss that is told is of prompts drawn alike.
+        """
+        rng, share = self._rng("preserve", round_, batch), self._config.hard_share
+        rows = self.spoilt.weights_of_states(len(gates), share).double()
+        subset = self._subset(rng, int(rng.choice(len(gates), p=(rows / rows.sum()).numpy())))
         signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        indices = self._preserve.draw(rng, self._config.batch, self._masked(subset))
+        state = subset[0] if len(subset) == 1 else len(gates)
+        weight = self.spoilt.weights(state, share)
+        indices = self._preserve.draw(rng, self._config.batch, self._masked(subset), weight)
         output, factors = self._run(self._preserve, indices, subset, gates)
-        loss = preserve_loss(output, self._preserve.target[indices])
-        gradient = self._gradient(loss, factors, keep_graph=True)
-        return Slope(loss.item(), subset, gradient, self._gradient(random_projection(output, signs), factors))
+        losses = distance(output, self._preserve.target[indices])
+        self._seen.append((len(self.hard), state, indices, losses.tolist()))
+        gradient = self._gradient(losses.mean(), factors, keep_graph=True)
+        told = _drawn_alike(losses, weight[indices])
+        return Slope(told, subset, gradient, self._gradient(random_projection(output, signs), factors))
 
     def settle(self, processes: Processes) -> None:
         """Take note of what was left of the pairs that a round saw, in all processes: the next round draws by it."""
-        for category, indices, left in processes.gather(self._seen):
-            self.left[category][indices] = torch.tensor(left)
+        pools = [*self.hard, self.spoilt]
+        for pool, state, indices, left in processes.gather(self._seen):
+            pools[pool].note(state, indices, left)
         self._seen = []
+
+    def state_dict(self) -> list[torch.Tensor]:
+        """What was left of each pair, for a checkpoint."""
+        return [pool.left for pool in (*self.hard, self.spoilt)]
+
+    def load_state_dict(self, state: list[torch.Tensor]) -> None:
+        """The reverse of `state_dict`."""
+        for pool, left in zip((*self.hard, self.spoilt), state, strict=True):
+            pool.left = left
 
     def generator(self, round_: int, batch: int) -> torch.Generator:
         """For the gates that a method draws."""
@@ -202,6 +222,11 @@ class Objective:
             )
         share = chosen.prompts.drop_share
         return [pool.without_border_changes(share) if share else pool for pool in made[:-1]], made[-1]
+
+
+def _drawn_alike(losses: torch.Tensor, weight: torch.Tensor) -> float:
+    """The mean loss of a batch as if its pairs had been drawn alike, (batch,) each: by importance weights."""
+    return float(np.average(losses.detach().numpy(), weights=1 / weight.numpy()))
 
 
 def _shifted(drawn: Callable[[int, int], None], before: int, total: int, done: int) -> None:

@@ -21,6 +21,8 @@ too much."""
 class SaliencyMethod:
     """Rounds that switch more bits off than on until a category is gone, and as many on as off from then on.
 
+    The last rounds switch fewer and fewer, so that the masks come to rest.
+
     Attributes:
         masks: True = keep; bool (categories, bits). The last rows may be masks that stay as they are.
         beta: Weight of preservation beside erasure.
@@ -48,14 +50,14 @@ class SaliencyMethod:
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`saliency`, `exchange`, or None when all is done."""
-        if not all(is_erased):
-            return "saliency" if self._rounds < self._config.rounds else None
+        if not all(is_erased) and self._rounds < self._config.rounds:
+            return "saliency"
         return "exchange" if self._last < self._config.last_rounds else None
 
     def advance(self, round_: int, is_erased: Sequence[bool]) -> tuple[float, float]:
         """One round; returns the mean erasure and preservation loss before its switches."""
         losses = self._estimate(round_)
-        if all(is_erased):
+        if self.phase(is_erased) == "exchange":
             off = on = round(self._config.bits_on * (1 - self._last / self._config.last_rounds))
             self._last += 1
         else:

@@ -37,17 +37,18 @@ class Validation:
     """Neutral things, alone and beside what is erased: the mean of the two shares, the smallest of those under each
     mask and under all masks."""
 
-    def score(self, target: float) -> tuple[float, float]:
-        """What ranks masks: less found above the target over all categories first (0: none), then what is preserved.
+    def score(self, target: float) -> tuple[bool, float]:
+        """What ranks masks: whether every category is gone first, then what is preserved less what is still found.
 
         Examples:
-            >>> near, far = Validation((0.01, 0.03), 0.9), Validation((0.0, 0.2), 0.99)
-            >>> near.score(0.01) > far.score(0.01)
-            True
             >>> Validation((0.01, 0.0), 0.9).score(0.01)
-            (0.0, 0.9)
+            (True, 0.9)
+            >>> near, far, spoilt = (Validation((f,), right) for f, right in ((0.11, 0.9), (0.21, 0.9), (0.11, 0.7)))
+            >>> near.score(0.01) > far.score(0.01) > spoilt.score(0.01)
+            True
         """
-        return 0.0 - sum(max(0.0, found - target) for found in self.found), self.right
+        missed = sum(max(0.0, found - target) for found in self.found)
+        return missed == 0, self.right - missed
 
 
 class Validator(Protocol):

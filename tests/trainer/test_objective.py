@@ -6,7 +6,7 @@ from safeflux.trainer.bits import Bits
 from safeflux.trainer.config import TrainConfig, make_config
 from safeflux.trainer.embedded import embedded_options
 from safeflux.trainer.factors import masked_parameters
-from safeflux.trainer.losses import erase_loss, preserve_loss
+from safeflux.trainer.losses import distance, erase_loss
 from safeflux.trainer.objective import Objective
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.rollout import fast_math, rollout
@@ -60,11 +60,11 @@ def _plain(objective, gates, question, batch, subset):
     """The same pairs, the gates multiplied inside the graph."""
     stream = (question, 0, batch, 1) if question == "erase" else (question, 0, batch)
     rng = objective._rng(*stream)
-    assert objective._subset(rng, 1 if question == "erase" else int(rng.integers(len(gates)))) == subset
+    assert objective._subset(rng, 1 if question == "erase" else int(rng.choice(len(gates), p=[1 / 3] * 3))) == subset
     if question == "preserve":
         rng.integers(2**62)
     pool = objective._erase[1] if question == "erase" else objective._preserve
-    weight = torch.ones(len(pool.pairs)) if question == "erase" else None  # no pair was seen yet
+    weight = torch.ones(len(pool.pairs))  # no pair was seen yet
     indices = pool.draw(rng, objective._config.batch, frozenset(NAMES[k] for k in subset), weight)
     z = gates.clone().requires_grad_()
     parts = objective._bits.split(torch.stack([z[k] for k in subset]).prod(dim=0))
@@ -74,8 +74,8 @@ def _plain(objective, gates, question, batch, subset):
             objective._transformer, objective._sampler, pool.noise[indices], pool.condition(indices), parameters
         )
         target = pool.target[indices]
-        is_erase = question == "erase"
-        loss = erase_loss(output, target, pool.change[indices]).mean() if is_erase else preserve_loss(output, target)
+        losses = erase_loss(output, target, pool.change[indices]) if question == "erase" else distance(output, target)
+        loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, z)
     return loss.item(), gradient
 
@@ -90,9 +90,9 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(objective, gates):
 def test_nothing_erased_is_one_for_every_pair_and_what_is_left_steers_the_next_draws(objective, gates):
     objective.erase(5, 0, 2, torch.ones_like(gates))
     objective.settle(Processes())
-    seen = objective.left[2] != 1
+    seen = objective.hard[2].left[0] != 1
     assert torch.allclose(
-        objective.left[2], torch.ones(8), atol=0.02
+        objective.hard[2].left[0], torch.ones(8), atol=0.02
     )  # rounding of bf16, and of batches of other sizes
     assert int(seen.sum()) <= objective._config.batch
     pool, left = objective._erase[2], torch.zeros(8)
@@ -106,12 +106,30 @@ def test_the_loss_that_is_told_is_of_pairs_drawn_alike(objective):
     """Drawn by what was left, a batch looks worse the better the others are erased."""
     gates = torch.ones(len(NAMES), objective._bits.count)
     gates[0, ::2] = 0.5
-    objective.left[0] = torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 0])
+    objective.hard[0].left = torch.tensor([[1.0, 0, 0, 0, 1, 0, 0, 0]])
     told = [objective.erase(7, k, 0, gates).loss for k in range(60)]
-    drawn = [left for category, _, lefts in objective._seen if category == 0 for left in lefts]
+    drawn = [left for category, _, _, lefts in objective._seen if category == 0 for left in lefts]
     objective.settle(Processes())
-    alike = float(objective.left[0].mean())
+    alike = float(objective.hard[0].left.mean())
     assert abs(sum(told) / len(told) - alike) < 0.5 * abs(sum(drawn) / len(drawn) - alike)
+
+
+def test_what_was_spoilt_is_drawn_again_under_the_masks_that_spoilt_it(objective):
+    gates = torch.ones(len(NAMES), objective._bits.count)
+    gates[1] = 0.0
+    told = [objective.preserve(8, k, gates) for k in range(40)]
+    objective.settle(Processes())
+    alone = {slope.subset[0]: slope.loss for slope in told if len(slope.subset) == 1}
+    assert alone[1] > 100 * max(alone[0], alone[2])
+    again = [objective.preserve(9, k, gates).subset for k in range(40)]
+    assert again.count((1,)) > 2 * again.count((0,))
+    left = objective.spoilt.left
+    assert left[1].nanmean() > 100 * left[0].nanmean()
+    worst = left[1].nan_to_num(0).argmax()
+    weights = objective.spoilt.weights(1, 0.7)
+    assert weights.argmax() == worst
+    assert weights.min() >= 0.3  # none is ever shut out
+    objective.spoilt.left[:] = torch.nan
 
 
 def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def test_the_mask_that_preserves_best_of_those_that_erase_enough_is_the_result(t
     assert [r["phase"] for r in rounds] == ["saliency"] + ["exchange"] * 4  # everything is erased enough at once
     best = max(rounds, key=lambda r: r["right"])
     assert load_masks(tmp_path / "weapons.safetensors")[0].count.masked == best["masked"]["weapons"]
+
+
+def test_masks_come_to_rest_where_something_is_still_found(tmp_path):
+    changes = {"target_found": "0", "saliency.rounds": "2", "saliency.last_rounds": "2", "saliency.bits_on": "40"}
+    settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
+    result = run(plan_run(["weapons"], None, settings, {}), tmp_path, lambda report, most: None)
+    assert not result.reaches_target
+    rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["phase"] for r in rounds] == ["saliency"] * 2 + ["exchange"] * 2
+    grew = [late["masked"]["weapons"] - early["masked"]["weapons"] for early, late in pairwise(rounds)]
+    assert abs(grew[2]) <= 20  # half of the bits on
 
 
 def _heed_key_presses() -> None:

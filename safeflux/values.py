@@ -1,0 +1,109 @@
+"""The values that forward multiplies with, wherever they are held now. Reads only.
+
+A parameter of a served model is often not what is read: sequential offload leaves it empty and keeps the values in a
+map, group offload to disk leaves garbage in it and keeps the values in a file, a quantiser puts a packed tensor in its
+place, FSDP a shard of it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from safeflux.weights import PLAIN, named_weights, offload_files
+
+
+class UnreadableError(Exception):
+    """The values of a weight cannot be told; the text says why, to follow its name."""
+
+
+class Values:
+    """Reads a transformer's weights by name."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        """Find out where they are held at this moment."""
+        self.tensors = named_weights(transformer)
+        self.are_sharded = any(isinstance(module, FSDPModule) for module in transformer.modules())
+        """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
+        self._files = offload_files(transformer)
+        self._maps = _offload_maps(transformer)
+
+    def holders(self) -> dict[str, int]:
+        """How many parameters are held in which way: `memory`, `disk`, `offload map`, or a packed tensor's type."""
+        return dict(Counter(self._holder(name, tensor) for name, tensor in self.tensors.items()))
+
+    def _holder(self, name: str, tensor: torch.Tensor) -> str:
+        if id(tensor) in self._files:
+            return "disk"
+        if tensor.is_meta:
+            return "offload map" if name in self._maps else "nowhere"
+        return "memory" if type(tensor) in PLAIN else type(tensor).__name__
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the values, as an ordinary tensor; the parameter itself where it holds them.
+
+        Where processes share the work (FSDP) all of them must call it: it gathers the shards.
+
+        Raises:
+            UnreadableError: They cannot be read, or have another shape.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise UnreadableError("is gone: its layer was replaced")
+        if place := self._files.get(id(tensor)):
+            values = _from_file(*place)
+        elif tensor.is_meta and name in self._maps:
+            values = self._maps[name][name.rpartition(".")[2]]
+        elif tensor.is_meta:
+            raise UnreadableError("holds no values now: the weights were offloaded")
+        else:
+            values = _plain(tensor)
+        if values.shape != shape:
+            raise UnreadableError(f"has the shape {tuple(values.shape)} now: it was resized")
+        return values
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a packed or sharded tensor; an ordinary one as it is."""
+    if type(tensor) in PLAIN and tensor.is_floating_point():
+        return tensor
+    library = type(tensor).__module__.partition(".")[0]
+    holder: Any = tensor
+    if isinstance(tensor, DTensor):
+        values = tensor.full_tensor()
+    elif library == "torchao":
+        values = holder.dequantize()
+    elif library == "bitsandbytes" and getattr(holder, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        values = dequantize_4bit(holder.data, holder.quant_state)
+    elif library == "bitsandbytes" and getattr(holder, "SCB", None) is not None:
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        values = int8_vectorwise_dequant(holder.data, holder.SCB)
+    else:
+        raise UnreadableError(f"is a {type(tensor).__name__} of {tensor.dtype} now, which cannot be read here")
+    return values + 0.0  # a packed zero may come back as -0.0, whose bits are not zero
+
+
+def _offload_maps(transformer: torch.nn.Module) -> dict[str, Mapping[str, torch.Tensor]]:
+    """For each parameter that accelerate keeps elsewhere: what its hook takes the values from."""
+    found = {}
+    for path, module in transformer.named_modules():
+        weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        if weights is not None:
+            for leaf, _ in module.named_parameters(recurse=False):
+                found[f"{path}.{leaf}".replace(".base_layer.", ".")] = weights
+    return found
+
+
+def _from_file(path: str, key: str) -> torch.Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise UnreadableError(f"is offloaded to {path}, which cannot be read: {error}") from error
