@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPES := build/types
-SOURCES := safeflux trainer policies benchmarks tests conftest.py
+SOURCES := safeflux trainer policies benchmarks examples tests conftest.py
 
 .PHONY: demo test lint types pytest clean
 
