@@ -41,23 +41,27 @@ def build(heads: int) -> FluxTransformer2DModel:
     ).eval()
 
 
-def save_random_masks(transformer: FluxTransformer2DModel, folder: Path) -> Policy:
-    """A mask of every site, each bit off with a small chance, and a policy that enforces it."""
+def random_masks(transformer: FluxTransformer2DModel) -> MaskSet:
+    """A mask of every site, each bit off with a small chance."""
     sites, draw = find_sites(transformer), torch.Generator().manual_seed(1)
-    masks = MaskSet({name: torch.rand(site.shape, generator=draw) >= SHARE_OFF for name, site in sites.items()})
+    return MaskSet({name: torch.rand(site.shape, generator=draw) >= SHARE_OFF for name, site in sites.items()})
+
+
+def save_policy(transformer: FluxTransformer2DModel, masks: MaskSet, folder: Path, name: str) -> Policy:
+    """Save masks to a folder, and return a policy that enforces them."""
     meta = MaskMeta(
-        category="random",
-        concepts=("random",),
-        base_model="narrow-flux",
-        family=next(iter(sites.values())).family,
+        category=name,
+        concepts=(name,),
+        base_model="random",
+        family=next(iter(find_sites(transformer).values())).family,
         fingerprint=fingerprint(transformer),
         method="random",
         config_sha256="0" * 64,
         evaluation={},
         licence="Apache-2.0",
     )
-    save_masks(folder / "random.safetensors", masks, meta)
-    return Policy(name="random", categories={"random": Category(masks=("random",))})
+    save_masks(folder / f"{name}.safetensors", masks, meta)
+    return Policy(name=name, categories={name: Category(masks=(name,))})
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -76,7 +80,7 @@ def main(heads: int, times: int, report: Path | None) -> None:
     torch.set_num_threads(1)
     transformer = build(heads)
     with tempfile.TemporaryDirectory() as folder:
-        policy = save_random_masks(transformer, Path(folder))
+        policy = save_policy(transformer, random_masks(transformer), Path(folder), "random")
         taken: dict[str, list[float]] = {name: [] for name in ("verify", "verify(deep=True)", "guard", "undo")}
         for _ in range(5):
             began = time.perf_counter()

@@ -10,9 +10,10 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
 
 Map: `guard` (the one verb), `policy` (what is asked for), `store` (where masks are found), `plan` (all checked, nothing
 written), `apply` (the only room that writes weights in memory), `masks` (the algebra), `maskfile` (the format), `sites`
-(the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin), `values` (what forward reads
-when weights are offloaded or packed), `handle` (what is in force), `receipt` (the evidence), `errors`. The trainer is
-`safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded when the name is first used.
+(the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin), `values` (what forward
+reads when weights are offloaded or packed), `handle` (what is in force), `receipt` (the evidence), `errors`. The
+trainer is `safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded when the name is first
+used.
 """
 
 import sys

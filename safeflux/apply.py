@@ -189,7 +189,7 @@ class Undo:
 
     def _check_written(self) -> None:
         for write in self._writes:
-            if write.on(write.tensor).any():
+            if not write.is_off(write.tensor):
                 raise RuntimeError(f"tensor {write.name!r}: masked elements read back as non-zero")
 
     def __enter__(self) -> "Undo":
@@ -252,10 +252,12 @@ def _fault(write: Write, now: Values) -> Fault | None:
         values = now.read(write.name, write.shape)
     except UnreadableError as error:
         return Fault(write.name, str(error), is_open=False)
-    on, tensor = write.on(values), now.tensors[write.name]
-    if left := int(on.count_nonzero()):
+    if not write.is_off(values):
+        on = write.on(values)
         spoilt = ", where a quantiser left values that are no numbers" if values.isnan().any() else ""
-        return Fault(write.name, f"is not zero in {left} of {on.numel()} masked places{spoilt}", is_open=True)
+        reason = f"is not zero in {int(on.count_nonzero())} of {on.numel()} masked places{spoilt}"
+        return Fault(write.name, reason, is_open=True)
+    tensor = now.tensors[write.name]
     is_ours = tensor is write.tensor or type(tensor) not in PLAIN or tensor.is_meta or now.are_sharded
     if not is_ours:
         return Fault(write.name, "was replaced by another tensor, zero where masked", is_open=False)

@@ -65,6 +65,11 @@ class GuardHandle:
             )
             return make_status(self.plan, in_force, found.state, found.faults)
 
+    @property
+    def num_bytes_saved(self) -> int:
+        """What is kept in memory for `undo`: the elements that were overwritten, in bytes."""
+        return self._entry.undo.num_bytes_saved if self._entry else 0
+
     def verify(self, *, deep: bool = False) -> Verification:
         """Say what the guard is worth now.
 

@@ -6,10 +6,11 @@ more mask set never switches a bit back on. A site that a set does not name is k
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from safeflux.errors import MaskMismatchError
@@ -93,10 +94,12 @@ class MaskSet(Mapping[str, torch.Tensor]):
         """Shape of each site's mask."""
         return {name: tuple(mask.shape) for name, mask in self.items()}
 
-    @property
-    def counts(self) -> dict[str, Count]:
-        """Bits off and bits in all, by site."""
-        return {name: Count(mask.numel() - int(mask.count_nonzero()), mask.numel()) for name, mask in self.items()}
+    @cached_property
+    def counts(self) -> Mapping[str, Count]:
+        """Bits off and bits in all, by site. Counted once, by NumPy, which is several times as fast as torch."""
+        return {
+            name: Count(mask.numel() - int(np.count_nonzero(mask.numpy())), mask.numel()) for name, mask in self.items()
+        }
 
     @property
     def counts_by_kind(self) -> dict[str, Count]:

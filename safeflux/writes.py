@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from safeflux.elements import Elements, Lines, Points, off_places
 from safeflux.masks import MaskSet, check_fit
 from safeflux.sites import Span, find_sites, spans
 from safeflux.weights import check_plain, named_weights
 
-Index = tuple[slice | torch.Tensor, ...]
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -23,7 +23,7 @@ class Place:
     site: str
     name: str
     tensor: torch.Tensor
-    index: Index
+    elements: Elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +39,15 @@ class Write(Place):
     @classmethod
     def of(cls, place: Place, bits: torch.Tensor) -> "Write":
         """Save what a place has in a tensor's bits."""
-        return cls(**vars(place), dtype=place.tensor.dtype, shape=place.tensor.shape, saved=bits[place.index])
+        return cls(**vars(place), dtype=place.tensor.dtype, shape=place.tensor.shape, saved=place.elements.read(bits))
 
     def fill_(self) -> None:
         """Switch off."""
-        as_bits(self.tensor)[self.index] = 0
+        self.elements.fill_(as_bits(self.tensor))
 
     def restore_(self) -> None:
         """Put back what was there, and what was added on top since."""
-        as_bits(self.tensor)[self.index] = self._restored().to(self.tensor.device)
+        self.elements.put_(as_bits(self.tensor), self._restored())
 
     def _restored(self) -> torch.Tensor:
         if self.added is None or not self.added.any():
@@ -60,17 +60,18 @@ class Write(Place):
         What fusing an adapter adds, and takes away again, is added up: it is exact, since it lands on zeros. Bits that
         are those saved are the base model's, loaded again.
         """
-        now = as_bits(place.tensor)[place.index].to(self.saved.device)
+        now = place.elements.read(as_bits(place.tensor)).to(self.saved.device)
         moved = torch.where(now == self.saved, 0, now).view(self.dtype)
         added = moved if self.added is None else self.added + moved
-        return replace(self, tensor=place.tensor, index=place.index, added=added if added.any() else None)
+        return replace(self, tensor=place.tensor, elements=place.elements, added=added if added.any() else None)
 
     def on(self, tensor: torch.Tensor) -> torch.Tensor:
         """Say for each masked row, column or element whether it is not all zero in a tensor."""
-        nonzero = as_bits(tensor)[_on_device(self.index, tensor.device)] != 0
-        if nonzero.dim() == 1:
-            return nonzero
-        return nonzero.any(dim=1 if isinstance(self.index[0], torch.Tensor) else 0)
+        return self.elements.nonzero(as_bits(tensor))
+
+    def is_off(self, tensor: torch.Tensor) -> bool:
+        """Whether all of it is zero in a tensor."""
+        return self.elements.are_zero(as_bits(tensor))
 
 
 def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
@@ -79,13 +80,13 @@ def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
     check_fit(masks, sites)
     weights = named_weights(transformer)
     for name, mask in masks.items():
-        off = (~mask).nonzero(as_tuple=True)
-        if not off[0].numel():
+        off = off_places(mask)
+        if not off.numel():
             continue
         for span in spans(sites[name]):
             tensor = weights[span.tensor]
             check_plain(span.tensor, tensor)
-            yield Place(name, span.tensor, tensor, _index(span, off, tensor.device))
+            yield Place(name, span.tensor, tensor, _elements(span, off, mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +94,13 @@ class Change:
     """Elements of one tensor that a swap writes, and their bits before and after."""
 
     tensor: torch.Tensor
-    index: Index
+    elements: Elements
     before: torch.Tensor
     after: torch.Tensor
 
     def write_(self, bits: torch.Tensor) -> None:
         """Write one of the two."""
-        as_bits(self.tensor)[self.index] = bits
+        self.elements.put_(as_bits(self.tensor), bits)
 
 
 def differences(old: Sequence[Write], new: Sequence[Place]) -> tuple[tuple[Write, ...], list[Change]]:
@@ -116,27 +117,20 @@ def differences(old: Sequence[Write], new: Sequence[Place]) -> tuple[tuple[Write
         now = as_bits(tensor)
         original = now.clone()
         for write in was:
-            original[write.index] = write.saved.to(original.device)
+            write.elements.put_(original, write.saved)
         after = original.clone()
         for place in will_be:
             writes.append(Write.of(place, original))
-            after[place.index] = 0
-        index = (after != now).nonzero(as_tuple=True)
-        if index[0].numel():
-            changes.append(Change(tensor, index, now[index], after[index]))
+            place.elements.fill_(after)
+        differ = Points((after != now).flatten().nonzero().view(-1))
+        if differ.places.numel():
+            changes.append(Change(tensor, differ, differ.read(now), differ.read(after)))
     return tuple(writes), changes
 
 
-def _index(span: Span, off: tuple[torch.Tensor, ...], device: torch.device) -> Index:
-    """Index of the masked rows, columns or elements in the span's tensor."""
-    first, *rest = (axis.to(device) for axis in off)
-    if rest:
-        return (first + span.start, *rest)
-    return (slice(None), first + span.start) if span.axis == 1 else (first + span.start,)
-
-
-def _on_device(index: Index, device: torch.device) -> Index:
-    return tuple(part.to(device) if isinstance(part, torch.Tensor) else part for part in index)
+def _elements(span: Span, off: torch.Tensor, mask: torch.Tensor) -> Elements:
+    """The masked rows, columns or elements in the span's tensor. A row of a weight site is a row of the tensor."""
+    return Points(off + span.start * mask.shape[1]) if mask.dim() == 2 else Lines(span.axis, off + span.start)
 
 
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:

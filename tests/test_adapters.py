@@ -13,6 +13,7 @@ from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
 from safeflux.policy import Adapters, Policy
 from safeflux.receipt import State
+from safeflux.writes import as_bits
 from tests.policies import BLADES, BOTH
 
 pytestmark = [
@@ -155,7 +156,8 @@ def test_undo_after_fuse_and_unfuse_gives_back_the_masked_elements_bit_for_bit(t
     handle.undo()
     base = dict(base_transformer.named_parameters())
     for write in writes:
-        assert torch.equal(write.tensor[write.index], base[write.name][write.index])
+        elements = write.elements
+        assert torch.equal(elements.read(as_bits(write.tensor)), elements.read(as_bits(base[write.name])))
 
 
 def test_fusing_and_unloading_leaves_a_trace_that_a_policy_without_adapters_sees(transformer, store):

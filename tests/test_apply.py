@@ -153,14 +153,15 @@ def test_masks_on_masks_compose_and_undo_last_first(transformer, make_masks, bit
 
 
 class FailAt(TorchDispatchMode):
-    """Raises inside torch at the n-th write by index, once: what comes after, such as putting back, works."""
+    """Raises inside torch at the n-th write to a model's memory, once: what comes after, such as putting back, works."""
 
-    def __init__(self, n, error):
+    def __init__(self, model, n, error):
         super().__init__()
+        self.memory = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self.n, self.error, self.count = n, error, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.index_put_.default:
+        if func._schema.is_mutable and args[0].untyped_storage().data_ptr() in self.memory:
             self.count += 1
             if self.count == self.n:
                 raise self.error
@@ -168,7 +169,7 @@ class FailAt(TorchDispatchMode):
 
 
 def count_writes(model, masks):
-    with FailAt(0, RuntimeError()) as mode:
+    with FailAt(model, 0, RuntimeError()) as mode:
         undo = apply_masks_(model, masks)
     undo.restore_()
     return mode.count
@@ -181,7 +182,7 @@ def test_a_failure_at_any_write_leaves_the_model_as_it_was(transformer, make_mas
     assert num_writes == 6 * 3 + 2 * 2 + 13  # every tensor of every ff and mlp, norm and weight site
     for n in range(1, num_writes + 1):
         expected = ApplyError if isinstance(error, RuntimeError) else KeyboardInterrupt
-        with pytest.raises(expected), FailAt(n, error):
+        with pytest.raises(expected), FailAt(transformer, n, error):
             apply_masks_(transformer, masks)
         assert bits_of(transformer) == before, f"write {n} of {num_writes}"
 
@@ -192,7 +193,10 @@ def test_a_failure_at_any_write_of_undo_leaves_the_model_masked(transformer, mak
     undo = apply_masks_(transformer, masks)
     masked = bits_of(transformer)
     for n in range(1, num_writes + 1):
-        with pytest.raises(ApplyError, match="every weight is as it was"), FailAt(n, RuntimeError("no memory left")):
+        with (
+            pytest.raises(ApplyError, match="every weight is as it was"),
+            FailAt(transformer, n, RuntimeError("no memory left")),
+        ):
             undo.restore_()
         assert bits_of(transformer) == masked, f"write {n} of {num_writes}"
     undo.restore_()
@@ -218,12 +222,12 @@ def test_a_failure_at_any_write_of_a_swap_leaves_the_old_masks(transformer, make
     before, old, new = bits_of(transformer), make_masks(11), make_masks(12)
     undo = apply_masks_(transformer, old)
     masked = bits_of(transformer)
-    with FailAt(0, RuntimeError()) as mode:
+    with FailAt(transformer, 0, RuntimeError()) as mode:
         swapped = undo.swap_(new)
     undo = swapped.swap_(old)
     assert bits_of(transformer) == masked
     for n in range(1, mode.count + 1):  # what fails in between is the saving
-        with pytest.raises((ApplyError, RuntimeError)), FailAt(n, RuntimeError("no memory left")):
+        with pytest.raises((ApplyError, RuntimeError)), FailAt(transformer, n, RuntimeError("no memory left")):
             undo.swap_(new)
         assert bits_of(transformer) == masked, f"write {n} of {mode.count}"
     undo.restore_()

@@ -17,6 +17,7 @@ MODULES = [
 ]
 WITH_EXAMPLES = {
     "safeflux.detectors",
+    "safeflux.elements",
     "safeflux.masks",
     "safeflux.policydiff",
     "safeflux.reference.measure",

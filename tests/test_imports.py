@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "atomic"},
     {"families", "reference", "promptfile"},
     {"sites", "yamlfile", "detectors"},
-    {"audit", "policyschema", "masks", "maskbytes", "weights", "watch", "turns"},
+    {"audit", "policyschema", "masks", "maskbytes", "weights", "watch", "turns", "elements"},
     {"fingerprint", "values", "adapters"},
     {"policyfile", "maskfile"},
     {"policy", "policydiff"},
