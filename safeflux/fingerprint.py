@@ -43,7 +43,15 @@ def fingerprint(transformer: torch.nn.Module) -> str:
         ModelError: A sampled value is not finite, or a tensor is offloaded, quantised or sharded.
     """
     check_in_memory(transformer)
-    weights = named_weights(transformer)
+    return fingerprint_of(named_weights(transformer))
+
+
+def fingerprint_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the fingerprint of weights by name, such as those of a file.
+
+    Raises:
+        ModelError: As for `fingerprint`.
+    """
     for name, tensor in weights.items():
         check_plain(name, tensor)
     return f"sf1-{_structure(weights)}-{_encode(_sketch(weights))}{_coarseness(weights.values())}"

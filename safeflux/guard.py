@@ -12,6 +12,7 @@ from typing import Any
 from safeflux.adapters import admit
 from safeflux.apply import apply_masks_
 from safeflux.handle import GuardHandle
+from safeflux.lock import check_lock
 from safeflux.plan import make_plan
 from safeflux.policy import Policy, load_policy
 from safeflux.record import Entry, standing_record
@@ -26,6 +27,7 @@ def guard(
     *,
     store: StoreLike | Store | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
+    lock: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
 ) -> GuardHandle:
     """Put a policy in force on a FLUX model, in place; nothing but zeros stays behind.
@@ -40,13 +42,15 @@ def guard(
         store: A folder, or several, with mask files besides the bundled ones.
         adapters: Adapter files that the policy lists by sha256 (`adapters: allowlist`), in the format of PEFT and
             diffusers; they may be on the model already, or come later.
+        lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
         dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
 
     Returns:
         A handle with `status`, `verify`, `refresh`, `swap`, `undo` and `receipt`.
 
     Raises:
-        PolicyError: The policy is not valid, enforces nothing, or its budget does not suffice.
+        PolicyError: The policy is not valid, enforces nothing, or its budget does not suffice; or it is not what was
+            locked.
         ModelError: Not a FLUX, or its weights cannot be written as they are; the message gives the order that works.
         StoreError: A mask set that the policy names is in no store.
         MaskMismatchError: A mask set was trained for another base model.
@@ -60,6 +64,8 @@ def guard(
     with turns.drawing() if dry_run else turns.planning():
         record = standing_record(transformer)
         plan = make_plan(effective, transformer, masks, standing=record.plans, admitted=admitted)
+        if lock is not None:
+            check_lock(plan, lock)
         if dry_run:
             return GuardHandle(model, plan, None, owns=False)
         plan.check_enforces()

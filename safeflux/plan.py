@@ -116,6 +116,24 @@ def make_plan(
     check_writable(transformer, sites.values())
     check_adapters(policy, transformer, admitted)
     base = base or (standing[0].base if standing else _base(transformer))
+    return plan_for(policy, sites, base, store, standing=standing)
+
+
+def plan_for(
+    policy: Policy, sites: Mapping[str, Site], base: str, store: Store, *, standing: tuple[Plan, ...] = ()
+) -> Plan:
+    """The part of `make_plan` that needs no loaded model: its sites and its fingerprint do, which files have too.
+
+    Args:
+        policy: The effective policy.
+        sites: The model's sites, by name.
+        base: Fingerprint of its base weights.
+        store: Where mask sets are looked up.
+        standing: As for `make_plan`.
+
+    Raises:
+        SafeFluxError: The errors of `make_plan` that are not of the model.
+    """
     categories = {
         name: CategoryPlan(
             name,

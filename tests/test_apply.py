@@ -153,7 +153,7 @@ def test_masks_on_masks_compose_and_undo_last_first(transformer, make_masks, bit
 
 
 class FailAt(TorchDispatchMode):
-    """Raises inside torch at the n-th write to a model's memory, once: what comes after, such as putting back, works."""
+    """Raises at the n-th write to a model's memory, once: what comes after, such as putting back, works."""
 
     def __init__(self, model, n, error):
         super().__init__()

@@ -239,6 +239,8 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy new": ["FILE", "--extends"],
         "policy test": ["FILE...", "--json"],
         "policy schema": [],
+        "policy plan": ["POLICY", "[MODEL]", "--store", "--locked", "--json"],
+        "policy lock": ["POLICY", "[MODEL]", "--store", "--out"],
         "mask show": ["FILE", "--json"],
         "audit verify": ["FILE", "--head", "--json"],
     }

@@ -32,7 +32,7 @@ def show(file: str, as_json: bool) -> None:
     for key, value in facts.items():
         click.echo(f"{key:{width}}{value}")
     click.echo(f"{'bits sha256':{width}}{digest(masks)}\n")
-    _print_counts("site", masks.counts | {"all": masks.count})
+    _print_counts("site", {**masks.counts, "all": masks.count})
     click.echo()
     _print_counts("kind", masks.counts_by_kind)
 

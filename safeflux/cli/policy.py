@@ -1,4 +1,4 @@
-"""`safeflux policy`: write, check, explain, compare and test policies; their JSON Schema. Nothing here needs torch."""
+"""`safeflux policy`: write, check, explain, compare and test policies, without torch; plan and lock them, with it."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 @click.group()
 def policy() -> None:
-    """Write, check, explain, compare and test policies; print their JSON Schema.
+    """Write, check, explain, compare, test, plan and lock policies; print their JSON Schema.
 
     A POLICY is a bundled name (strict) or the path of a YAML file.
     """
@@ -199,3 +199,94 @@ def _starter(name: str, parent: Policy) -> str:
 def schema() -> None:
     """Print the JSON Schema (draft-07) of a policy file, for editors."""
     click.echo(json.dumps(policy_schema(), indent=2))
+
+
+model = click.argument("model", metavar="[MODEL]", default="emoji-flux")
+store = click.option(
+    "--store",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder with masks; repeatable.",
+)
+
+
+@policy.command()
+@click.argument("name", metavar="POLICY")
+@model
+@store
+@click.option("--locked", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
+@as_json
+def plan(name: str, model: str, store: tuple[str, ...], locked: str | None, as_json: bool) -> None:
+    """Tell what guarding the MODEL folder with POLICY would do, without loading its weights.
+
+    MODEL is a FLUX pipeline as diffusers saves it, or its transformer; without, the embedded emoji-flux. Of each tensor
+    64 numbers are read, to tell which base model it is.
+    """
+    found = _plan(name, model, store)
+    if locked:
+        from safeflux.lock import check_lock
+
+        check_lock(found, locked)
+    told = _plan_as_dict(found)
+    click.echo(json.dumps(told) if as_json else _plan_text(told))
+
+
+@policy.command()
+@click.argument("name", metavar="POLICY")
+@model
+@store
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: POLICY.lock.json]")
+def lock(name: str, model: str, store: tuple[str, ...], out: Path | None) -> None:
+    """Write down which POLICY, masks and base MODEL belong together, by their digests.
+
+    `safeflux.guard(..., lock=FILE)` and `safeflux policy plan --locked FILE` then take nothing else.
+    """
+    from safeflux.lock import Lock
+
+    out = out or Path(name).with_suffix(".lock.json")
+    Lock.of(_plan(name, model, store)).write(out)
+    click.echo(f"{out}: written")
+
+
+def _plan(name: str, model: str, store: tuple[str, ...]) -> Any:
+    effective = load_policy(name)  # before torch is imported: most mistakes are in the policy
+    from safeflux.fingerprint import fingerprint_of
+    from safeflux.modelfolder import map_weights
+    from safeflux.plan import plan_for
+    from safeflux.reference import NAME
+    from safeflux.reference.model import MODEL
+    from safeflux.sites import find_sites
+    from safeflux.store import open_store
+
+    weights = map_weights(MODEL if model == NAME else model)
+    sites = find_sites({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return plan_for(effective, sites, fingerprint_of(weights), open_store(store or None))
+
+
+def _plan_as_dict(plan: Any) -> dict[str, Any]:
+    """A `safeflux.plan.Plan` in plain values."""
+    return {
+        "policy": plan.policy.name,
+        "sha256": plan.policy.digest,
+        "base": plan.base,
+        "categories": {
+            name: {
+                "action": str(category.action),
+                "masks": {one.name: one.sha256 for one in category.stored},
+                "bits": category.masks.count.masked,
+            }
+            for name, category in plan.categories.items()
+        },
+        "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
+        "sites": {name: count.masked for name, count in plan.masks.counts.items() if count.masked},
+        "budget": plan.policy.budget.max_share_masked,
+    }
+
+
+def _plan_text(told: dict[str, Any]) -> str:
+    lines = [f"{told['policy']}, sha256:{told['sha256']}"]
+    for name, category in told["categories"].items():
+        masks = ", ".join(f"{mask} (sha256:{sha256[:12]})" for mask, sha256 in category["masks"].items())
+        lines.append(f"  {category['action']:8} {name:12} {category['bits']:>9,} bits: {masks}")
+    off = [f"{c['masked'] / c['total']:.2%} of {kind}" for kind, c in told["shares"].items() if c["masked"]]
+    return "\n".join([*lines, f"off in all: {', '.join(off) or 'nothing'}; budget {told['budget']:.2%} of each kind"])

@@ -1,0 +1,142 @@
+"""Plans and locks of model folders that are only mapped: shards, damaged files, what is not as it was locked."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from safeflux.cli import main
+from safeflux.errors import ModelError, PolicyError
+from safeflux.fingerprint import fingerprint, fingerprint_of
+from safeflux.guard import guard
+from safeflux.lock import read_lock
+from safeflux.modelfolder import map_weights
+from tests.policies import BLADES, BOTH
+
+FILE = "diffusion_pytorch_model.safetensors"
+YAML = "apiVersion: safeflux/v1\nkind: Policy\nname: both\ncategories:\n  weapons: {masks: [blades]}\n"
+
+
+@pytest.fixture(params=["one file", "shards"])
+def folder(base_transformer, tmp_path, request):
+    """A pipeline's folder with a transformer in one file, or in several."""
+    size = "5GB" if request.param == "one file" else "40KB"
+    base_transformer.save_pretrained(tmp_path / "model" / "transformer", max_shard_size=size)
+    return tmp_path / "model"
+
+
+def test_a_folder_is_planned_as_the_loaded_model_is(folder, base_transformer, store, tmp_path):
+    weights = map_weights(folder)
+    assert fingerprint_of(weights) == fingerprint(base_transformer)
+    assert map_weights(folder / "transformer").keys() == weights.keys() == base_transformer.state_dict().keys()
+    (tmp_path / "both.yaml").write_text(YAML)
+    arguments = ["policy", "plan", str(tmp_path / "both.yaml"), str(folder), "--store", str(store)]
+    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False).stdout)
+    plan = guard(base_transformer, BLADES, store=store, dry_run=True).plan
+    assert told["sites"] == {name: count.masked for name, count in plan.masks.counts.items() if count.masked}
+    assert told["shares"]["weight"]["masked"] == plan.shares["weight"].masked
+    text = CliRunner().invoke(main, arguments, catch_exceptions=False).stdout
+    assert f"enforce  weapons      {plan.masks.count.masked:>9,} bits: blades (sha256:" in text
+
+
+def test_nothing_is_loaded_and_a_write_stays_private(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    for tensor in map_weights(folder).values():
+        tensor.fill_(7)
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("break_", "message"),
+    [
+        (lambda home: shutil.rmtree(home), "expected diffusion_pytorch_model.safetensors or .*index.json"),
+        (lambda home: next(home.glob("*.safetensors")).unlink(), "names .*, which is missing|found none"),
+        (lambda home: truncate(next(home.glob("*.safetensors"))), "cannot be read as safetensors"),
+        (
+            lambda home: replace(next(home.glob("*.safetensors"))),
+            "not those of the index|other base weights|no FLUX model",
+        ),
+    ],
+    ids=["no folder", "a file missing", "truncated", "other tensors"],
+)
+def test_a_damaged_folder_is_one_clear_error(folder, store, tmp_path, break_, message):
+    break_(folder / "transformer")
+    (tmp_path / "both.yaml").write_text(YAML)
+    result = CliRunner().invoke(
+        main, ["policy", "plan", str(tmp_path / "both.yaml"), str(folder), "--store", str(store)]
+    )
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    with pytest.raises(ModelError, match=message):
+        raise ModelError(result.stderr)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def replace(path):
+    save_file({"x": torch.zeros(2), **dict(list(load_file(path).items())[1:])}, path)
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../../x.safetensors"}}']
+)
+def test_a_damaged_index_is_one_clear_error(folder, index):
+    (folder / "transformer" / f"{FILE}.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"index\.json: (cannot be read as an index|.*lies outside)"):
+        map_weights(folder)
+
+
+@pytest.fixture
+def locked(folder, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "both.yaml").write_text(YAML)
+    run = CliRunner().invoke(
+        main, ["policy", "lock", "both.yaml", str(folder), "--store", str(store)], catch_exceptions=False
+    )
+    assert run.stdout == "both.lock.json: written\n"
+    return tmp_path / "both.lock.json"
+
+
+def test_a_lock_takes_what_was_locked_and_nothing_else(locked, transformer, other_transformer, store, bits_of):
+    before = bits_of(transformer)
+    with guard(transformer, "both.yaml", store=store, lock=locked) as handle:
+        assert handle.verify().ok
+    with pytest.raises(
+        PolicyError, match=r"the policy is sha256:.*; mask set 'spirits' is sha256:.*, locked is not there\. If it"
+    ):
+        guard(transformer, BOTH, store=store, lock=locked)
+    lock = read_lock(locked)
+    lock.model_copy(update={"masks": {"blades": "0" * 64}}).write(locked)
+    with pytest.raises(PolicyError, match=r"mask set 'blades' is sha256:.*, locked is sha256:000000000000"):
+        guard(transformer, "both.yaml", store=store, lock=locked, dry_run=True)
+    lock.model_copy(update={"base": fingerprint(other_transformer)}).write(locked)
+    with pytest.raises(PolicyError, match="the base weights are others"):
+        guard(transformer, "both.yaml", store=store, lock=locked, dry_run=True)
+    assert bits_of(transformer) == before
+
+
+def test_the_same_lock_gives_the_same_bytes(locked, folder, store):
+    before = locked.read_bytes()
+    CliRunner().invoke(main, ["policy", "lock", "both.yaml", str(folder), "--store", str(store)])
+    assert locked.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no lock file"),
+        ("{}", "is no lock file of this format: policy"),
+        ('{"format": "safeflux-lock/9"}', "is no lock file of this format: format"),
+    ],
+)
+def test_what_is_no_lock_is_one_clear_error(locked, text, message):
+    locked.write_text(text)
+    with pytest.raises(PolicyError, match=message):
+        read_lock(locked)
+    with pytest.raises(PolicyError, match="cannot be read"):
+        read_lock("missing.json")
