@@ -121,8 +121,8 @@ class Objective:
         several, and masks. The loss that is told is of prompts drawn alike.
         """
         rng, share = self._rng("preserve", round_, batch), self._config.hard_share
-        rows = self.spoilt.weights_of_states(len(gates), share).double()
-        subset = self._subset(rng, int(rng.choice(len(gates), p=(rows / rows.sum()).numpy())))
+        rows = self.spoilt.weights_of_states(len(self.hard), share).double()  # a mask that is not learned has no use
+        subset = self._subset(rng, int(rng.choice(len(rows), p=(rows / rows.sum()).numpy())))
         signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
         state = subset[0] if len(subset) == 1 else len(gates)
         weight = self.spoilt.weights(state, share)
