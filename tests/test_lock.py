@@ -57,7 +57,7 @@ def test_nothing_is_loaded_and_a_write_stays_private(folder):
         (lambda home: truncate(next(home.glob("*.safetensors"))), "cannot be read as safetensors"),
         (
             lambda home: replace(next(home.glob("*.safetensors"))),
-            "not those of the index|other base weights|no FLUX model",
+            "not those of the index|other base weights|no FLUX",
         ),
     ],
     ids=["no folder", "a file missing", "truncated", "other tensors"],
