@@ -46,11 +46,12 @@ METHODS: dict[str, Sequence[str]] = {
         "minimise=false",
         "erase_loss=absolute",
         "hard_share=0",
+        "spoilt_share=0",
         "categories.{category}.anchor='null'",
     ),
     "gates, weights": (*GATES, "gates.rounds=16", "gates.lambda=auto"),
     "saliency, neurons": (NEURONS, "saliency.bits_off=40", "saliency.bits_on=10", "saliency.preserve_budget=0.03"),
-    "saliency, weights, all prompts alike": ("hard_share=0", "erase_loss=absolute"),
+    "saliency, weights, all prompts alike": ("hard_share=0", "spoilt_share=0", "erase_loss=absolute"),
     "gates, neurons": (NEURONS, *GATES, "gates.rounds=16", "gates.lambda=auto", "gates.target_share=0.05"),
     "saliency, then gates, weights": (*GATES, "gates.lr=0.05", "gates.rounds=8", "gates.lambda=auto"),
 }

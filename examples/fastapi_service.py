@@ -34,6 +34,11 @@ from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 
 
+_WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
+"""Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. The weights are
+shared by all requests, but each has these to itself: with shared ones, one picture in hundreds is another one."""
+
+
 class Request(BaseModel):
     """What to draw."""
 
@@ -65,7 +70,8 @@ class Service:
     def draw(self, request: Request) -> tuple[bytes, str]:
         """Draw one picture; return it as PNG with the digest of the policy that it was drawn under."""
         pipe = copy.copy(self._pipe)
-        pipe.scheduler = copy.deepcopy(self._pipe.scheduler)  # it counts steps, and each request has its own
+        for name in _WITH_STATE:
+            setattr(pipe, name, copy.deepcopy(getattr(self._pipe, name)))
         with self.handle.drawing(), self._seconds.time():
             if not self.handle.verify().ok:
                 self._refused.inc()

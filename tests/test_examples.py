@@ -28,11 +28,15 @@ POLICIES = ("moderate", "brand")
 """One that erases what is asked for, and one that does not."""
 
 
-@contextmanager
-def service(folder, policy="moderate"):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def service(folder, policy="moderate"):
+    port = free_port()
     command = [sys.executable, str(SERVICE), "--policy", policy, "--port", str(port), "--audit", str(folder / "audit")]
     environment = {**os.environ, "SAFEFLUX_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -68,9 +72,14 @@ def pictures():
 
 def is_picture(answer, expected):
     """Up to the rounding of sums in another order, in another process."""
+    return distance(answer, expected) <= 2
+
+
+def distance(answer, expected):
+    """The largest difference of a pixel, 0 to 255."""
     with Image.open(io.BytesIO(answer.content)) as image:
         difference = ImageChops.difference(image.convert("RGB"), expected.convert("RGB"))
-    return max(high for _, high in difference.getextrema()) <= 2
+    return max(high for _, high in difference.getextrema())
 
 
 def swap(client, policy):
@@ -127,3 +136,72 @@ def test_only_the_token_swaps_and_what_cannot_be_done_leaves_the_old_policy(tmp_
         assert is_picture(client.post("/draw", json=ASKED), pictures[load_policy("moderate").digest])
     assert verify_log(tmp_path / "audit").faults == ()
     assert verify_log(tmp_path / "audit").lines == 2
+
+
+RAY = SERVICE.parent / "ray_service.py"
+
+
+@pytest.mark.cluster
+def test_replicas_roll_to_another_policy_without_a_dropped_or_an_unguarded_request(tmp_path, pictures):
+    pytest.importorskip("ray")
+    port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, str(RAY), "up", "--policy", POLICIES[0], "--port", str(port)]
+    served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    answers, stop = [], threading.Event()
+
+    def ask():
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    answers.append(client.post(f"http://127.0.0.1:{port}/draw", json=ASKED))
+                except httpx.TransportError as error:
+                    answers.append(error)
+
+    def some_more(count):
+        wanted, deadline = len(answers) + count, time.monotonic() + 120
+        while len(answers) < wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    try:
+        lines = iter(served.stdout.readline, "")
+        assert any("serving" in line for line in lines), "it did not come up"
+        for thread in threads:
+            thread.start()
+        some_more(20)
+        rolled = subprocess.run(
+            [sys.executable, str(RAY), "roll", POLICIES[1]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert rolled.returncode == 0, rolled.stderr
+        at_the_end = len(answers)
+        some_more(20)
+        so_far = list(answers)
+        assert all(getattr(answer, "status_code", None) == 200 for answer in so_far), "a request was dropped"
+        policies = [answer.headers["x-safeflux-policy"] for answer in so_far]
+        assert set(policies) == pictures.keys()
+        assert set(policies[at_the_end + 4 :]) == {load_policy(POLICIES[1]).digest}  # four were under way
+        processes = {int(answer.headers["x-safeflux-process"]) for answer in so_far[at_the_end + 4 :]}
+        assert len(processes) == 2
+        os.kill(min(processes), signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            some_more(10)
+            now = {a.headers["x-safeflux-process"] for a in answers[-10:] if getattr(a, "status_code", 0) == 200}
+            if len(now - {str(min(processes))}) == 2:
+                break
+        assert len(now) == 2  # another replica is in its place
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(timeout=60)
+        served.terminate()
+        served.communicate(timeout=120)
+    good = [answer for answer in answers if getattr(answer, "status_code", None) == 200]
+    far = [distance(answer, pictures[answer.headers["x-safeflux-policy"]]) for answer in good]
+    assert max(far) <= 2, far
+    assert len(answers) - len(good) <= 4  # what the killed one was drawing

@@ -194,8 +194,9 @@ class TrainConfig(Part):
     """`relative`: each pair's distance counts in units of what the base model changes between prompt and anchor, so
     that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
     hard_share: Share = 0.7
-    """Share of the prompts that are drawn by what is left of their concept, or by how much of what they are to preserve
-    is spoilt, rather than all alike."""
+    """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
+    spoilt_share: Share = 0.7
+    """The same for what is to be preserved: prompts, and masks that are on alone, by how much was spoilt."""
     steps: Count = 4
     """Sampling steps of the training rollout."""
     height: Count = 64

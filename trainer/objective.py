@@ -120,7 +120,7 @@ class Objective:
         What was spoilt when it was last seen is drawn more often: prompts, for each mask that is on alone and for
         several, and masks. The loss that is told is of prompts drawn alike.
         """
-        rng, share = self._rng("preserve", round_, batch), self._config.hard_share
+        rng, share = self._rng("preserve", round_, batch), self._config.spoilt_share
         rows = self.spoilt.weights_of_states(len(self.hard), share).double()  # a mask that is not learned has no use
         subset = self._subset(rng, int(rng.choice(len(rows), p=(rows / rows.sum()).numpy())))
         signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
