@@ -33,7 +33,6 @@ from safeflux.receipt import State
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 
-
 _WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
 """Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. The weights are
 shared by all requests, but each has these to itself: with shared ones, one picture in hundreds is another one."""

@@ -18,6 +18,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -89,28 +90,33 @@ def _structure(weights: Mapping[str, torch.Tensor]) -> str:
 
 @torch.no_grad()
 def _sketch(weights: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
-    total = np.zeros(SKETCH_SIZE)
-    for name in sorted(weights):
-        sample, signs = _sample(name, weights[name])
-        size = np.sqrt(np.mean(sample**2))
-        if not np.isfinite(size):
-            raise ModelError(f"tensor {name!r} holds values that are not finite; load the model again")
-        if size > 0:
-            total += sample / size * signs
-    return total / np.sqrt(len(weights))
+    names = sorted(weights)
+    samples = torch.stack([_sample(name, weights[name]) for name in names]).numpy()
+    sizes = np.sqrt(np.mean(samples**2, axis=1, keepdims=True))
+    if not np.isfinite(sizes).all():
+        name = names[int(np.flatnonzero(~np.isfinite(sizes))[0])]
+        raise ModelError(f"tensor {name!r} holds values that are not finite; load the model again")
+    signs = np.stack([_chance(name, weights[name].numel())[1] for name in names])
+    units = np.divide(samples, sizes, out=np.zeros_like(samples), where=sizes > 0)
+    return (units * signs).sum(axis=0) / np.sqrt(len(weights))
 
 
-def _sample(name: str, parameter: torch.Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Elements of a tensor at places that depend on its name and size only, and as many random signs."""
-    random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
-    places = (random >> np.uint64(1)) % np.uint64(parameter.numel())
-    index = torch.from_numpy(places.astype(np.int64)).to(parameter.device)
+def _sample(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """64 elements of a tensor, float64."""
     values = parameter.detach()
+    index = _chance(name, parameter.numel())[0].to(parameter.device)
     # torch cannot pick elements of float8, but can of bytes
     is_byte = values.element_size() == 1
     picked = values.view(torch.uint8).take(index).view(values.dtype) if is_byte else values.take(index)
-    sample = picked.to(device="cpu", dtype=torch.float64).numpy()
-    return sample, np.where(random & np.uint64(1), 1.0, -1.0)
+    return picked.to(device="cpu", dtype=torch.float64)
+
+
+@lru_cache(maxsize=8192)
+def _chance(name: str, size: int) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+    """Which elements of a tensor are drawn, by its name and size alone, and as many random signs."""
+    random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
+    places = (random >> np.uint64(1)) % np.uint64(size)
+    return torch.from_numpy(places.astype(np.int64)), np.where(random & np.uint64(1), 1.0, -1.0)
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -120,9 +120,9 @@ class GuardHandle:
             self._check_on_top(entry, record)
             with record.writing(self._transformer):
                 entry.undo.restore_()
+                if entry in record.entries:
+                    record.entries.remove(entry)
             entry.seen = None
-            if entry in record.entries:
-                record.entries.remove(entry)
             record.keep_on(self._transformer)
 
     def swap(self, policy: str | os.PathLike[str] | Policy, *, store: StoreLike | Store | None = None) -> None:

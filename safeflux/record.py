@@ -48,9 +48,9 @@ class Record:
     @contextmanager
     def writing(self, transformer: torch.nn.Module) -> Iterator[None]:
         """Around a write of ours: what others changed before it is not forgotten."""
-        has_moved = self.has_moved(transformer)
+        has_moved = bool(self.entries) and self.has_moved(transformer)
         yield
-        if not has_moved:
+        if self.entries and not has_moved:
             self.written = _fingerprint(transformer)
 
     def keep_on(self, transformer: torch.nn.Module) -> None:
