@@ -11,27 +11,25 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from safeflux.atomic import write_atomically
 from safeflux.errors import PolicyError
 from safeflux.fingerprint import same_base
 from safeflux.plan import Plan
-from safeflux.policyschema import Digest, Name
+from safeflux.policyschema import Digest, Name, Strict
 
 
-class LockedPolicy(BaseModel):
+class LockedPolicy(Strict):
     """The effective policy."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: Name
     sha256: Digest
 
 
-class Lock(BaseModel):
+class Lock(Strict):
     """All that a lock file holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal["safeflux-lock/1"] = "safeflux-lock/1"
     policy: LockedPolicy
     base: str

@@ -122,7 +122,7 @@ def differences(old: Sequence[Write], new: Sequence[Place]) -> tuple[tuple[Write
         for place in will_be:
             writes.append(Write.of(place, original))
             place.elements.fill_(after)
-        differ = Points((after != now).flatten().nonzero().view(-1))
+        differ = Points(off_places((after == now).cpu()))
         if differ.places.numel():
             changes.append(Change(tensor, differ, differ.read(now), differ.read(after)))
     return tuple(writes), changes
