@@ -71,7 +71,11 @@ def check_unfused(transformer: torch.nn.Module, tensors: Iterable[str]) -> None:
         )
 
 
-def admit(policy: Policy, *paths: str | os.PathLike[str]) -> frozenset[str]:
+Admitted = frozenset[tuple[str, str]]
+"""What adapters of known files are recognised by: the sha256 of a file, and of a tensor in it."""
+
+
+def admit(policy: Policy, *paths: str | os.PathLike[str]) -> Admitted:
     """Read adapter files that a policy lists, and return what their tensors are recognised by.
 
     Args:
@@ -84,7 +88,7 @@ def admit(policy: Policy, *paths: str | os.PathLike[str]) -> frozenset[str]:
     return frozenset(digest for path in paths for digest in _digests_of(path, policy))
 
 
-def _digests_of(path: str | os.PathLike[str], policy: Policy) -> set[str]:
+def _digests_of(path: str | os.PathLike[str], policy: Policy) -> set[tuple[str, str]]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -100,16 +104,16 @@ def _digests_of(path: str | os.PathLike[str], policy: Policy) -> set[str]:
     except SafetensorError as error:
         raise ModelError(f"{path}: expected a safetensors file of an adapter ({error})") from error
     # In memory an adapter has the dtype of the model.
-    return {_digest(tensor.to(dtype)) for tensor in tensors.values() for dtype in {tensor.dtype, *_DTYPES}}
+    return {(sha256, _digest(tensor.to(dtype))) for tensor in tensors.values() for dtype in {tensor.dtype, *_DTYPES}}
 
 
-def check_adapters(policy: Policy, transformer: torch.nn.Module, admitted: frozenset[str] = frozenset()) -> None:
+def check_adapters(policy: Policy, transformer: torch.nn.Module, admitted: Admitted = frozenset()) -> None:
     """Make sure that the model carries no adapter that the policy forbids: adapters can bring an erased concept back.
 
     Args:
         policy: Its `adapters` say what may be there.
         transformer: The model.
-        admitted: What `admit` returned for all files that were let in.
+        admitted: What `admit` returned for all files that were let in; of use are those that this policy lists.
 
     Raises:
         ModelError: It does.
@@ -119,7 +123,8 @@ def check_adapters(policy: Policy, transformer: torch.nn.Module, admitted: froze
     found = adapter_names(parameter_shapes(transformer))
     if policy.adapters is Adapters.ALLOWLIST and found:
         parameters = dict(transformer.named_parameters(remove_duplicate=False))
-        found = [name for name in found if _digest(parameters[name]) not in admitted]
+        known = {digest for sha256, digest in admitted if sha256 in policy.adapter_allowlist}
+        found = [name for name in found if _digest(parameters[name]) not in known]
     if not found:
         return
     wanted = (

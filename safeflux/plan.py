@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from safeflux.adapters import check_adapters, wrapped_layers
+from safeflux.adapters import Admitted, check_adapters, wrapped_layers
 from safeflux.errors import MaskMismatchError, ModelError, PolicyError, SafeFluxError
 from safeflux.fingerprint import fingerprint
 from safeflux.masks import Count, MaskSet, check_fit, compose, kind_of
@@ -91,7 +91,7 @@ def make_plan(
     *,
     standing: tuple[Plan, ...] = (),
     base: str | None = None,
-    admitted: frozenset[str] = frozenset(),
+    admitted: Admitted = frozenset(),
 ) -> Plan:
     """Resolve and check all that a policy asks of a model. Reads weights, writes nothing.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from safeflux.adapters import Admitted
 from safeflux.apply import Undo
 from safeflux.errors import ModelError
 from safeflux.fingerprint import fingerprint, same_base
@@ -23,7 +24,7 @@ class Entry:
     undo: Undo
     seen: Watch | None
     """The model as it was when all masked elements were last read; None if they were not all zero then."""
-    admitted: frozenset[str] = frozenset()
+    admitted: Admitted = frozenset()
     """What adapters that the policy lists are recognised by."""
 
 
