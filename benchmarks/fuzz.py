@@ -1,6 +1,6 @@
 """Policies and mask files spoilt at random: each must give an answer or one of our errors, soon and in little memory.
 
-    python -m benchmarks.fuzz --policies 500000 --masks 500000 --report benchmarks/reports/fuzz.json
+    python -m benchmarks.fuzz --policies 300000 --masks 700000 --report benchmarks/reports/fuzz.json
 
 Starts from the bundled policies, the conformance folder and small mask files; each case is one of them with a few
 changes: bytes flipped, cut out, doubled, moved in from another, or words that the formats know put in. A policy that is
@@ -149,7 +149,7 @@ def fuzz(check: Check, seeds: Sequence[bytes], count: int, seed: int, cases: Pat
         "slowest_seconds": slowest,
         "megabytes_grown": grown,
         "minutes": (time.monotonic() - began) / 60,
-        "ends": dict(ends.most_common()),
+        "most_common_ends": dict(ends.most_common(30)),
     }
 
 
@@ -167,7 +167,7 @@ def main(policies: int, masks: int, seed: int, cases: Path, report: Path | None)
     found["masks"] = fuzz(check_mask, mask_seeds(), masks, seed, cases / "masks")
     is_bad = False
     for name, told in found.items():
-        click.echo(f"{name}: " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "ends"))
+        click.echo(f"{name}: " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "most_common_ends"))
         is_bad |= bool(told["defects"]) or told["slowest_seconds"] > SECONDS or told["megabytes_grown"] > MEGABYTES
     if report:
         write_atomically(report, (json.dumps({"seed": seed, **found}, indent=1) + "\n").encode())
