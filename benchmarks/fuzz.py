@@ -167,7 +167,8 @@ def main(policies: int, masks: int, seed: int, cases: Path, report: Path | None)
     found["masks"] = fuzz(check_mask, mask_seeds(), masks, seed, cases / "masks")
     is_bad = False
     for name, told in found.items():
-        click.echo(f"{name}: " + ", ".join(f"{key} {value}" for key, value in told.items() if key != "most_common_ends"))
+        facts = (f"{key} {value}" for key, value in told.items() if key != "most_common_ends")
+        click.echo(f"{name}: {', '.join(facts)}")
         is_bad |= bool(told["defects"]) or told["slowest_seconds"] > SECONDS or told["megabytes_grown"] > MEGABYTES
     if report:
         write_atomically(report, (json.dumps({"seed": seed, **found}, indent=1) + "\n").encode())
