@@ -214,9 +214,7 @@ def test_a_listed_adapter_is_let_in_and_no_other(transformer, store, listed, dty
     assert handle.verify(deep=True).ok
     handle.swap(policy.model_copy(update={"name": "other"}), store=store)
     assert handle.verify().ok
-    with pytest.raises(
-        ModelError, match="of no file that was let in"
-    ):  # the old policy listed it
+    with pytest.raises(ModelError, match="of no file that was let in"):  # the old policy listed it
         handle.swap(policy.model_copy(update={"adapter_allowlist": ("0" * 64,)}), store=store)
     transformer.add_adapter(lora(UNMASKED), adapter_name="unknown")
     assert handle.verify().state is State.DEGRADED
