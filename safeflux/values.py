@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from safeflux.weights import PLAIN, named_weights, offload_files
 
@@ -27,7 +25,7 @@ class Values:
     def __init__(self, transformer: torch.nn.Module) -> None:
         """Find out where they are held at this moment."""
         self.tensors = named_weights(transformer)
-        self.are_sharded = any(isinstance(module, FSDPModule) for module in transformer.modules())
+        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in transformer.modules())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
         self._files = offload_files(transformer)
         self._maps = _offload_maps(transformer)
@@ -67,14 +65,19 @@ class Values:
         return values
 
 
+def _is_of(value: object, package: str) -> bool:
+    """Whether one of its classes is from a package, without importing it: not every build of torch has these."""
+    return any(base.__module__.startswith(package) for base in type(value).__mro__)
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a packed or sharded tensor; an ordinary one as it is."""
     if type(tensor) in PLAIN and tensor.is_floating_point():
         return tensor
     library = type(tensor).__module__.partition(".")[0]
     holder: Any = tensor
-    if isinstance(tensor, DTensor):
-        values = tensor.full_tensor()
+    if _is_of(tensor, "torch.distributed.tensor"):
+        values = holder.full_tensor()
     elif library == "torchao":
         values = holder.dequantize()
     elif library == "bitsandbytes" and getattr(holder, "quant_state", None) is not None:
