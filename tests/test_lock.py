@@ -120,8 +120,10 @@ def test_a_lock_takes_what_was_locked_and_nothing_else(locked, transformer, othe
     assert bits_of(transformer) == before
 
 
-def test_the_same_lock_gives_the_same_bytes(locked, folder, store):
+def test_the_same_lock_gives_the_same_bytes_and_one_that_cannot_be_written_is_one_clear_error(locked, folder, store):
     before = locked.read_bytes()
+    arguments = ["policy", "lock", "both.yaml", str(folder), "--store", str(store), "--out", "missing/lock.json"]
+    assert "error: missing/lock.json: cannot be written" in CliRunner().invoke(main, arguments).stderr
     CliRunner().invoke(main, ["policy", "lock", "both.yaml", str(folder), "--store", str(store)])
     assert locked.read_bytes() == before
 
