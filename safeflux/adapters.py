@@ -18,15 +18,16 @@ from safeflux.errors import ModelError
 from safeflux.policyschema import Adapters, Policy
 from safeflux.sites import adapter_names, parameter_shapes
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HOW_TO_KEEP = "Fuse it (`pipe.fuse_lora()`) and call the handle's `refresh()`, or unload it."
+Admitted = frozenset[tuple[str, str]]
+"""What adapters of known files are recognised by: the sha256 of a file, and of a tensor in it."""
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """One layer that adapters wrap."""
+    """What adapters do to one layer that they wrap."""
 
-    layer: str
-    """Its name, as it was before it was wrapped."""
     adapters: tuple[str, ...]
     """Names of the adapters that have weights for it."""
     fused: tuple[str, ...]
@@ -39,15 +40,15 @@ class Wrapped:
 
 
 def wrapped_layers(transformer: torch.nn.Module) -> dict[str, Wrapped]:
-    """Return every layer that carries adapters, by name."""
+    """Return every layer that carries adapters, under the name that it had before. Any library's wrapper is one."""
     found = {}
     for name, module in transformer.named_modules():
         if hasattr(module, "base_layer"):
-            layer = name.replace(".base_layer", "")
             kinds = getattr(module, "adapter_layer_names", ())
             parts = [part for kind in kinds if hasattr(part := getattr(module, kind), "keys")]
-            names = tuple(dict.fromkeys(key for part in parts for key in part.keys()))  # noqa: SIM118 (no Mapping)
-            found[layer] = Wrapped(layer, names or ("unnamed",), tuple(getattr(module, "merged_adapters", ())))
+            names = tuple(dict.fromkeys(key for part in parts for key in part))
+            fused = tuple(getattr(module, "merged_adapters", ()))
+            found[name.replace(".base_layer", "")] = Wrapped(names or ("unnamed",), fused)
     return found
 
 
@@ -69,10 +70,6 @@ def check_unfused(transformer: torch.nn.Module, tensors: Iterable[str]) -> None:
             f"tensor {name!r}: adapter {adapter} adds to masked elements of it on every call. The order that works: "
             "unload it, guard, load it, `pipe.fuse_lora()`, then the handle's `refresh()`."
         )
-
-
-Admitted = frozenset[tuple[str, str]]
-"""What adapters of known files are recognised by: the sha256 of a file, and of a tensor in it."""
 
 
 def admit(policy: Policy, *paths: str | os.PathLike[str]) -> Admitted:
@@ -137,9 +134,6 @@ def check_adapters(policy: Policy, transformer: torch.nn.Module, admitted: Admit
         f"policy {policy.name!r} says `adapters: {policy.adapters}`, and the model carries {len(found)} adapter "
         f"tensors such as {found[0]!r}. {wanted}"
     )
-
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -103,7 +103,7 @@ class Undo:
         What was written onto the zeros since, as fusing an adapter does, is kept for `restore_`.
 
         Raises:
-            ModelError: The weights cannot be written now (offloaded, quantised, sharded, an adapter on top).
+            ModelError: The weights cannot be written now (offloaded, quantised, sharded).
             ApplyError: A tensor was cast or resized, or a write failed. Nothing was written.
         """
         with torch.no_grad():

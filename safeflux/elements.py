@@ -1,4 +1,4 @@
-"""Which elements of a tensor a mask switches off, and the four things that are done with them: read, fill, put, check.
+"""Which elements of a tensor a mask switches off, and what is done with them: read, fill, put back, check.
 
 Two kinds: whole rows or columns (neurons), and single elements (weights). All work on tensors of integers, the bits of
 the weights. On a CPU columns are the slow ones, each element on a cache line of its own; so they are read by NumPy,
@@ -95,16 +95,11 @@ class Points:
 
     def fill_(self, bits: torch.Tensor) -> None:
         """See `Elements`."""
-        self.put_(bits, torch.zeros((), dtype=bits.dtype))
+        self.put_(bits, torch.zeros(len(self.places), dtype=bits.dtype))
 
     def put_(self, bits: torch.Tensor, values: torch.Tensor) -> None:
         """See `Elements`."""
-        places, values = self.places.to(bits.device), values.to(bits.device)
-        if bits.is_contiguous():
-            flat = bits.view(-1)
-            flat.index_fill_(0, places, 0) if values.dim() == 0 else flat.index_copy_(0, places, values)
-        else:
-            bits[places // bits.shape[1], places % bits.shape[1]] = values
+        bits.put_(self.places.to(bits.device), values.to(bits.device))
 
     def are_zero(self, bits: torch.Tensor) -> bool:
         """See `Elements`."""

@@ -143,9 +143,7 @@ class GuardHandle:
         """
         turns, effective, masks = turns_of(self._transformer), load_policy(policy), open_store(store)
         with turns.planning():
-            entry, record = self._entry, record_of(self._transformer)
-            if entry is None or entry.undo.is_done or entry not in record.entries:
-                raise ApplyError("nothing of this guard is in force, so there is nothing to swap; use safeflux.guard")
+            entry, record = self._in_force("swap"), record_of(self._transformer)
             self._check_on_top(entry, record)
             plan = make_plan(
                 effective,
@@ -163,18 +161,16 @@ class GuardHandle:
     def refresh(self) -> None:
         """Switch off again what is on again though this policy masks it, in the tensors that the model has now.
 
-        After fusing an adapter, or taking it out again: both write onto the zeros. All or nothing. `undo` then puts
-        back what was there, and what was fused since.
+        After fusing an adapter, or taking it out again: both write onto the zeros. All or nothing, for each policy that
+        is in force. `undo` then puts back what was there, and what was fused since.
 
         Raises:
             ApplyError: Nothing of this guard is in force, or the weights were cast, or a write failed.
             ModelError: The weights cannot be written as they are, or the policy forbids the adapters that are there.
         """
         with turns_of(self._transformer).writing():
-            entry, record = self._entry, record_of(self._transformer)
-            if entry is None or entry.undo.is_done or entry not in record.entries:
-                raise ApplyError("nothing of this guard is in force to refresh; use safeflux.guard")
-            for one in record.entries:
+            entry = self._in_force("refresh")
+            for one in record_of(self._transformer).entries:
                 one.undo.refresh_()
                 one.seen = None
             check_adapters(self.plan.policy, self._transformer, entry.admitted)
@@ -189,9 +185,8 @@ class GuardHandle:
             ModelError: The policy does not list a file, or it cannot be read.
             ApplyError: Nothing of this guard is in force.
         """
-        if self._entry is None:
-            raise ApplyError("nothing of this guard is in force, so nothing can be let in")
-        self._entry.admitted |= admit(self.plan.policy, *adapters)
+        entry = self._in_force("let in")
+        entry.admitted |= admit(self.plan.policy, *adapters)
 
     def drawing(self) -> AbstractContextManager[None]:
         """Draw inside of it where several threads use the model: guard, swap and undo wait until the picture is done.
@@ -202,6 +197,12 @@ class GuardHandle:
         So every picture is drawn wholly under one state, that is to say as `verify` inside of it tells.
         """
         return turns_of(self._transformer).drawing()
+
+    def _in_force(self, what: str) -> Entry:
+        entry = self._entry
+        if entry is None or entry.undo.is_done or entry not in record_of(self._transformer).entries:
+            raise ApplyError(f"nothing of this guard is in force, so there is nothing to {what}; use safeflux.guard")
+        return entry
 
     def _check_on_top(self, entry: Entry, record: Record) -> None:
         if entry in record.entries and entry is not record.entries[-1]:

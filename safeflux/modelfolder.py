@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from safeflux.errors import ModelError
 
@@ -29,8 +31,7 @@ def map_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for path, expected in _files(home).items():
         try:
-            with safe_open(path, framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no Mapping)
+            found = load_file(path)  # maps the file
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as safetensors ({error}); copy the model again") from error
         if expected is not None and expected != found.keys():
@@ -40,7 +41,7 @@ def map_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _files(home: Path) -> dict[Path, set[str] | None]:
+def _files(home: Path) -> Mapping[Path, set[str] | None]:
     """The files of a transformer, and which tensors each must hold where an index says so."""
     index = home / f"{_NAME}.index.json"
     if not index.is_file():
@@ -49,9 +50,9 @@ def _files(home: Path) -> dict[Path, set[str] | None]:
         raise ModelError(f"{home}: expected {_NAME} or {index.name}, as diffusers saves a FLUX transformer; found none")
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files: dict[Path, set[str] | None] = {home / name: set() for name in places.values()}
+        files: dict[Path, set[str]] = {home / name: set() for name in places.values()}
         for tensor, name in places.items():
-            files[home / name].add(tensor)  # type: ignore[union-attr]
+            files[home / name].add(tensor)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: cannot be read as an index of shards ({error!r})") from error
     if outside := [path for path in files if path.parent != home]:

@@ -99,8 +99,8 @@ def make_receipt(plan: Plan, status: Status, transformer: torch.nn.Module) -> di
             "devices": sorted({str(p.device) for p in transformer.parameters()}),
         },
         "adapters": {
-            wrapped.layer: {"adapters": list(wrapped.adapters), "fused": list(wrapped.fused)}
-            for wrapped in wrapped_layers(transformer).values()
+            layer: {"adapters": list(wrapped.adapters), "fused": list(wrapped.fused)}
+            for layer, wrapped in wrapped_layers(transformer).items()
         },
         "held": Values(transformer).holders(),
         "policy": {"name": plan.policy.name, "sha256": plan.policy.digest, "effective": plan.policy.values()},

@@ -84,10 +84,6 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         values = dequantize_4bit(holder.data, holder.quant_state)
-    elif library == "bitsandbytes" and getattr(holder, "SCB", None) is not None:
-        from bitsandbytes.functional import int8_vectorwise_dequant
-
-        values = int8_vectorwise_dequant(holder.data, holder.SCB)
     else:
         raise UnreadableError(f"is a {type(tensor).__name__} of {tensor.dtype} now, which cannot be read here")
     return values + 0.0  # a packed zero may come back as -0.0, whose bits are not zero

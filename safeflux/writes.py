@@ -50,9 +50,7 @@ class Write(Place):
         self.elements.put_(as_bits(self.tensor), self._restored())
 
     def _restored(self) -> torch.Tensor:
-        if self.added is None or not self.added.any():
-            return self.saved
-        return as_bits(self.saved.view(self.dtype) + self.added)
+        return self.saved if self.added is None else as_bits(self.saved.view(self.dtype) + self.added)
 
     def again(self, place: Place) -> "Write":
         """The same masked elements where the model has them now, together with what was written onto the zeros.

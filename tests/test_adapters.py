@@ -225,7 +225,7 @@ def test_a_listed_adapter_is_let_in_and_no_other(transformer, store, listed, dty
     for bad, message in ((other, "not on the adapter_allowlist of the policy 'other'"), (tmp_path / "no", "cannot be")):
         with pytest.raises(ModelError, match=message):
             handle.admit(bad)
-    with pytest.raises(ApplyError, match="nothing can be let in"):
+    with pytest.raises(ApplyError, match="nothing to let in"):
         guard(transformer, policy, store=store, adapters=[path], dry_run=True).admit(path)
 
 
