@@ -12,11 +12,10 @@ overwrites, fills, and reads back. Each run times both, one after the other; med
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import click
 import torch
 from diffusers import FluxTransformer2DModel
 
-from benchmarks.guard_times import milliseconds, save_policy
-from safeflux.atomic import write_atomically
+from benchmarks.guard_times import save_policy
+from benchmarks.timing import milliseconds, timed, write_report
 from safeflux.elements import Elements, Lines, Points
 from safeflux.guard import guard
 from safeflux.masks import MaskSet
@@ -101,16 +100,15 @@ def measure(model: FluxTransformer2DModel, off: Callable[[Site], float], times: 
         second = save_policy(model, other, Path(folder), "other")
         masked = list(places(model, one))
         for _ in range(times):
-            fill, handles = fill_and_put_back(masked), []
-            guarded = milliseconds(lambda: handles.append(guard(model, policy, store=folder)))  # noqa: B023
-            handle = handles[0]
+            fill = fill_and_put_back(masked)
+            handle, guarded = timed(partial(guard, model, policy, store=folder))
             saved = handle.num_bytes_saved
             run = {
                 "plain fill": fill,
                 "guard": guarded,
                 "guard / plain fill": guarded / fill,
-                "verify(deep=True)": milliseconds(lambda: handle.verify(deep=True)),  # noqa: B023
-                "swap": milliseconds(lambda: handle.swap(second, store=folder)),  # noqa: B023
+                "verify(deep=True)": milliseconds(partial(handle.verify, deep=True)),
+                "swap": milliseconds(partial(handle.swap, second, store=folder)),
                 "undo": milliseconds(handle.undo),
             }
             for name, value in run.items():
@@ -139,9 +137,7 @@ def main(times: int, doubles: int, report: Path | None) -> None:
         for what, value in found[name]["medians"].items():
             click.echo(f"  {what:20} {value:10.2f}{'' if '/' in what else ' ms'}")
         click.echo(f"  kept for undo        {found[name]['bytes_written'] / 1e6:10.2f} MB")
-    if report:
-        told = {"milliseconds": found, "times": times, "torch": torch.__version__, "cpu": platform.processor()}
-        write_atomically(report, (json.dumps(told, indent=1) + "\n").encode())
+    write_report(report, milliseconds=found, times=times)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,16 @@ Medians of many calls, one thread.
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from diffusers import FluxTransformer2DModel
 
-from safeflux.atomic import write_atomically
+from benchmarks.timing import milliseconds, timed, write_report
 from safeflux.fingerprint import fingerprint
 from safeflux.guard import guard
 from safeflux.maskfile import MaskMeta, save_masks
@@ -64,13 +60,6 @@ def save_policy(transformer: FluxTransformer2DModel, masks: MaskSet, folder: Pat
     return Policy(name=name, categories={name: Category(masks=(name,))})
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Time of one call."""
-    began = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - began)
-
-
 @click.command(help=__doc__)
 @click.option("--heads", default=1, show_default=True, help="Width of the model, in attention heads; FLUX.1 has 24.")
 @click.option("--times", default=200, show_default=True, help="Calls of each verify.")
@@ -83,13 +72,12 @@ def main(heads: int, times: int, report: Path | None) -> None:
         policy = save_policy(transformer, random_masks(transformer), Path(folder), "random")
         taken: dict[str, list[float]] = {name: [] for name in ("verify", "verify(deep=True)", "guard", "undo")}
         for _ in range(5):
-            began = time.perf_counter()
-            handle = guard(transformer, policy, store=folder)
-            taken["guard"].append(1000 * (time.perf_counter() - began))
+            handle, guarded = timed(partial(guard, transformer, policy, store=folder))
+            taken["guard"].append(guarded)
             taken["undo"].append(milliseconds(handle.undo))
         handle = guard(transformer, policy, store=folder)
     taken["verify"] = [milliseconds(handle.verify) for _ in range(times)]
-    taken["verify(deep=True)"] = [milliseconds(lambda: handle.verify(deep=True)) for _ in range(max(3, times // 20))]
+    taken["verify(deep=True)"] = [milliseconds(partial(handle.verify, deep=True)) for _ in range(max(3, times // 20))]
     found = {name: statistics.median(each) for name, each in taken.items()}
     for name, value in found.items():
         click.echo(f"{name:18} {value:10.3f} ms")
@@ -101,9 +89,7 @@ def main(heads: int, times: int, report: Path | None) -> None:
         "bits_off": handle.plan.masks.count.masked,
     }
     click.echo(", ".join(f"{key} {value:,}" for key, value in size.items()))
-    if report:
-        told = {"milliseconds": found, "times": times, **size, "torch": torch.__version__, "cpu": platform.processor()}
-        write_atomically(report, (json.dumps(told, indent=1) + "\n").encode())
+    write_report(report, milliseconds=found, times=times, **size)
 
 
 if __name__ == "__main__":

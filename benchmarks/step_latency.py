@@ -12,9 +12,6 @@ median, one thread. Guarded and hooked models are first shown to answer alike.
 
 from __future__ import annotations
 
-import json
-import platform
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,14 +22,15 @@ import numpy as np
 import torch
 
 from benchmarks.guard_scale import build
+from benchmarks.timing import milliseconds, write_report
 from safeflux.apply import apply_masks_
-from safeflux.atomic import write_atomically
 from safeflux.masks import MaskSet
 from safeflux.reference.model import load_pipeline
 from safeflux.sites import find_sites
 
 SHARE_OFF = 0.3
 THRESHOLD, SCALE = 0.01, 0.5
+_BLOCKS = "two blocks of FLUX.1's width, bf16, 64 image and 64 text tokens"
 Step = Callable[[], torch.Tensor]
 
 
@@ -60,7 +58,7 @@ def forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def steered(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The velocity of the prompt, steered from that of the concept: equations 3 to 6 of arXiv 2211.05105."""
+    """The velocity of the prompt, steered from that of the concept as in arXiv 2211.05105, without its momentum."""
     prompt, empty, concept = forward(model, inputs).chunk(3)
     difference = prompt - concept
     scale = torch.where(difference < THRESHOLD, (SCALE * difference.abs()).clamp(max=1), 0)
@@ -87,9 +85,7 @@ def time_in_turn(steps: dict[str, Step], changes: dict[str, Callable[[], Any]], 
             step = steps[name]
             with changes[name]():
                 step()  # or the caches would hold what the setting up has touched
-                began = time.perf_counter()
-                step()
-                taken[name].append(1000 * (time.perf_counter() - began))
+                taken[name].append(milliseconds(step))
     kept = {name: np.array(values) for name, values in taken.items()}
     return {
         name: {"milliseconds": float(np.median(values)), **_interval(values / kept["plain"])}
@@ -140,12 +136,7 @@ def main(times: int, report: Path | None) -> None:
     torch.set_num_threads(1)
     models = {
         "emoji-flux, 64 image and 20 text tokens": (load_pipeline().transformer, 64, 20, times),
-        "two blocks of FLUX.1's width, bf16, 64 image and 64 text tokens": (
-            build(1, one_image_stream=False),
-            64,
-            64,
-            max(10, times // 10),
-        ),
+        _BLOCKS: (build(1, one_image_stream=False), 64, 64, max(10, times // 10)),
     }
     found = {}
     for name, (model, image, text, count) in models.items():
@@ -157,9 +148,7 @@ def main(times: int, report: Path | None) -> None:
                 f"  {way:8} {each['milliseconds']:9.2f} ms   {each['ratio']:.3f} of plain "
                 f"({each['low']:.3f} to {each['high']:.3f})"
             )
-    if report:
-        told = {"steps": found, "times": times, "torch": torch.__version__, "cpu": platform.processor()}
-        write_atomically(report, (json.dumps(told, indent=1) + "\n").encode())
+    write_report(report, steps=found, times=times)
 
 
 if __name__ == "__main__":

@@ -136,19 +136,23 @@ class Objective:
 
     def settle(self, processes: Processes) -> None:
         """Take note of what was left of the pairs that a round saw, in all processes: the next round draws by it."""
-        pools = [*self.hard, self.spoilt]
         for pool, state, indices, left in processes.gather(self._seen):
-            pools[pool].note(state, indices, left)
+            self._pools[pool].note(state, indices, left)
         self._seen = []
 
     def state_dict(self) -> list[torch.Tensor]:
         """What was left of each pair, for a checkpoint."""
-        return [pool.left for pool in (*self.hard, self.spoilt)]
+        return [pool.left for pool in self._pools]
 
     def load_state_dict(self, state: list[torch.Tensor]) -> None:
         """The reverse of `state_dict`."""
-        for pool, left in zip((*self.hard, self.spoilt), state, strict=True):
+        for pool, left in zip(self._pools, state, strict=True):
             pool.left = left
+
+    @property
+    def _pools(self) -> list[Hardness]:
+        """Of the categories' pairs, and of those to preserve."""
+        return [*self.hard, self.spoilt]
 
     def generator(self, round_: int, batch: int) -> torch.Generator:
         """For the gates that a method draws."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,11 @@ from safeflux.policydiff import Verdict, as_dict, compare, verdict
 from safeflux.policyfile import validate
 from safeflux.policyschema import API_VERSION, PolicyFile
 from safeflux.policytest import EXAMPLE, run_policy_test
+from safeflux.reference import NAME
 from safeflux.yamlfile import parse_document
+
+if TYPE_CHECKING:
+    from safeflux.plan import Plan
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -201,7 +205,7 @@ def schema() -> None:
     click.echo(json.dumps(policy_schema(), indent=2))
 
 
-model = click.argument("model", metavar="[MODEL]", default="emoji-flux")
+model = click.argument("model", metavar="[MODEL]", default=NAME)
 store = click.option(
     "--store",
     multiple=True,
@@ -248,23 +252,22 @@ def lock(name: str, model: str, store: tuple[str, ...], out: Path | None) -> Non
     click.echo(f"{out}: written")
 
 
-def _plan(name: str, model: str, store: tuple[str, ...]) -> Any:
+def _plan(name: str, model: str, store: tuple[str, ...]) -> "Plan":
     effective = load_policy(name)  # before torch is imported: most mistakes are in the policy
     from safeflux.fingerprint import fingerprint_of
     from safeflux.modelfolder import map_weights
     from safeflux.plan import plan_for
-    from safeflux.reference import NAME
-    from safeflux.reference.model import MODEL
+    from safeflux.reference.model import model_folder
     from safeflux.sites import find_sites
     from safeflux.store import open_store
 
-    weights = map_weights(MODEL if model == NAME else model)
+    weights = map_weights(model_folder(model))
     sites = find_sites({name: tuple(tensor.shape) for name, tensor in weights.items()})
     return plan_for(effective, sites, fingerprint_of(weights), open_store(store or None))
 
 
-def _plan_as_dict(plan: Any) -> dict[str, Any]:
-    """A `safeflux.plan.Plan` in plain values."""
+def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
+    """A plan in plain values."""
     return {
         "policy": plan.policy.name,
         "sha256": plan.policy.digest,

@@ -15,6 +15,11 @@ CALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 8, "ma
 """What to pass to the pipeline: it was trained at this size and prompt length."""
 
 
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model that is named by its path, or, for the embedded one, by `emoji-flux`."""
+    return MODEL if str(name) == NAME else Path(name)
+
+
 def load_pipeline(folder: str | Path = MODEL, **options: Any) -> Any:
     """Load a folder with the pipeline class of diffusers that it names, float32, without progress bars or a network.
 
@@ -27,7 +32,7 @@ def load_pipeline(folder: str | Path = MODEL, **options: Any) -> Any:
     Raises:
         ModelError: The folder holds no model.
     """
-    folder = MODEL if str(folder) == NAME else Path(folder)
+    folder = model_folder(folder)
     if not (folder / "model_index.json").is_file():
         way_out = "install safeflux anew" if folder == MODEL else f"name such a folder, or leave it to {NAME}"
         raise ModelError(f"{folder}: expected a FLUX pipeline of diffusers, found no model_index.json; {way_out}")
