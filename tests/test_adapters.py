@@ -9,7 +9,7 @@ from peft import LoHaConfig, LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from safeflux.errors import ApplyError, ModelError
+from safeflux.errors import ApplyError, MaskMismatchError, ModelError
 from safeflux.guard import guard
 from safeflux.policy import Adapters, Policy
 from safeflux.receipt import State
@@ -183,6 +183,16 @@ def test_a_model_with_a_fused_adapter_is_refused_with_the_order_that_works(trans
         guard(transformer, ALLOW, store=store)
     transformer.unfuse_lora()
     assert guard(transformer, ALLOW, store=store).verify().ok
+
+
+def test_a_model_with_an_adapter_fused_and_unloaded_is_another_base(transformer, store, bits_of):
+    transformer.add_adapter(lora(UNMASKED))
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    before = bits_of(transformer)
+    with pytest.raises(MaskMismatchError, match="model with merged adapters"):
+        guard(transformer, ALLOW, store=store)
+    assert bits_of(transformer) == before
 
 
 @pytest.fixture

@@ -99,6 +99,21 @@ def test_loading_the_base_again_is_found_and_can_be_guarded_anew(transformer, ba
     assert bits_of(transformer) == bits_of(base_transformer)
 
 
+def test_the_base_loaded_again_can_be_refreshed_and_undone(transformer, base_transformer, store, bits_of):
+    handle = guard(transformer, BOTH, store=store)
+    masked = bits_of(transformer)
+    for _ in range(2):
+        transformer.load_state_dict(base_transformer.state_dict())
+        assert handle.verify().state is State.DEGRADED
+        handle.refresh()
+        assert handle.verify(deep=True).ok
+        assert bits_of(transformer) == masked
+    handle.undo()
+    assert bits_of(transformer) == bits_of(base_transformer)
+    with pytest.raises(ApplyError, match="nothing to refresh"):
+        handle.refresh()
+
+
 def test_replaced_tensors_are_found_even_when_they_are_zero_where_masked(transformer, base_transformer, store):
     handle = guard(transformer, BOTH, store=store)
     copied = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
