@@ -2,9 +2,10 @@
 
     python -m benchmarks.step_latency --report benchmarks/reports/step_latency.json
 
-One forward of the transformer, in turn by each of: `plain`; `guarded`, with neuron masks in its weights; `hooks`, where
-forward hooks multiply activations with the same masks, as the published code of Minimalist Concept Erasure does; and
-`SLD`, safe latent diffusion (arXiv 2211.05105), which steers each step away from a concept and so needs the model's
+One forward of the transformer, in turn by each of: `plain`; `control`, the same after masks were written and taken
+back, which shows what the writing beforehand does to the clock; `guarded`, with neuron masks in its weights; `hooks`,
+where forward hooks multiply activations with the same masks, as the published code of Minimalist Concept Erasure does;
+and `SLD`, safe latent diffusion (arXiv 2211.05105), which steers each step away from a concept and so needs the model's
 answers for the empty prompt and for the concept too, in one batch of three. On the embedded model, and on one double
 and one single block of FLUX.1's width in bf16. Ratios are of neighbours in time; medians with 95 % intervals of the
 median, one thread. Guarded and hooked models are first shown to answer alike.
@@ -112,9 +113,19 @@ def measure(model: Any, image_tokens: int, text_tokens: int, times: int) -> dict
         hook_up(model, masks, stack)
         return stack
 
-    steps: dict[str, Step] = {name: lambda: forward(model, one) for name in ("plain", "guarded", "hooks")}
+    def rewritten() -> ExitStack:
+        apply_masks_(model, masks).restore_()
+        return ExitStack()
+
+    steps: dict[str, Step] = {name: lambda: forward(model, one) for name in ("plain", "control", "guarded", "hooks")}
     steps["SLD"] = lambda: steered(model, three)
-    changes = {"plain": ExitStack, "guarded": lambda: apply_masks_(model, masks), "hooks": hooked, "SLD": ExitStack}
+    changes: dict[str, Callable[[], Any]] = {
+        "plain": ExitStack,
+        "control": rewritten,
+        "hooks": hooked,
+        "SLD": ExitStack,
+    }
+    changes |= {"guarded": lambda: apply_masks_(model, masks), "SLD": ExitStack}
     with torch.no_grad():
         answers = {}
         for name in ("plain", "guarded", "hooks"):
@@ -142,7 +153,7 @@ def main(times: int, report: Path | None) -> None:
     for name, (model, image, text, count) in models.items():
         found[name] = measure(model, image, text, count)
         click.echo(name)
-        for way in ("plain", "guarded", "hooks", "SLD"):
+        for way in ("plain", "control", "guarded", "hooks", "SLD"):
             each = found[name][way]
             click.echo(
                 f"  {way:8} {each['milliseconds']:9.2f} ms   {each['ratio']:.3f} of plain "
