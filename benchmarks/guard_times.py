@@ -19,12 +19,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.timing import milliseconds, timed, write_report
-from safeflux.fingerprint import fingerprint
 from safeflux.guard import guard
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
 from safeflux.policy import Category, Policy
 from safeflux.sites import find_sites
+from safeflux.weights import fingerprint
 
 SHARE_OFF = 0.01
 

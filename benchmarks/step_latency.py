@@ -72,7 +72,7 @@ def hook_up(model: Any, masks: MaskSet, stack: ExitStack) -> None:
         path, _, kind = name.partition(":")
         block = model.get_submodule(path)
         layer = {"ff": lambda b: b.net[0], "norm": lambda b: b.linear, "mlp": lambda b: b.act_mlp}[kind](block)
-        keep = mask.to(model.dtype)
+        keep = torch.from_numpy(mask).to(model.dtype)
         handle = layer.register_forward_hook(lambda _, __, out, keep=keep: out * keep)
         stack.callback(handle.remove)
 

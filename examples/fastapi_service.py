@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field
 
 import safeflux
 from safeflux.audit import AuditLog
-from safeflux.receipt import State
+from safeflux.status import State
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 

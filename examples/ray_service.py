@@ -23,7 +23,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 import safeflux
-from safeflux.receipt import State
+from safeflux.status import State
 from safeflux.reference.model import load_pipeline
 
 APP = "safeflux"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from safeflux.handle import GuardHandle
     from safeflux.maskfile import MaskMeta, load_masks, save_masks
     from safeflux.masks import MaskSet, compose
-    from safeflux.plan import make_plan
+    from safeflux.modelplan import make_plan
     from safeflux.policy import Policy, load_policy
     from safeflux.sites import find_sites
 
@@ -62,7 +62,7 @@ _HOME = {
     "guard": "guard",
     "load_masks": "maskfile",
     "load_policy": "policy",
-    "make_plan": "plan",
+    "make_plan": "modelplan",
     "save_masks": "maskfile",
 }
 

@@ -13,6 +13,7 @@ from types import TracebackType
 import torch
 
 from safeflux.adapters import HOW_TO_KEEP, check_unfused, unfused_on
+from safeflux.bits import Keep
 from safeflux.errors import ApplyError
 from safeflux.masks import MaskSet
 from safeflux.values import UnreadableError, Values
@@ -59,14 +60,14 @@ class Undo:
     def in_force(self) -> MaskSet:
         """Read the model, and return which of the masked bits are really off: zero in every tensor of theirs."""
         now = Values(self._transformer)
-        kept: dict[str, torch.Tensor] = {}
+        kept: dict[str, Keep] = {}
         for write in self._writes:
-            keep = kept.setdefault(write.site, self._masks[write.site].clone())
-            is_off = ~self._masks[write.site]
+            keep = kept.setdefault(write.site, self._masks[write.site])
+            off = self._masks.bits[write.site].off()
             try:
-                keep[is_off] |= write.on(now.read(write.name, write.shape)).cpu()
+                keep.flat[off] |= write.on(now.read(write.name, write.shape)).cpu().numpy()
             except UnreadableError:
-                keep[is_off] = True
+                keep.flat[off] = True
         return MaskSet(kept)
 
     def watch(self) -> Watch:

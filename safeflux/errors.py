@@ -34,6 +34,10 @@ class ApplyError(SafeFluxError, RuntimeError):
     """Writing the masks into the model failed; the model was put back as it was."""
 
 
+class BakeError(SafeFluxError, RuntimeError):
+    """A guarded file was not written, or is not what it should be; what was there before is as it was."""
+
+
 class AuditError(SafeFluxError, ValueError):
     """A file is no audit log, or cannot be read or appended to."""
 

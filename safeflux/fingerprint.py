@@ -15,17 +15,17 @@ of a few elements. It tells honest models apart; it is no proof against someone 
 
 import base64
 import hashlib
+import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from safeflux.errors import ModelError
-from safeflux.weights import check_in_memory, check_plain, named_weights
 
 SKETCH_SIZE = 64
 TOLERANCE = {"": 0.004, "-e4m3": 0.04, "-e5m2": 0.08}
@@ -34,28 +34,30 @@ _STEP = 2.0**-12  # far below the tolerance; 16 bits then hold sketches up to 8
 _FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})(-e[45]m[23])?")
 
 
-def fingerprint(transformer: torch.nn.Module) -> str:
-    """Return the fingerprint of a transformer's weights as they are now.
+class Weights(Protocol):
+    """All parameters of a transformer, wherever they are: in memory or in files. Names are those of diffusers."""
 
-    Compute it before masks are written: a masked model has other weights. Unmerged adapters do not count. It reads 64
-    elements of each tensor, so it takes milliseconds whatever the model's size.
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each parameter."""
+
+    @property
+    def coarsest(self) -> str:
+        """What the fingerprint ends in, a key of `TOLERANCE`."""
+
+    def take(self, name: str, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return elements of one parameter, by their numbers counted row by row."""
+
+
+def fingerprint_of(weights: Weights) -> str:
+    """Return the fingerprint of weights as they are now; it reads 64 elements of each.
+
+    Compute it before masks are written: a masked model has other weights.
 
     Raises:
-        ModelError: A sampled value is not finite, or a tensor is offloaded, quantised or sharded.
+        ModelError: A sampled value is not finite.
     """
-    check_in_memory(transformer)
-    return fingerprint_of(named_weights(transformer))
-
-
-def fingerprint_of(weights: Mapping[str, torch.Tensor]) -> str:
-    """Return the fingerprint of weights by name, such as those of a file.
-
-    Raises:
-        ModelError: As for `fingerprint`.
-    """
-    for name, tensor in weights.items():
-        check_plain(name, tensor)
-    return f"sf1-{_structure(weights)}-{_encode(_sketch(weights))}{_coarseness(weights.values())}"
+    return f"sf1-{_structure(weights.shapes)}-{_encode(_sketch(weights))}{weights.coarsest}"
 
 
 def same_base(a: str, b: str) -> bool:
@@ -78,45 +80,29 @@ def distance(a: str, b: str) -> float:
     return float(np.sqrt(np.mean((_decode(a) - _decode(b)) ** 2)))
 
 
-def _coarseness(weights: Iterable[torch.Tensor]) -> str:
-    dtypes = {str(weight.dtype) for weight in weights}
-    return next((end for end in ("-e5m2", "-e4m3") if any("float8_" + end[1:] in dtype for dtype in dtypes)), "")
-
-
-def _structure(weights: Mapping[str, torch.Tensor]) -> str:
-    text = "\n".join(f"{name} {'x'.join(map(str, weights[name].shape))}" for name in sorted(weights))
+def _structure(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    text = "\n".join(f"{name} {'x'.join(map(str, shapes[name]))}" for name in sorted(shapes))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@torch.no_grad()
-def _sketch(weights: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
-    names = sorted(weights)
-    samples = torch.stack([_sample(name, weights[name]) for name in names]).numpy()
+def _sketch(weights: Weights) -> npt.NDArray[np.float64]:
+    chances = {name: _chance(name, math.prod(weights.shapes[name])) for name in sorted(weights.shapes)}
+    samples = np.stack([weights.take(name, places) for name, (places, _) in chances.items()])
     sizes = np.sqrt(np.mean(samples**2, axis=1, keepdims=True))
     if not np.isfinite(sizes).all():
-        name = names[int(np.flatnonzero(~np.isfinite(sizes))[0])]
+        name = list(chances)[int(np.flatnonzero(~np.isfinite(sizes))[0])]
         raise ModelError(f"tensor {name!r} holds values that are not finite; load the model again")
-    signs = np.stack([_chance(name, weights[name].numel())[1] for name in names])
+    signs = np.stack([signs for _, signs in chances.values()])
     units = np.divide(samples, sizes, out=np.zeros_like(samples), where=sizes > 0)
-    return (units * signs).sum(axis=0) / np.sqrt(len(weights))
-
-
-def _sample(name: str, parameter: torch.Tensor) -> torch.Tensor:
-    """64 elements of a tensor, float64."""
-    values = parameter.detach()
-    index = _chance(name, parameter.numel())[0].to(parameter.device)
-    # torch cannot pick elements of float8, but can of bytes
-    is_byte = values.element_size() == 1
-    picked = values.view(torch.uint8).take(index).view(values.dtype) if is_byte else values.take(index)
-    return picked.to(device="cpu", dtype=torch.float64)
+    return (units * signs).sum(axis=0) / np.sqrt(len(chances))
 
 
 @lru_cache(maxsize=8192)
-def _chance(name: str, size: int) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+def _chance(name: str, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Which elements of a tensor are drawn, by its name and size alone, and as many random signs."""
     random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
     places = (random >> np.uint64(1)) % np.uint64(size)
-    return torch.from_numpy(places.astype(np.int64)), np.where(random & np.uint64(1), 1.0, -1.0)
+    return places.astype(np.int64), np.where(random & np.uint64(1), 1.0, -1.0)
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

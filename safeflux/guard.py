@@ -13,7 +13,7 @@ from safeflux.adapters import admit
 from safeflux.apply import apply_masks_
 from safeflux.handle import GuardHandle
 from safeflux.lock import check_lock
-from safeflux.plan import make_plan
+from safeflux.modelplan import make_plan
 from safeflux.policy import Policy, load_policy
 from safeflux.record import Entry, standing_record
 from safeflux.store import Store, StoreLike, open_store

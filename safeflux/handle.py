@@ -11,10 +11,12 @@ import torch
 from safeflux.adapters import admit, check_adapters
 from safeflux.errors import ApplyError, ModelError
 from safeflux.masks import MaskSet
-from safeflux.plan import Plan, make_plan
+from safeflux.modelplan import make_plan
+from safeflux.plan import Plan
 from safeflux.policy import Adapters, Policy, load_policy
-from safeflux.receipt import State, Status, make_receipt, make_status
+from safeflux.receipt import make_receipt
 from safeflux.record import Entry, Record, record_of
+from safeflux.status import State, Status, make_status
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.turns import turns_of
 from safeflux.weights import find_transformer, uncompiled

@@ -1,6 +1,6 @@
-"""The bytes of a mask file: bits packed into arrays, and arrays laid out as canonical safetensors. Knows no metadata.
+"""The bytes of a mask file: arrays laid out as canonical safetensors. Knows no metadata.
 
-One mask has exactly one array, and one set of arrays exactly one layout. What is read is checked before it is used.
+One set of arrays has exactly one layout. What is read is checked before it is used.
 """
 
 import json
@@ -10,61 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from safeflux.bits import DENSE, SPARSE, Array
 from safeflux.errors import MaskFileError
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_BITS = 1 << 32
-_SPARSE_BELOW = 32  # fewer than 1 bit in 32 off: four bytes an index are then less than one bit a bit
-_DTYPES: dict[str, np.dtype[Any]] = {"U32": np.dtype("<u4"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"U32": SPARSE, "U8": DENSE}
 
 Header = dict[str, Any]
-Array = npt.NDArray[Any]
-
-
-def pack(name: str, mask: torch.Tensor) -> Array:
-    """Return the array that encodes a mask; the share of bits that are off fixes which of the two forms.
-
-    Dense: bytes, where bit k (from the lowest) of byte b is element 8b + k, 1 = keep. Sparse: the rising flat indices
-    of the bits that are off.
-
-    Raises:
-        MaskFileError: The mask has more bits than an index can count.
-    """
-    if mask.numel() > MAX_BITS:
-        raise MaskFileError(f"tensor {name!r}: expected at most {MAX_BITS} bits, got {mask.numel()}")
-    flat = mask.contiguous().view(-1).numpy()
-    if _is_sparse(flat.size - int(np.count_nonzero(flat)), flat.size):
-        return np.flatnonzero(~flat).astype("<u4")
-    return np.packbits(flat, bitorder="little")
-
-
-def unpack(name: str, array: Array, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the mask that an array encodes. Law: `unpack(name, pack(name, mask), mask.shape)` equals `mask`.
-
-    Raises:
-        MaskFileError: The array is not exactly what `pack` makes of the mask.
-    """
-    num_bits = math.prod(shape)
-    if array.dtype == _DTYPES["U8"]:
-        flat = np.unpackbits(array, bitorder="little")
-        if flat[num_bits:].any():
-            raise MaskFileError(f"tensor {name!r}: expected zero padding bits after bit {num_bits - 1}, got a one")
-        flat = flat[:num_bits].view(np.bool_)
-    else:
-        if array.size and (array[-1] >= num_bits or (array[1:] <= array[:-1]).any()):
-            raise MaskFileError(f"tensor {name!r}: expected rising indices below {num_bits}, got others")
-        flat = np.ones(num_bits, dtype=np.bool_)
-        flat[array] = False
-    num_off = num_bits - int(np.count_nonzero(flat))
-    if _is_sparse(num_off, num_bits) != (array.dtype == _DTYPES["U32"]):
-        raise MaskFileError(
-            f"tensor {name!r}: with {num_off} of {num_bits} bits off, expected the other encoding than "
-            f"{array.dtype.name}"
-        )
-    return torch.from_numpy(flat).view(shape)
 
 
 def serialise(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
@@ -167,7 +120,3 @@ def _read_entry(name: str, entry: object, num_bits: int) -> tuple[Any, int, int]
 def _ordered(arrays: Mapping[str, Array]) -> list[str]:
     """Order of the tensors in a file: 32-bit ones first, so that all are aligned, then by name."""
     return sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-
-
-def _is_sparse(num_off: int, num_bits: int) -> bool:
-    return num_off * _SPARSE_BELOW < num_bits

@@ -16,20 +16,17 @@ from typing import Any
 
 from safeflux import __version__
 from safeflux.atomic import write_atomically
+from safeflux.bits import MAX_BITS, Array, Bits
 from safeflux.errors import MaskFileError, MaskMismatchError
 from safeflux.maskbytes import (
-    MAX_BITS,
     MAX_HEADER_BYTES,
-    Array,
     Header,
     canonical_json,
     header_bytes,
-    pack,
     read_tensors,
     serialise,
     split,
     unique_keys,
-    unpack,
 )
 from safeflux.masks import MaskSet
 
@@ -129,7 +126,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def digest(masks: MaskSet) -> str:
     """Return the sha256 of the bits alone, whatever the metadata: equal for equal mask sets, and only for them."""
-    return hashlib.sha256(serialise(_pack_all(masks), {"widths": canonical_json(masks.shapes)})).hexdigest()
+    return hashlib.sha256(serialise(masks.arrays, {"widths": canonical_json(masks.shapes)})).hexdigest()
 
 
 def encode(masks: MaskSet, meta: MaskMeta) -> bytes:
@@ -140,7 +137,7 @@ def encode(masks: MaskSet, meta: MaskMeta) -> bytes:
     """
     if not masks:
         raise MaskFileError("a mask file needs at least one site, got an empty mask set")
-    data = serialise(_pack_all(masks), _metadata(meta, masks.shapes))
+    data = serialise(masks.arrays, _metadata(meta, masks.shapes))
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise MaskFileError(f"the header would be over {MAX_HEADER_BYTES} bytes; make the metadata shorter")
     return data
@@ -156,7 +153,7 @@ def decode(data: bytes, where: str) -> tuple[MaskSet, MaskMeta]:
         header, body = split(data)
         meta, shapes = _read_metadata(header)
         arrays = read_tensors(header, body, shapes)
-        masks = MaskSet({name: unpack(name, arrays[name], shape) for name, shape in shapes.items()})
+        masks = MaskSet({name: Bits.read(name, arrays[name], shape) for name, shape in shapes.items()})
         _check_canonical(data, arrays, meta, shapes)
     except (MaskFileError, MaskMismatchError) as error:
         raise MaskFileError(f"{where}: {error}") from error
@@ -182,10 +179,6 @@ def _is_sha256(text: str) -> bool:
 def _metadata(meta: MaskMeta, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     values = {f.name: getattr(meta, f.name) for f in fields(meta)} | {"format": FORMAT, "widths": dict(shapes)}
     return values | {key: canonical_json(values[key]) for key in _JSON_KEYS}
-
-
-def _pack_all(masks: MaskSet) -> dict[str, Array]:
-    return {name: pack(name, mask) for name, mask in masks.items()}
 
 
 def _read_metadata(header: Header) -> tuple[MaskMeta, dict[str, tuple[int, ...]]]:

@@ -1,18 +1,17 @@
-"""Mask sets and their algebra: site name -> bool tensor, True = keep. No files, no model.
+"""Mask sets and their algebra: site name -> bool array, True = keep. No files, no model, no torch.
 
 The law that everything rests on: `compose` is elementwise AND. It commutes, associates, is idempotent and monotone: one
 more mask set never switches a bit back on. A site that a set does not name is kept whole by it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from dataclasses import InitVar, dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from safeflux.bits import Array, Bits, Keep, all_of
 from safeflux.errors import MaskMismatchError
 from safeflux.sites import Site
 
@@ -37,44 +36,50 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MaskSet(Mapping[str, torch.Tensor]):
-    """What is kept at each site: a mapping from site name (`fqn:kind`) to a bool tensor on the CPU, True = keep.
+class MaskSet(Mapping[str, Keep]):
+    """What is kept at each site: a mapping from site name (`fqn:kind`) to a NumPy bool array, True = keep.
 
-    Compares by content and never changes. The tensors are taken as they are, without a copy, since they may be
-    gigabytes: whoever hands them over must not write to them any more.
+    Compares by content and never changes. The bits are held packed, as a mask file has them, so that a few weights out
+    of billions take a few megabytes; an array is made anew whenever a site is asked for.
 
     Args:
-        masks: Vectors of shape (neurons,) for neuron sites, matrices of shape (rows, columns) for weight sites.
+        masks: For neuron sites of shape (neurons,), for weight sites of shape (rows, columns): bool arrays, torch's
+            tensors on the CPU, or `Bits`.
 
     Raises:
-        MaskMismatchError: A name is not `fqn:kind`, or a tensor is not a non-empty bool vector or matrix on the CPU.
+        MaskMismatchError: A name is not `fqn:kind`, or a mask is not a non-empty bool vector or matrix on the CPU.
     """
 
-    masks: Mapping[str, torch.Tensor]
+    masks: InitVar[Mapping[str, Any]]
+    bits: Mapping[str, Bits] = field(init=False)
+    """The packed bits of each site, by name, sorted."""
 
-    def __post_init__(self) -> None:
-        """Check every entry and put the sites in the order of their names."""
-        for name, mask in self.masks.items():
-            _check(name, mask)
-        object.__setattr__(self, "masks", MappingProxyType(dict(sorted(self.masks.items()))))
+    def __post_init__(self, masks: Mapping[str, Any]) -> None:
+        """Check and pack every entry, in the order of their names."""
+        packed = {name: _checked(name, mask) for name, mask in sorted(masks.items())}
+        object.__setattr__(self, "bits", MappingProxyType(packed))
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Return the mask of one site."""
-        return self.masks[name]
+    def __getitem__(self, name: str) -> Keep:
+        """Return the mask of one site, unpacked."""
+        return self.bits[name].keep()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the site names, sorted."""
-        return iter(self.masks)
+        return iter(self.bits)
 
     def __len__(self) -> int:
         """Return the number of sites."""
-        return len(self.masks)
+        return len(self.bits)
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether the set names a site; nothing is unpacked."""
+        return name in self.bits
 
     def __eq__(self, other: object) -> bool:
         """Say whether the other set names the same sites with the same bits."""
         if not isinstance(other, MaskSet):
             return NotImplemented
-        return list(self) == list(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+        return dict(self.bits) == dict(other.bits)
 
     def __hash__(self) -> int:
         """Hash the site names; equal sets have equal hashes."""
@@ -85,21 +90,24 @@ class MaskSet(Mapping[str, torch.Tensor]):
         count = self.count
         return f"MaskSet({len(self)} sites, {count.masked} of {count.total} bits off)"
 
-    def __reduce__(self) -> tuple[type["MaskSet"], tuple[dict[str, torch.Tensor]]]:
+    def __reduce__(self) -> tuple[type["MaskSet"], tuple[dict[str, Bits]]]:
         """Pickle and deepcopy by content; the read-only view of the mapping can do neither."""
-        return MaskSet, (dict(self.masks),)
+        return MaskSet, (dict(self.bits),)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each site's mask."""
-        return {name: tuple(mask.shape) for name, mask in self.items()}
+        return {name: bits.shape for name, bits in self.bits.items()}
 
-    @cached_property
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The packed bits of each site as the array that a mask file holds (`Bits.array`)."""
+        return {name: bits.array for name, bits in self.bits.items()}
+
+    @property
     def counts(self) -> Mapping[str, Count]:
-        """Bits off and bits in all, by site. Counted once, by NumPy, which is several times as fast as torch."""
-        return {
-            name: Count(mask.numel() - int(np.count_nonzero(mask.numpy())), mask.numel()) for name, mask in self.items()
-        }
+        """Bits off and bits in all, by site."""
+        return {name: Count(bits.num_off, bits.size) for name, bits in self.bits.items()}
 
     @property
     def counts_by_kind(self) -> dict[str, Count]:
@@ -135,7 +143,7 @@ def kind_of(name: str) -> str:
 
 def keep_all(sites: Iterable[Site]) -> MaskSet:
     """Return the mask set that keeps every bit of the given sites: the identity of `compose` on them."""
-    return MaskSet({site.name: torch.ones(site.shape, dtype=torch.bool) for site in sites})
+    return MaskSet({site.name: np.ones(site.shape, dtype=np.bool_) for site in sites})
 
 
 def compose(*sets: MaskSet) -> MaskSet:
@@ -144,15 +152,23 @@ def compose(*sets: MaskSet) -> MaskSet:
     The result names every site that any set names. Without arguments it is the empty set, the identity.
 
     Example:
-        >>> a = MaskSet({"x:ff": torch.tensor([True, True, False])})
-        >>> b = MaskSet({"x:ff": torch.tensor([False, True, True])})
+        >>> a = MaskSet({"x:ff": np.array([True, True, False])})
+        >>> b = MaskSet({"x:ff": np.array([False, True, True])})
         >>> compose(a, b)["x:ff"].tolist()
         [False, True, False]
 
     Raises:
         MaskMismatchError: Two sets give one site different shapes.
     """
-    return reduce(_and, sets, MaskSet({}))
+    by_site: dict[str, list[Bits]] = {}
+    for masks in sets:
+        for name, bits in masks.bits.items():
+            by_site.setdefault(name, []).append(bits)
+    for name, several in by_site.items():
+        for other in several[1:]:
+            if other.shape != several[0].shape:
+                raise _shapes_differ(name, several[0].shape, other.shape)
+    return MaskSet({name: all_of(several) for name, several in by_site.items()})
 
 
 def overlap(a: MaskSet, b: MaskSet) -> dict[str, int]:
@@ -161,7 +177,7 @@ def overlap(a: MaskSet, b: MaskSet) -> dict[str, int]:
     Raises:
         MaskMismatchError: The sets give one site different shapes.
     """
-    shared = {name: int((~(x | y)).count_nonzero()) for name, x, y in _paired(a, b)}
+    shared = {name: int(np.count_nonzero(~(x | y))) for name, x, y in _paired(a, b)}
     return {name: count for name, count in shared.items() if count}
 
 
@@ -172,7 +188,7 @@ def diff(a: MaskSet, b: MaskSet) -> dict[str, Change]:
         MaskMismatchError: The sets give one site different shapes.
     """
     changes = {
-        name: Change(off=int((x & ~y).count_nonzero()), on=int((y & ~x).count_nonzero()))
+        name: Change(off=int(np.count_nonzero(x & ~y)), on=int(np.count_nonzero(y & ~x)))
         for name, x, y in _paired(a, b)
     }
     return {name: change for name, change in changes.items() if any(change)}
@@ -200,36 +216,32 @@ def check_fit(masks: MaskSet, sites: Mapping[str, Site]) -> None:
         )
 
 
-def _check(name: str, mask: torch.Tensor) -> None:
+def _checked(name: str, mask: Any) -> Bits:
     fqn, colon, kind = name.rpartition(":")
     if not (fqn and colon and kind):
         raise MaskMismatchError(f"mask {name!r}: expected a site name such as 'transformer_blocks.0.ff:ff'")
-    axes = 2 if kind == "weight" else 1
-    if mask.dtype != torch.bool or mask.device.type != "cpu" or mask.dim() != axes or not mask.numel():
+    device = str(getattr(mask, "device", "cpu"))
+    axes, shape = 2 if kind == "weight" else 1, tuple(mask.shape)
+    is_bool = isinstance(mask, Bits) or str(mask.dtype) in ("bool", "torch.bool")
+    if not is_bool or device != "cpu" or len(shape) != axes or 0 in shape:
         raise MaskMismatchError(
-            f"mask {name!r}: expected a non-empty bool tensor with {axes} axes on the CPU, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}"
+            f"mask {name!r}: expected a non-empty bool array with {axes} axes on the CPU, "
+            f"got {getattr(mask, 'dtype', 'bits')} of shape {shape} on {device}"
         )
+    return mask if isinstance(mask, Bits) else Bits.of(np.asarray(mask))
 
 
-def _and(a: MaskSet, b: MaskSet) -> MaskSet:
-    _check_same_shapes(a, b)
-    both = a.keys() & b.keys()
-    return MaskSet({**a, **b, **{name: a[name] & b[name] for name in both}})
+def _shapes_differ(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> MaskMismatchError:
+    return MaskMismatchError(
+        f"site {name!r}: one mask has shape {one}, another {other}; masks of different base models cannot be composed"
+    )
 
 
-def _check_same_shapes(a: MaskSet, b: MaskSet) -> None:
-    for name in sorted(a.keys() & b.keys()):
-        if a[name].shape != b[name].shape:
-            raise MaskMismatchError(
-                f"site {name!r}: one mask has shape {tuple(a[name].shape)}, another {tuple(b[name].shape)}; "
-                "masks of different base models cannot be composed"
-            )
-
-
-def _paired(a: MaskSet, b: MaskSet) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+def _paired(a: MaskSet, b: MaskSet) -> Iterator[tuple[str, Keep, Keep]]:
     """Yield the masks of both sets site by site; a site that one set does not name is kept whole by it."""
-    _check_same_shapes(a, b)
     for name in sorted({*a, *b}):
-        whole = torch.ones_like((a if name in a else b)[name])
-        yield name, a.get(name, whole), b.get(name, whole)
+        whole = np.ones((a if name in a else b).bits[name].shape, dtype=np.bool_)
+        x, y = a.get(name, whole), b.get(name, whole)
+        if x.shape != y.shape:
+            raise _shapes_differ(name, x.shape, y.shape)
+        yield name, x, y

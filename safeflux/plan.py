@@ -1,26 +1,20 @@
 """A policy, a store and a model become a plan: everything resolved and checked, nothing written.
 
-Whatever can be refused is refused here: not a FLUX, weights that cannot be written, adapters that the policy forbids,
-masks that are missing, damaged or made for another base, masks that switch nothing off, and more masked than the
-policy's budget allows.
+Whatever can be refused without the weights themselves is refused here: masks that are missing, damaged or made for
+another base, masks that switch nothing off, and more masked than the policy's budget allows. What only a loaded model
+can tell is in `modelplan`. No torch: a model's sites and fingerprint are enough, and files have them too.
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import torch
-
-from safeflux.adapters import Admitted, check_adapters, wrapped_layers
-from safeflux.errors import MaskMismatchError, ModelError, PolicyError, SafeFluxError
-from safeflux.fingerprint import fingerprint
+from safeflux.errors import MaskMismatchError, PolicyError, SafeFluxError
 from safeflux.masks import Count, MaskSet, check_fit, compose, kind_of
 from safeflux.policy import Action, Policy
-from safeflux.sites import Site, find_sites
+from safeflux.sites import Site
 from safeflux.store import Store, StoredMask
-from safeflux.weights import check_writable, find_transformer
 
 _log = logging.getLogger(__name__)
 
@@ -84,55 +78,24 @@ class Plan:
                 )
 
 
-def make_plan(
-    policy: Policy,
-    model: Any,
-    store: Store,
-    *,
-    standing: tuple[Plan, ...] = (),
-    base: str | None = None,
-    admitted: Admitted = frozenset(),
-) -> Plan:
-    """Resolve and check all that a policy asks of a model. Reads weights, writes nothing.
-
-    Args:
-        policy: The effective policy.
-        model: A pipeline or a transformer.
-        store: Where mask sets are looked up.
-        standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
-            their budgets hold too.
-        base: Fingerprint of the base weights, where masks hide it; without, that of `standing` or of the weights.
-        admitted: What adapters that the policy lists are recognised by (`adapters.admit`).
-
-    Raises:
-        ModelError: Not a FLUX, or its weights cannot be written, or it carries adapters that the policy does not allow.
-        StoreError: A mask set that the policy names is in no store.
-        MaskMismatchError: A mask set is for another base model, or does not fit, or switches nothing off.
-        MaskFileError: A mask file is damaged.
-        PolicyError: More would be masked than the policy's budget allows.
-    """
-    transformer = find_transformer(model)
-    sites = find_sites(transformer)
-    check_writable(transformer, sites.values())
-    check_adapters(policy, transformer, admitted)
-    base = base or (standing[0].base if standing else _base(transformer))
-    return plan_for(policy, sites, base, store, standing=standing)
-
-
 def plan_for(
     policy: Policy, sites: Mapping[str, Site], base: str, store: Store, *, standing: tuple[Plan, ...] = ()
 ) -> Plan:
-    """The part of `make_plan` that needs no loaded model: its sites and its fingerprint do, which files have too.
+    """Resolve and check all that a policy asks of a base model.
 
     Args:
         policy: The effective policy.
         sites: The model's sites, by name.
         base: Fingerprint of its base weights.
         store: Where mask sets are looked up.
-        standing: As for `make_plan`.
+        standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
+            their budgets hold too.
 
     Raises:
-        SafeFluxError: The errors of `make_plan` that are not of the model.
+        StoreError: A mask set that the policy names is in no store.
+        MaskMismatchError: A mask set is for another base model, or does not fit, or switches nothing off.
+        MaskFileError: A mask file is damaged.
+        PolicyError: More would be masked than the policy's budget allows.
     """
     categories = {
         name: CategoryPlan(
@@ -145,16 +108,6 @@ def plan_for(
     plan = Plan(policy, base, categories, sites, standing)
     _check_budget(plan)
     return plan
-
-
-def _base(transformer: torch.nn.Module) -> str:
-    fused = sorted({name for wrapped in wrapped_layers(transformer).values() for name in wrapped.fused})
-    if fused:
-        raise ModelError(
-            f"adapter {fused[0]!r} is fused into the weights, so that their base model cannot be told. The order that "
-            "works: `pipe.unfuse_lora()`, guard, fuse again, then the handle's `refresh()`."
-        )
-    return fingerprint(transformer)
 
 
 def _place(policy: Policy, category: str) -> str:

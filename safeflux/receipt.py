@@ -1,14 +1,10 @@
-"""What is really in force, against what was asked for: the status of a guarded model, and the evidence of it as JSON.
+"""The evidence of one moment of a guarded model, as JSON: what was asked for, what is in force, on which base.
 
-Requested and in force are two fields everywhere, since the one is not the other. A receipt holds no prompt, no image
-and no path, and it never says that anything is safe.
+A receipt holds no prompt, no image and no path, and it never says that anything is safe.
 """
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,67 +13,11 @@ import torch
 from safeflux import __version__
 from safeflux.adapters import wrapped_layers
 from safeflux.maskfile import digest
-from safeflux.masks import MaskSet
 from safeflux.plan import CategoryPlan, Plan
-from safeflux.policy import Action
+from safeflux.status import Amount, CategoryStatus, Status
 from safeflux.values import Values
 
 FORMAT = "safeflux-receipt/1"
-
-
-class State(StrEnum):
-    """What a guard is worth right now."""
-
-    UNGUARDED = "UNGUARDED"
-    """Nothing of this guard is in force: a dry run, or undone."""
-    GUARDED = "GUARDED"
-    """Every masked element is zero in the tensors that the model has now."""
-    DEGRADED = "DEGRADED"
-    """Something that was switched off is on again, or the policy is broken by an adapter."""
-    STALE = "STALE"
-    """It cannot be told: tensors were replaced, offloaded or wrapped since."""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """Bits that were asked to be off, and bits that are off."""
-
-    requested: int
-    in_force: int
-
-
-@dataclass(frozen=True)
-class CategoryStatus:
-    """One category: what the policy wants done, and what is done."""
-
-    action: Action
-    masks: tuple[str, ...]
-    bits: Amount
-
-
-@dataclass(frozen=True)
-class Status:
-    """Requested against in force, for each category and each site, as read from the model at this moment."""
-
-    state: State
-    policy: str
-    categories: Mapping[str, CategoryStatus]
-    sites: Mapping[str, Amount]
-    faults: tuple[str, ...]
-
-
-def make_status(plan: Plan, in_force: MaskSet, state: State, faults: tuple[str, ...]) -> Status:
-    """Set what the plan asks for against what was read from the model.
-
-    A category that is not enforced asks for no bit, whatever its masks hold.
-    """
-    counts = in_force.counts
-    sites = {
-        name: Amount(requested=count.masked, in_force=counts[name].masked if name in counts else 0)
-        for name, count in plan.masks.counts.items()
-    }
-    categories = {name: _category_status(category, in_force) for name, category in plan.categories.items()}
-    return Status(state, plan.policy.name, categories, sites, faults)
 
 
 def make_receipt(plan: Plan, status: Status, transformer: torch.nn.Module) -> dict[str, Any]:
@@ -115,16 +55,6 @@ def make_receipt(plan: Plan, status: Status, transformer: torch.nn.Module) -> di
         | {name: _version(name) for name in ("torch", "diffusers", "peft")},
         "limits": "Zeros in the weights show what was switched off; they do not prove that a concept cannot be drawn.",
     }
-
-
-def _category_status(category: CategoryPlan, in_force: MaskSet) -> CategoryStatus:
-    requested = off = 0
-    if category.action is Action.ENFORCE:
-        requested = category.masks.count.masked
-        off = sum(
-            int((~(mask | in_force[name])).count_nonzero()) for name, mask in category.masks.items() if name in in_force
-        )
-    return CategoryStatus(category.action, tuple(stored.name for stored in category.stored), Amount(requested, off))
 
 
 def _category_entry(category: CategoryPlan, status: CategoryStatus) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from safeflux.adapters import Admitted
 from safeflux.apply import Undo
 from safeflux.errors import ModelError
-from safeflux.fingerprint import fingerprint, same_base
+from safeflux.fingerprint import same_base
 from safeflux.plan import Plan
 from safeflux.watch import Watch
+from safeflux.weights import fingerprint
 
 _ATTRIBUTE = "_safeflux"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from safeflux.errors import MaskMismatchError, PolicyError
-from safeflux.fingerprint import fingerprint, same_base
+from safeflux.fingerprint import same_base
 from safeflux.maskfile import decode, read_bytes
 from safeflux.masks import MaskSet, compose
-from safeflux.plan import make_plan
+from safeflux.modelplan import make_plan
 from safeflux.policy import Action, load_policy
 from safeflux.store import StoreLike, open_store
-from safeflux.weights import find_transformer
+from safeflux.weights import find_transformer, fingerprint
 
 
 @dataclass(frozen=True)

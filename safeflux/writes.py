@@ -77,14 +77,14 @@ def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
     sites = find_sites(transformer)
     check_fit(masks, sites)
     weights = named_weights(transformer)
-    for name, mask in masks.items():
-        off = off_places(mask)
-        if not off.numel():
+    for name, bits in masks.bits.items():
+        if not bits.num_off:
             continue
+        off = torch.from_numpy(bits.off())
         for span in spans(sites[name]):
             tensor = weights[span.tensor]
             check_plain(span.tensor, tensor)
-            yield Place(name, span.tensor, tensor, _elements(span, off, mask))
+            yield Place(name, span.tensor, tensor, _elements(span, off, bits.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +126,9 @@ def differences(old: Sequence[Write], new: Sequence[Place]) -> tuple[tuple[Write
     return tuple(writes), changes
 
 
-def _elements(span: Span, off: torch.Tensor, mask: torch.Tensor) -> Elements:
+def _elements(span: Span, off: torch.Tensor, shape: tuple[int, ...]) -> Elements:
     """The masked rows, columns or elements in the span's tensor. A row of a weight site is a row of the tensor."""
-    return Points(off + span.start * mask.shape[1]) if mask.dim() == 2 else Lines(span.axis, off + span.start)
+    return Points(off + span.start * shape[1]) if len(shape) == 2 else Lines(span.axis, off + span.start)
 
 
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:

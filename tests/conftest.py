@@ -12,11 +12,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from safetensors.torch import save_file
 
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
+from safeflux.weights import fingerprint
+from tests.layouts import to_bfl
 
 NEURONS = ("ff", "mlp", "norm")
 WEIGHTS = ("weight",)
@@ -163,3 +165,11 @@ def store(tmp_path: Path, make_masks: Callable[..., MaskSet], make_meta: Callabl
     spirits = make_meta(category="alcohol", concepts=("beer",))
     save_masks(folder / "spirits.safetensors", make_masks(2, NEURONS), spirits)
     return folder.parent
+
+
+@pytest.fixture
+def bfl(base_transformer: FluxTransformer2DModel, tmp_path: Path) -> Path:
+    """The base model as one file in the layout of Black Forest Labs."""
+    path = tmp_path / "flux.safetensors"
+    save_file(to_bfl(base_transformer), path)
+    return path

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from safeflux.errors import ApplyError, MaskMismatchError, ModelError
 from safeflux.guard import guard
 from safeflux.policy import Adapters, Policy
-from safeflux.receipt import State
+from safeflux.status import State
 from safeflux.writes import as_bits
 from tests.policies import BLADES, BOTH
 

@@ -18,6 +18,8 @@ MODULES = [
 WITH_EXAMPLES = {
     "safeflux.detectors",
     "safeflux.elements",
+    "safeflux.floats",
+    "safeflux.layout",
     "safeflux.masks",
     "safeflux.policydiff",
     "safeflux.reference.measure",

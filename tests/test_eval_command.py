@@ -8,7 +8,6 @@ import torch
 from click.testing import CliRunner
 
 from safeflux.cli import main
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, digest, load_masks, save_masks
 from safeflux.masks import MaskSet, compose
 from safeflux.reference.judge import JUDGE, Judge
@@ -17,6 +16,7 @@ from safeflux.reference.model import CALL, MODEL, load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 from safeflux.sites import find_sites
 from safeflux.subject import files_subject, policy_subject
+from safeflux.weights import fingerprint
 
 
 @pytest.fixture(scope="module")

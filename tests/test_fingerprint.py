@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig
 
 from safeflux.errors import ModelError
-from safeflux.fingerprint import TOLERANCE, distance, fingerprint, same_base
+from safeflux.fingerprint import TOLERANCE, distance, same_base
+from safeflux.weights import fingerprint
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]

@@ -9,13 +9,14 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 
 from safeflux.apply import apply_masks_
 from safeflux.errors import MaskMismatchError, ModelError
-from safeflux.fingerprint import fingerprint, same_base
+from safeflux.fingerprint import same_base
 from safeflux.guard import guard
 from safeflux.maskfile import save_masks
 from safeflux.masks import MaskSet
 from safeflux.policy import Category, Policy
-from safeflux.receipt import State
 from safeflux.sites import find_sites, parameter_shapes, spans
+from safeflux.status import State
+from safeflux.weights import fingerprint
 
 DIM, MLP = 6144, 18432
 POLICY = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
@@ -54,7 +55,7 @@ def neuron(model, name):
 def fill(model, masks, pieces, value):
     """Write a value into gates, values or columns of every masked neuron; `weight` sites into their elements."""
     for name, mask in masks.items():
-        off = (~mask).nonzero(as_tuple=True)
+        off = (~torch.from_numpy(mask)).nonzero(as_tuple=True)
         if name.endswith(":weight"):
             model.get_submodule(name.split(":")[0]).weight[off] = value
             continue

@@ -14,7 +14,7 @@ from safeflux.errors import ApplyError, MaskMismatchError, ModelError, PolicyErr
 from safeflux.guard import guard
 from safeflux.masks import compose
 from safeflux.policy import Action, Budget, Category, Policy
-from safeflux.receipt import State
+from safeflux.status import State
 from tests.policies import BLADES, BOTH, SPIRITS
 
 

@@ -8,12 +8,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from safeflux.checkpoint import Checkpoint
 from safeflux.cli import main
 from safeflux.errors import ModelError, PolicyError
-from safeflux.fingerprint import fingerprint, fingerprint_of
 from safeflux.guard import guard
 from safeflux.lock import read_lock
-from safeflux.modelfolder import map_weights
+from safeflux.weights import fingerprint
 from tests.policies import BLADES, BOTH
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -29,9 +29,10 @@ def folder(base_transformer, tmp_path, request):
 
 
 def test_a_folder_is_planned_as_the_loaded_model_is(folder, base_transformer, store, tmp_path):
-    weights = map_weights(folder)
-    assert fingerprint_of(weights) == fingerprint(base_transformer)
-    assert map_weights(folder / "transformer").keys() == weights.keys() == base_transformer.state_dict().keys()
+    found = Checkpoint.open(folder)
+    assert found.fingerprint == fingerprint(base_transformer)
+    inside = Checkpoint.open(folder / "transformer")
+    assert inside.tensors.keys() == found.tensors.keys() == base_transformer.state_dict().keys()
     (tmp_path / "both.yaml").write_text(YAML)
     arguments = ["policy", "plan", str(tmp_path / "both.yaml"), str(folder), "--store", str(store)]
     told = json.loads(CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False).stdout)
@@ -40,13 +41,6 @@ def test_a_folder_is_planned_as_the_loaded_model_is(folder, base_transformer, st
     assert told["shares"]["weight"]["masked"] == plan.shares["weight"].masked
     text = CliRunner().invoke(main, arguments, catch_exceptions=False).stdout
     assert f"enforce  weapons      {plan.masks.count.masked:>9,} bits: blades (sha256:" in text
-
-
-def test_nothing_is_loaded_and_a_write_stays_private(folder):
-    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
-    for tensor in map_weights(folder).values():
-        tensor.fill_(7)
-    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize(
@@ -88,7 +82,7 @@ def replace(path):
 def test_a_damaged_index_is_one_clear_error(folder, index):
     (folder / "transformer" / f"{FILE}.index.json").write_text(index)
     with pytest.raises(ModelError, match=r"index\.json: (cannot be read as an index|.*lies outside)"):
-        map_weights(folder)
+        Checkpoint.open(folder)
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from safeflux.errors import MaskMismatchError, ModelError, PolicyError, StoreError
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import save_masks
 from safeflux.masks import Count, MaskSet, compose, keep_all
-from safeflux.plan import make_plan
+from safeflux.modelplan import make_plan
 from safeflux.policy import Action, Budget, Category, Policy, load_policy
 from safeflux.sites import find_sites
 from safeflux.store import Store
+from safeflux.weights import fingerprint
 
 
 def policy(budget=1.0, adapters="deny", **categories):

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import torch
 
-from safeflux.fingerprint import fingerprint
 from safeflux.guard import guard
 from safeflux.masks import MaskSet
 from safeflux.policy import Action, Category, Policy
-from safeflux.receipt import Amount, State, make_status
+from safeflux.status import Amount, State, make_status
+from safeflux.weights import fingerprint
 
 BLADES = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
 BOTH = Policy(name="both", categories=BLADES.categories | {"alcohol": Category(masks=("spirits",))})
@@ -22,7 +23,7 @@ def test_status_sets_requested_against_in_force(transformer, store):
     assert weapons.requested == weapons.in_force == handle.plan.masks.count.masked > 0
     assert (alcohol.requested, alcohol.in_force) == (0, 0)
     assert all(amount.requested == amount.in_force for amount in status.sites.values())
-    row, column = (~handle.plan.masks["context_embedder:weight"]).nonzero()[0].tolist()
+    row, column = np.argwhere(~handle.plan.masks["context_embedder:weight"])[0].tolist()
     with torch.no_grad():
         transformer.context_embedder.weight[row, column] = 0.5
     status = handle.status

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from safeflux.errors import MaskFileError, MaskMismatchError, StoreError
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import save_masks
 from safeflux.store import Store, open_store
+from safeflux.weights import fingerprint
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 from safeflux.errors import ApplyError
 from safeflux.guard import guard
-from safeflux.receipt import State
+from safeflux.status import State
 from safeflux.turns import Turns, turns_of
 from tests.policies import BLADES, SPIRITS
 

@@ -13,7 +13,7 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 
 from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
-from safeflux.receipt import State
+from safeflux.status import State
 from tests.policies import BOTH
 
 CPU = torch.device("cpu")

@@ -6,14 +6,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safeflux.errors import ApplyError
 from safeflux.guard import guard
-from safeflux.receipt import State
+from safeflux.status import State
 from tests.policies import BLADES, BOTH, SPIRITS
 
 
 def test_a_tampered_weight_is_found_by_name(transformer, store):
     handle = guard(transformer, SPIRITS, store=store)
     name = "transformer_blocks.1.ff_context"
-    neuron = int((~handle.plan.masks[f"{name}:ff"]).nonzero()[0])
+    neuron = int(handle.plan.masks.bits[f"{name}:ff"].off()[0])
     with torch.no_grad():
         transformer.get_submodule(name).net[2].weight[7, neuron] = 1e-6
     found = handle.verify()
@@ -27,7 +27,7 @@ def test_a_tampered_weight_is_found_by_name(transformer, store):
 def masked_weight(transformer, handle):
     """A weight matrix with a masked column, and the column's number."""
     name = "transformer_blocks.1.ff_context"
-    neuron = int((~handle.plan.masks[f"{name}:ff"]).nonzero()[0])
+    neuron = int(handle.plan.masks.bits[f"{name}:ff"].off()[0])
     return transformer.get_submodule(name).net[2].weight, neuron
 
 

@@ -18,11 +18,11 @@ from safeflux.trainer.tally import tally
 
 from safeflux.apply import apply_masks_
 from safeflux.errors import ConfigError, ModelError
-from safeflux.fingerprint import fingerprint
 from safeflux.masks import MaskSet, check_fit
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import draw
 from safeflux.sites import find_sites
+from safeflux.weights import fingerprint
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""

@@ -36,9 +36,12 @@ class Bits:
 
     def keep_of(self, masks: MaskSet) -> torch.Tensor:
         """The bits of a mask set as one bool vector; sites that it does not name are kept."""
-        whole = {name: masks.get(name, torch.ones(site.shape, dtype=torch.bool)) for name, site in self.sites.items()}
+        whole = {
+            name: torch.from_numpy(masks[name]) if name in masks else torch.ones(site.shape, dtype=torch.bool)
+            for name, site in self.sites.items()
+        }
         return self.join(whole)
 
     def masks_of(self, keep: torch.Tensor) -> MaskSet:
         """The mask set of a bool vector, without the sites that it keeps whole."""
-        return MaskSet({name: part.clone() for name, part in self.split(keep).items() if not part.all()})
+        return MaskSet({name: part for name, part in self.split(keep).items() if not part.all()})

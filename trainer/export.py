@@ -7,10 +7,10 @@ from typing import Any
 from safeflux.trainer.config import TrainConfig
 from safeflux.trainer.loop import config_digest
 
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
 from safeflux.sites import find_sites
+from safeflux.weights import fingerprint
 
 METHODS = {
     "saliency": "end-to-end saliency and exchange (loss of arXiv 2507.13386)",

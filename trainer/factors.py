@@ -19,10 +19,11 @@ Factors = dict[str, torch.Tensor]
 
 def factors_from(masks: MaskSet, sites: Mapping[str, Site], *, requires_grad: bool = False) -> Factors:
     """Return factors of the given sites: 0 and 1 as the mask set says, 1 for a site that it does not name."""
-    return {
-        name: (masks[name].float() if name in masks else torch.ones(site.shape)).requires_grad_(requires_grad)
-        for name, site in sites.items()
-    }
+    return {name: _factor(masks, name, site).requires_grad_(requires_grad) for name, site in sites.items()}
+
+
+def _factor(masks: MaskSet, name: str, site: Site) -> torch.Tensor:
+    return torch.from_numpy(masks[name]).float() if name in masks else torch.ones(site.shape)
 
 
 def masked_parameters(

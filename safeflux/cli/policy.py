@@ -1,4 +1,4 @@
-"""`safeflux policy`: write, check, explain, compare and test policies, without torch; plan and lock them, with it."""
+"""`safeflux policy`: write, check, explain, compare, test, plan and lock policies. Needs no torch."""
 
 import json
 from pathlib import Path
@@ -221,10 +221,10 @@ store = click.option(
 @click.option("--locked", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
 @as_json
 def plan(name: str, model: str, store: tuple[str, ...], locked: str | None, as_json: bool) -> None:
-    """Tell what guarding the MODEL folder with POLICY would do, without loading its weights.
+    """Tell what guarding MODEL with POLICY would do, without loading its weights.
 
-    MODEL is a FLUX pipeline as diffusers saves it, or its transformer; without, the embedded emoji-flux. Of each tensor
-    64 numbers are read, to tell which base model it is.
+    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors file; without, the embedded
+    emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
     """
     found = _plan(name, model, store)
     if locked:
@@ -253,17 +253,14 @@ def lock(name: str, model: str, store: tuple[str, ...], out: Path | None) -> Non
 
 
 def _plan(name: str, model: str, store: tuple[str, ...]) -> "Plan":
-    effective = load_policy(name)  # before torch is imported: most mistakes are in the policy
-    from safeflux.fingerprint import fingerprint_of
-    from safeflux.modelfolder import map_weights
+    effective = load_policy(name)  # first: most mistakes are in the policy
+    from safeflux.checkpoint import Checkpoint
     from safeflux.plan import plan_for
     from safeflux.reference.model import model_folder
-    from safeflux.sites import find_sites
     from safeflux.store import open_store
 
-    weights = map_weights(model_folder(model))
-    sites = find_sites({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    return plan_for(effective, sites, fingerprint_of(weights), open_store(store or None))
+    found = Checkpoint.open(model_folder(model))
+    return plan_for(effective, found.sites, found.fingerprint, open_store(store or None))
 
 
 def _plan_as_dict(plan: "Plan") -> dict[str, Any]:

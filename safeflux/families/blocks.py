@@ -1,11 +1,11 @@
-"""What the tables of FLUX.1 and FLUX.2 have in common: how blocks are called, and the text stream's attention.
+"""What the tables of FLUX.1 and FLUX.2 have in common: how blocks are called, their attention, what is around them.
 
 BFL fuses q, k and v of a stream into one matrix, thirds of its rows.
 """
 
 from collections.abc import Mapping
 
-from safeflux.families.table import Layout, Part, Rule
+from safeflux.families.table import Layout, Part, Renaming, Rule
 
 DOUBLE = "transformer_blocks.{n}"
 SINGLE = "single_transformer_blocks.{n}"
@@ -29,3 +29,45 @@ TEXT_ATTENTION = (
     weight(f"{DOUBLE}.attn.add_v_proj", Part(_QKV, before=2)),
 )
 """The text stream's q, k and v."""
+
+
+def layer(diffusers: str, bfl: str, begin: int = 0, end: int | None = None) -> tuple[Renaming, ...]:
+    """Weight and bias of a linear layer; without its bias where the model has none."""
+    return tuple(Renaming(f"{diffusers}.{p}", f"{bfl}.{p}", begin, end) for p in ("weight", "bias"))
+
+
+def norm(diffusers: str, bfl: str) -> Renaming:
+    """The scale of a norm of q or k."""
+    return Renaming(f"{diffusers}.weight", f"{bfl}_norm.scale")
+
+
+def _attention(bfl: str, q: str, k: str, v: str, norm_q: str, norm_k: str, out: str) -> tuple[Renaming, ...]:
+    """The attention of one stream of a double block."""
+    home = f"{BFL_DOUBLE}.{bfl}"
+    return (
+        *(each for n, name in enumerate((q, k, v)) for each in layer(f"{DOUBLE}.attn.{name}", f"{home}.qkv", n, n + 1)),
+        norm(f"{DOUBLE}.attn.{norm_q}", f"{home}.norm.query"),
+        norm(f"{DOUBLE}.attn.{norm_k}", f"{home}.norm.key"),
+        *layer(f"{DOUBLE}.attn.{out}", f"{home}.proj"),
+    )
+
+
+def embedder(diffusers: str, bfl: str) -> tuple[Renaming, ...]:
+    """Two layers that embed the time, the guidance or the pooled prompt."""
+    return layer(f"{diffusers}.linear_1", f"{bfl}.in_layer") + layer(f"{diffusers}.linear_2", f"{bfl}.out_layer")
+
+
+RENAMINGS = (
+    *layer("x_embedder", "img_in"),
+    *layer("context_embedder", "txt_in"),
+    *_attention("img_attn", "to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0"),
+    *_attention("txt_attn", "add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k", "to_add_out"),
+    norm(f"{SINGLE}.attn.norm_q", f"{BFL_SINGLE}.norm.query"),
+    norm(f"{SINGLE}.attn.norm_k", f"{BFL_SINGLE}.norm.key"),
+    *(
+        Renaming(f"norm_out.linear.{p}", f"final_layer.adaLN_modulation.1.{p}", is_swapped=True)
+        for p in ("weight", "bias")
+    ),
+    *layer("proj_out", "final_layer.linear"),
+)
+"""What both families call alike."""

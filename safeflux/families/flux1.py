@@ -6,7 +6,18 @@ embedder to the text stream's feed-forward. BFL fuses q, k and v into one matrix
 the MLP of a single block into another.
 """
 
-from safeflux.families.blocks import BFL_DOUBLE, BFL_SINGLE, DIM, DOUBLE, SINGLE, TEXT_ATTENTION, weight
+from safeflux.families.blocks import (
+    BFL_DOUBLE,
+    BFL_SINGLE,
+    DIM,
+    DOUBLE,
+    RENAMINGS,
+    SINGLE,
+    TEXT_ATTENTION,
+    embedder,
+    layer,
+    weight,
+)
 from safeflux.families.table import Family, Part, Rule
 
 
@@ -88,5 +99,23 @@ FLUX1 = Family(
         *TEXT_ATTENTION,
         weight(f"{DOUBLE}.ff_context.net.0.proj", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
         weight(f"{DOUBLE}.ff_context.net.2", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+    ),
+    renamings=(
+        *RENAMINGS,
+        *embedder("time_text_embed.timestep_embedder", "time_in"),
+        *embedder("time_text_embed.guidance_embedder", "guidance_in"),
+        *embedder("time_text_embed.text_embedder", "vector_in"),
+        *layer(f"{DOUBLE}.norm1.linear", f"{BFL_DOUBLE}.img_mod.lin"),
+        *layer(f"{DOUBLE}.norm1_context.linear", f"{BFL_DOUBLE}.txt_mod.lin"),
+        *layer(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
+        *layer(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
+        *layer(f"{DOUBLE}.ff_context.net.0.proj", f"{BFL_DOUBLE}.txt_mlp.0"),
+        *layer(f"{DOUBLE}.ff_context.net.2", f"{BFL_DOUBLE}.txt_mlp.2"),
+        *layer(f"{SINGLE}.norm.linear", f"{BFL_SINGLE}.modulation.lin"),
+        *layer(f"{SINGLE}.attn.to_q", f"{BFL_SINGLE}.linear1", 0, 1),
+        *layer(f"{SINGLE}.attn.to_k", f"{BFL_SINGLE}.linear1", 1, 2),
+        *layer(f"{SINGLE}.attn.to_v", f"{BFL_SINGLE}.linear1", 2, 3),
+        *layer(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
+        *layer(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
     ),
 )

@@ -9,7 +9,18 @@ There are no modulation sites: FLUX.2 has one modulation for all blocks together
 any one block.
 """
 
-from safeflux.families.blocks import BFL_DOUBLE, BFL_SINGLE, DIM, DOUBLE, SINGLE, TEXT_ATTENTION, weight
+from safeflux.families.blocks import (
+    BFL_DOUBLE,
+    BFL_SINGLE,
+    DIM,
+    DOUBLE,
+    RENAMINGS,
+    SINGLE,
+    TEXT_ATTENTION,
+    embedder,
+    layer,
+    weight,
+)
 from safeflux.families.table import Family, Part, Rule
 
 
@@ -77,5 +88,21 @@ FLUX2 = Family(
         *TEXT_ATTENTION,
         weight(f"{DOUBLE}.ff_context.linear_in", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
         weight(f"{DOUBLE}.ff_context.linear_out", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+    ),
+    renamings=(
+        *RENAMINGS,
+        *embedder("time_guidance_embed.timestep_embedder", "time_in"),
+        *embedder("time_guidance_embed.guidance_embedder", "guidance_in"),
+        *(
+            each
+            for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+            for each in layer(f"{name}.linear", f"{name}.lin")
+        ),
+        *layer(f"{DOUBLE}.ff.linear_in", f"{BFL_DOUBLE}.img_mlp.0"),
+        *layer(f"{DOUBLE}.ff.linear_out", f"{BFL_DOUBLE}.img_mlp.2"),
+        *layer(f"{DOUBLE}.ff_context.linear_in", f"{BFL_DOUBLE}.txt_mlp.0"),
+        *layer(f"{DOUBLE}.ff_context.linear_out", f"{BFL_DOUBLE}.txt_mlp.2"),
+        *layer(f"{SINGLE}.attn.to_qkv_mlp_proj", f"{BFL_SINGLE}.linear1"),
+        *layer(f"{SINGLE}.attn.to_out", f"{BFL_SINGLE}.linear2"),
     ),
 )

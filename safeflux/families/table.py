@@ -41,6 +41,21 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Renaming:
+    """One parameter in diffusers, and the rows of a BFL tensor that hold it."""
+
+    diffusers: str
+    """Name of the parameter; `{n}` stands for the block number."""
+    bfl: str
+    begin: int = 0
+    """First row, in units of `dim`."""
+    end: int | None = None
+    """Where the rows end, in the same unit; None for the last row."""
+    is_swapped: bool = False
+    """Whether the two halves of the rows come in the other order: BFL's last modulation is shift, scale."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family: how to recognise it, and every site that it has."""
 
@@ -50,3 +65,5 @@ class Family:
     dim: Mapping[Layout, str]
     """The matrix whose number of rows is the hidden width `dim`."""
     rules: tuple[Rule, ...]
+    renamings: tuple[Renaming, ...]
+    """Every parameter of the family in BFL's layout, maskable or not; some variants lack some."""

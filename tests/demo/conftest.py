@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from safeflux.demo import run_demo
-from safeflux.fingerprint import fingerprint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
 from safeflux.reference.model import load_pipeline
 from safeflux.sites import find_sites
+from safeflux.weights import fingerprint
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,10 @@ from safeflux.trainer.session import plan_run, run
 
 from safeflux.cli import main
 from safeflux.errors import ConfigError, ModelError, TrainError
-from safeflux.fingerprint import fingerprint, same_base
+from safeflux.fingerprint import same_base
 from safeflux.maskfile import load_masks
 from safeflux.reference.model import load_pipeline
+from safeflux.weights import fingerprint
 
 SMALL = {
     "batch": "2",

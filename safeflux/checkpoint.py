@@ -1,0 +1,179 @@
+"""A FLUX transformer in files, looked at without loading it: its tensors, its sites, its fingerprint.
+
+A checkpoint is a folder of diffusers (a pipeline or its transformer; one file, or shards with an index), or one
+safetensors file in the layout of diffusers or of Black Forest Labs. Nothing is written here, and no torch is imported.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from safeflux.errors import ModelError
+from safeflux.families import Layout
+from safeflux.fingerprint import fingerprint_of
+from safeflux.floats import COARSENESS, decode, is_float, itemsize
+from safeflux.layout import Piece, layout_of, own_names, parameters
+from safeflux.sites import Site, find_sites
+from safeflux.tensorfile import Stored, TensorFile
+
+_NAME = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor, and the file that holds it."""
+
+    file: TensorFile
+    tensor: Stored
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of one transformer."""
+
+    path: Path
+    """What was named: a folder or a file."""
+    files: tuple[TensorFile, ...]
+    tensors: Mapping[str, Held]
+    """The transformer's own tensors by their names in its layout, without a prefix."""
+    layout: Layout
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
+        """Read and check all headers.
+
+        Raises:
+            ModelError: There is no FLUX transformer, or a file is missing, damaged or not the index's.
+        """
+        root = Path(path)
+        files = tuple(_open_folder(home_of(root)) if root.is_dir() else [TensorFile.open(root)])
+        held = {name: Held(file, tensor) for file in files for name, tensor in file.tensors.items()}
+        own = {name: held[full] for name, full in own_names(held).items()}
+        return cls(root, files, own, layout_of(own))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.num_bytes for file in self.files)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: held.tensor.shape for name, held in self.tensors.items()}
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """The maskable places.
+
+        Raises:
+            ModelError: This is no FLUX model.
+        """
+        try:
+            return find_sites(self.shapes, self.layout)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights, the same in every layout.
+
+        Raises:
+            ModelError: A tensor is packed, or holds values that are not finite, or is none that the family has.
+        """
+        with ExitStack() as stack:
+            opened = {file.path: stack.enter_context(file.path.open("rb", buffering=0)) for file in self.files}
+            try:
+                pieces = parameters(self.shapes, self.layout, next(iter(self.sites.values())).family)
+                return fingerprint_of(_InFiles(self, pieces, opened))
+            except ModelError as error:
+                raise ModelError(f"{self.path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _InFiles:
+    """Parameters in files, as `fingerprint_of` asks for them."""
+
+    checkpoint: Checkpoint
+    pieces: Mapping[str, Piece]
+    opened: Mapping[Path, BinaryIO]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `fingerprint.Weights`."""
+        return {name: piece.shape for name, piece in self.pieces.items()}
+
+    @property
+    def coarsest(self) -> str:
+        """See `fingerprint.Weights`."""
+        dtypes = {held.tensor.dtype for held in self.checkpoint.tensors.values()}
+        return next((end for dtype, end in COARSENESS.items() if dtype in dtypes), "")
+
+    def take(self, name: str, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """See `fingerprint.Weights`. The scale of a whole tensor does not count, so it is not asked for."""
+        piece = self.pieces[name]
+        held = self.checkpoint.tensors[piece.tensor]
+        check_float(piece.tensor, held.tensor.dtype)
+        file, size = self.opened[held.file.path], itemsize(held.tensor.dtype)
+        raw = []
+        for place in piece.places(places).tolist():
+            file.seek(held.tensor.start + place * size)
+            raw.append(file.read(size))
+        return decode(held.tensor.dtype, b"".join(raw))
+
+
+def check_float(name: str, dtype: str) -> None:
+    """Make sure that the numbers of a tensor are plain floats.
+
+    Raises:
+        ModelError: They are packed or of an unknown format.
+    """
+    if not is_float(dtype):
+        raise ModelError(
+            f"tensor {name!r}: expected float weights, got {dtype}: packed by a quantiser. Bake the model before it is "
+            "quantised, then quantise what was baked."
+        )
+
+
+def home_of(root: Path) -> Path:
+    """The folder with the transformer's files: `transformer/` of a pipeline, or the folder itself."""
+    return root / "transformer" if (root / "transformer").is_dir() else root
+
+
+def _open_folder(home: Path) -> list[TensorFile]:
+    """Open the files of a transformer; where there is an index, each holds exactly the tensors that it says."""
+    index = home / f"{_NAME}.index.json"
+    if not index.is_file():
+        if (home / _NAME).is_file():
+            return [TensorFile.open(home / _NAME)]
+        raise ModelError(f"{home}: expected {_NAME} or {index.name}, as diffusers saves a FLUX transformer; found none")
+    opened = []
+    for path, expected in sorted(_shards(index).items()):
+        file = TensorFile.open(path)
+        if strange := sorted(expected ^ file.tensors.keys()):
+            raise ModelError(f"{path}: its tensors are not those of the index, {strange[0]!r} for one")
+        opened.append(file)
+    return opened
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """The files that an index names, with the tensors of each."""
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[Path, set[str]] = {index.parent / name: set() for name in places.values()}
+        for tensor, name in places.items():
+            files[index.parent / name].add(tensor)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: cannot be read as an index of shards ({error!r})") from error
+    if outside := [path for path in files if path.parent != index.parent]:
+        raise ModelError(f"{index}: {outside[0].name} lies outside of the folder")
+    if missing := sorted(path.name for path in files if not path.is_file()):
+        raise ModelError(f"{index}: names {missing[0]}, which is missing; copy the model again")
+    return files

@@ -1,0 +1,110 @@
+"""What masks change in the tensors of a file: which rows, columns and single elements become zero. NumPy alone.
+
+A tensor is worked on some rows at a time, as a matrix of unsigned integers, so that no more than a few megabytes are
+ever held: in every float format a zero is all bits zero.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from safeflux.bits import Bits
+from safeflux.families import Layout
+from safeflux.masks import MaskSet
+from safeflux.sites import Site, Span, spans
+
+Form = Literal["both", "rows", "columns"]
+FORMS: tuple[Form, ...] = get_args(Form)
+Cells = npt.NDArray[np.unsignedinteger[Any]]
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A mask, and the place of its bits in one tensor."""
+
+    site: str
+    bits: Bits
+    span: Span
+
+
+def spots(sites: Mapping[str, Site], masks: MaskSet, layout: Layout, form: Form = "both") -> dict[str, list[Spot]]:
+    """Return what is masked in each tensor, by its name in the layout; tensors without a masked bit are left out.
+
+    Args:
+        sites: The model's sites, by name.
+        masks: Masks that fit them.
+        layout: Of the tensors.
+        form: For neurons that have rows and columns: which of them are filled. One of them is enough for a neuron to be
+            off. What has rows alone (modulation) is always filled, and so are single weights.
+    """
+    found: dict[str, list[Spot]] = {}
+    for name, bits in masks.bits.items():
+        for span in _chosen(spans(sites[name], layout), form) if bits.num_off else ():
+            found.setdefault(span.tensor, []).append(Spot(name, bits, span))
+    return found
+
+
+def _chosen(found: Sequence[Span], form: Form) -> Iterable[Span]:
+    if form == "both" or not any(span.axis for span in found):
+        return found
+    return (span for span in found if span.axis == (form == "columns"))
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What becomes zero in one tensor, seen as a matrix of so many columns; numbers are sorted and unique."""
+
+    num_columns: int
+    rows: Places
+    columns: Places
+    points: Places
+    """Elements, counted row by row."""
+
+    @classmethod
+    def of(cls, spots: Iterable[Spot], num_columns: int) -> "Patch":
+        """Join what several sites have in a tensor."""
+        parts: dict[str, list[Places]] = {"rows": [], "columns": [], "points": []}
+        for spot in spots:
+            start, off = spot.span.start, spot.bits.off()
+            if len(spot.bits.shape) == 2:
+                parts["points"].append(off + start * num_columns)
+            else:
+                parts["columns" if spot.span.axis else "rows"].append(off + start)
+        joined = {
+            kind: np.unique(np.concatenate(several)) if several else np.empty(0, np.int64)
+            for kind, several in parts.items()
+        }
+        return cls(num_columns, **joined)
+
+    def fill_(self, cells: Cells, first: int) -> None:
+        """Set to zero what is masked in some rows, the first of which is number `first`; in place.
+
+        Args:
+            cells: Unsigned integers of shape (rows, columns).
+            first: Number of the first row in the tensor.
+        """
+        if self.columns.size:
+            cells &= self._line(cells.dtype)
+        cells[self._rows_in(first, len(cells))] = 0
+        cells.reshape(-1)[self._points_in(first, len(cells))] = 0
+
+    def _line(self, dtype: np.dtype[Any]) -> Cells:
+        """One row with all bits set but in the masked columns."""
+        line = np.full(self.num_columns, np.iinfo(dtype).max, dtype=dtype)
+        line[self.columns] = 0
+        return line
+
+    def _rows_in(self, first: int, count: int) -> Places:
+        return _between(self.rows, first, count) - first
+
+    def _points_in(self, first: int, count: int) -> Places:
+        return _between(self.points, first * self.num_columns, count * self.num_columns) - first * self.num_columns
+
+
+def _between(numbers: Places, first: int, count: int) -> Places:
+    begin, end = np.searchsorted(numbers, (first, first + count))
+    return numbers[begin:end]
