@@ -26,6 +26,10 @@ class StoreError(SafeFluxError, LookupError):
     """A mask set that a policy names is not in the store."""
 
 
+class SignatureError(SafeFluxError, ValueError):
+    """A signature is missing, malformed, by another key, or of other bytes."""
+
+
 class ModelError(SafeFluxError, TypeError):
     """The object is not a FLUX transformer, nor a pipeline that holds one."""
 

@@ -28,6 +28,7 @@ def guard(
     store: StoreLike | Store | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
     lock: str | os.PathLike[str] | None = None,
+    keys: Sequence[str | os.PathLike[str]] = (),
     dry_run: bool = False,
 ) -> GuardHandle:
     """Put a policy in force on a FLUX model, in place; nothing but zeros stays behind.
@@ -43,6 +44,8 @@ def guard(
         adapters: Adapter files that the policy lists by sha256 (`adapters: allowlist`), in the format of PEFT and
             diffusers; they may be on the model already, or come later.
         lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
+        keys: Public keys, PEM, of who may have signed the mask files: those that the policy lists (`signatures`). A
+            `Store` can hold them too (`open_store(folders, keys)`), which is what `swap` takes.
         dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
 
     Returns:
@@ -55,11 +58,12 @@ def guard(
         StoreError: A mask set that the policy names is in no store.
         MaskMismatchError: A mask set was trained for another base model.
         MaskFileError: A mask file is damaged.
+        SignatureError: A mask file is not signed by a key that the policy lists.
         ApplyError: A write failed; the model was put back.
     """
     effective = load_policy(policy)
     transformer = find_transformer(model)
-    turns, masks = turns_of(transformer), open_store(store)
+    turns, masks = turns_of(transformer), open_store(store, keys)
     admitted = admit(effective, *adapters)
     with turns.drawing() if dry_run else turns.planning():
         record = standing_record(transformer)

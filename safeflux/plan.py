@@ -1,8 +1,9 @@
 """A policy, a store and a model become a plan: everything resolved and checked, nothing written.
 
 Whatever can be refused without the weights themselves is refused here: masks that are missing, damaged or made for
-another base, masks that switch nothing off, and more masked than the policy's budget allows. What only a loaded model
-can tell is in `modelplan`. No torch: a model's sites and fingerprint are enough, and files have them too.
+another base, masks that switch nothing off or are not signed as the policy wants, and more masked than its budget
+allows. What only a loaded model can tell is in `modelplan`. No torch: a model's sites and fingerprint are enough, and
+files have them too.
 """
 
 import logging
@@ -13,6 +14,7 @@ from functools import cached_property
 from safeflux.errors import MaskMismatchError, PolicyError, SafeFluxError
 from safeflux.masks import Count, MaskSet, check_fit, compose, kind_of
 from safeflux.policy import Action, Policy
+from safeflux.signing import check_signed
 from safeflux.sites import Site
 from safeflux.store import Store, StoredMask
 
@@ -87,7 +89,7 @@ def plan_for(
         policy: The effective policy.
         sites: The model's sites, by name.
         base: Fingerprint of its base weights.
-        store: Where mask sets are looked up.
+        store: Where mask sets are looked up, with the public keys that may have signed them.
         standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
             their budgets hold too.
 
@@ -95,13 +97,14 @@ def plan_for(
         StoreError: A mask set that the policy names is in no store.
         MaskMismatchError: A mask set is for another base model, or does not fit, or switches nothing off.
         MaskFileError: A mask file is damaged.
+        SignatureError: A mask file is not signed by a key that the policy lists.
         PolicyError: More would be masked than the policy's budget allows.
     """
     categories = {
         name: CategoryPlan(
             name,
             category.action,
-            tuple(_resolve(_place(policy, name), mask, store, base, sites) for mask in category.masks),
+            tuple(_resolve(policy, name, mask, store, base, sites) for mask in category.masks),
         )
         for name, category in policy.categories.items()
     }
@@ -116,10 +119,14 @@ def _place(policy: Policy, category: str) -> str:
     return f"{origin}: category {category!r}" if origin else f"category {category!r}"
 
 
-def _resolve(where: str, mask: str, store: Store, base: str, sites: Mapping[str, Site]) -> StoredMask:
-    """Find one mask set and check that it fits; errors say where it was asked for."""
+def _resolve(
+    policy: Policy, category: str, mask: str, store: Store, base: str, sites: Mapping[str, Site]
+) -> StoredMask:
+    """Find one mask set, check who signed it and that it fits; errors say where it was asked for."""
     try:
         stored = store.find(mask, base)
+        if policy.signatures.keys:
+            check_signed(stored.path, stored.sha256, policy.signatures.keys, store.keys)
         check_fit(stored.masks, sites)
         family = next(iter(sites.values())).family
         if stored.meta.family != family:
@@ -129,7 +136,7 @@ def _resolve(where: str, mask: str, store: Store, base: str, sites: Mapping[str,
         if not stored.masks.count.masked:
             raise MaskMismatchError(f"{stored.path}: switches nothing off, so it can erase nothing")
     except SafeFluxError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{_place(policy, category)}: {error}") from error
     return stored
 
 

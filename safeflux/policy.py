@@ -1,8 +1,8 @@
 """Loading policies: one file and its parents become one effective policy, or one error that tells all that is wrong.
 
 A policy may extend one parent, and may only tighten it: add categories and masks, raise an action, lower the budget,
-let in fewer adapters. So whoever reads a child knows that at least the parent is in force. The schema itself is in
-`policyschema`.
+let in fewer adapters, ask for signatures or take fewer keys for them. So whoever reads a child knows that at least the
+parent is in force. The schema itself is in `policyschema`.
 """
 
 import os
@@ -21,6 +21,7 @@ from safeflux.policyschema import (
     Origin,
     Policy,
     PolicyFile,
+    Signatures,
     is_looser,
     policy_schema,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Origin",
     "Policy",
     "PolicyFileError",
+    "Signatures",
     "bundled_policies",
     "load_policy",
     "policy_schema",
@@ -179,6 +181,7 @@ class _Merge:
         budget = parent.budget if parent else file.budget
         mine, limit = file.budget.max_share_masked, budget.max_share_masked
         share = self._take(("budget", "max_share_masked"), mine, limit, mine > limit)
+        signers = self._signers(file)
         if not categories and not self.issues:
             self._report(("categories",), "the policy has no categories, so it would guard against nothing")
         if self.issues:
@@ -190,6 +193,7 @@ class _Merge:
             adapters=adapters,
             adapter_allowlist=allowlist,
             budget=Budget(max_share_masked=share),
+            signatures=Signatures(keys=signers),
             categories=categories,
         )
 
@@ -233,6 +237,12 @@ class _Merge:
             return listed
         self.origins.pop("adapter_allowlist", None)
         return ()
+
+    def _signers(self, file: PolicyFile) -> tuple[str, ...]:
+        mine, theirs = file.signatures.keys, self.parent.signatures.keys if self.parent else ()
+        is_wider = bool(theirs) and not (mine and set(mine) <= set(theirs))
+        signers: tuple[str, ...] = self._take(("signatures", "keys"), mine, theirs, is_wider)
+        return signers
 
     def _check_pin(self, file: PolicyFile) -> None:
         pin = file.extends.partition("@sha256:")[2]

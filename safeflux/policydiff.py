@@ -45,15 +45,15 @@ class Change:
 def compare(old: Policy, new: Policy) -> list[Change]:
     """Every change from one effective policy to another, in the order of the file format.
 
-    A mask more, a tighter action, fewer adapters and a smaller budget tighten a policy: the rules by which a child may
-    differ from its parent.
+    A mask more, a tighter action, fewer adapters, a smaller budget and fewer keys that may sign tighten a policy: the
+    rules by which a child may differ from its parent.
 
     Examples:
         >>> from safeflux.policy import load_policy
         >>> [str(change) for change in compare(load_policy("family"), load_policy("moderate"))][0]
         'relaxes   categories.alcohol: enforce [alcohol] -> nothing  bundled:family.yaml:7'
     """
-    changes = [*_of_adapters(old, new), *_of_budget(old, new), *_of_categories(old, new)]
+    changes = [*_of_adapters(old, new), *_of_budget(old, new), *_of_signatures(old, new), *_of_categories(old, new)]
     return [change for change in changes if change.old != change.new]
 
 
@@ -74,6 +74,15 @@ def _of_adapters(old: Policy, new: Policy) -> Iterator[Change]:
 def _of_budget(old: Policy, new: Policy) -> Iterator[Change]:
     key, was, now = "budget.max_share_masked", old.budget.max_share_masked, new.budget.max_share_masked
     yield Change(key, was, now, Effect.RELAXES if now > was else Effect.TIGHTENS, _origin(key, new, old))
+
+
+def _of_signatures(old: Policy, new: Policy) -> Iterator[Change]:
+    key, was, now = "signatures.keys", old.signatures.keys, new.signatures.keys
+    if was and now:
+        yield from _of_list(key, was, now, Effect.RELAXES, old, new)
+    else:
+        before, after = (f"[{', '.join(keys)}]" if keys else None for keys in (was, now))
+        yield Change(key, before, after, Effect.TIGHTENS if now else Effect.RELAXES, _origin(key, new, old))
 
 
 def _of_categories(old: Policy, new: Policy) -> Iterator[Change]:

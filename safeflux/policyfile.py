@@ -54,7 +54,7 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
             return f"{where}: {got} is not known{suggest(str(problem['input']), expected)}"
         case "string_pattern_mismatch" if loc[0] == "extends":
             return f"extends: {got} is not a policy's name or path, with or without @sha256: and 64 hex digits"
-        case "string_pattern_mismatch" if loc[0] == "adapter_allowlist":
+        case "string_pattern_mismatch" if loc[0] in ("adapter_allowlist", "signatures"):
             return f"{where}: {got} is not a sha256 (64 lower-case hex digits)"
         case "string_pattern_mismatch":
             return f"{got} is not a name: {_NAME_RULE}"

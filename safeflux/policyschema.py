@@ -94,6 +94,16 @@ class Budget(Strict):
     )
 
 
+class Signatures(Strict):
+    """Who must have signed the mask files. Without keys, nobody."""
+
+    keys: tuple[Digest, ...] = Field(
+        (),
+        strict=False,
+        description="sha256 of public keys (DER SubjectPublicKeyInfo): each mask file must be signed by one of them.",
+    )
+
+
 class _Body(Strict):
     """What a policy file and an effective policy have in common."""
 
@@ -104,6 +114,7 @@ class _Body(Strict):
         (), strict=False, description="sha256 of each adapter file that `adapters: allowlist` lets in."
     )
     budget: Budget = Field(Budget(), description="Limits on what all masks together may cost.")
+    signatures: Signatures = Field(Signatures(), description="Who must have signed the mask files.")
 
 
 class Versioned(Strict):
@@ -157,6 +168,9 @@ class Policy(_Body):
         """The sha256 of what is in force, as canonical JSON; name, description and the order of masks do not matter."""
         content = self.model_dump(mode="json", exclude={"name", "description"})
         content["adapter_allowlist"].sort()
+        content["signatures"]["keys"].sort()
+        if not self.signatures.keys:  # then the digest is what it was before there were signatures
+            del content["signatures"]
         for category in content["categories"].values():
             category["masks"].sort()
         text = json.dumps({"apiVersion": API_VERSION} | content, sort_keys=True, separators=(",", ":"))
@@ -178,6 +192,7 @@ class Policy(_Body):
             "adapters": str(self.adapters),
             "adapter_allowlist": list(self.adapter_allowlist),
             "budget.max_share_masked": self.budget.max_share_masked,
+            "signatures.keys": list(self.signatures.keys),
         }
         for name, category in self.categories.items():
             flat[f"categories.{name}.action"] = str(category.action)

@@ -19,6 +19,7 @@ from safeflux.errors import MaskMismatchError, StoreError
 from safeflux.fingerprint import same_base
 from safeflux.maskfile import MaskMeta, decode, decode_meta, read_bytes
 from safeflux.masks import MaskSet
+from safeflux.signing import signature_path
 
 StoreLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _SUFFIX = ".safetensors"
@@ -37,18 +38,19 @@ class StoredMask:
 
 
 class Store:
-    """Folders in which mask sets are looked up, in order.
+    """Folders in which mask sets are looked up, in order, and public keys that can tell who signed them.
 
     Args:
         roots: The folders. Each must exist.
+        keys: PEM files. Only those that a policy lists count for it.
 
     Raises:
         StoreError: A root is not a folder.
     """
 
-    def __init__(self, roots: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, roots: Iterable[str | os.PathLike[str]], keys: Iterable[str | os.PathLike[str]] = ()) -> None:
         """Resolve the folders, so that links cannot lead out of them unnoticed."""
-        self.roots = tuple(Path(root).resolve() for root in roots)
+        self.roots, self.keys = tuple(Path(root).resolve() for root in roots), tuple(keys)
         for root in self.roots:
             if not root.is_dir():
                 raise StoreError(f"store {root}: expected a folder with mask files, got none; check the path")
@@ -71,7 +73,9 @@ class Store:
             data = read_bytes(path)
             meta = decode_meta(data, os.fspath(path))
             if same_base(meta.fingerprint, base):
-                fits.setdefault(hashlib.sha256(data).hexdigest(), (path, data))
+                sha256 = hashlib.sha256(data).hexdigest()
+                if sha256 not in fits or signature_path(path).is_file():  # of two copies, the one that is signed
+                    fits[sha256] = path, data
             else:
                 others.append(meta.base_model)
         if len(fits) > 1:
@@ -113,14 +117,14 @@ class Store:
         raise StoreError(f"mask set {name!r} is not in the store ({', '.join(map(str, self.roots))}); {hint}")
 
 
-def open_store(store: StoreLike | Store | None = None) -> Store:
-    """Return the bundled masks, followed by the given folder or folders.
+def open_store(store: StoreLike | Store | None = None, keys: Iterable[str | os.PathLike[str]] = ()) -> Store:
+    """Return the bundled masks, followed by the given folder or folders; with public keys, for policies that want them.
 
     Raises:
         StoreError: A given path is not a folder.
     """
     if isinstance(store, Store):
-        return store
+        return Store(store.roots, [*store.keys, *keys]) if keys else store
     extra = [] if store is None else [store] if isinstance(store, str | os.PathLike) else list(store)
     bundled = Path(str(files("safeflux.policies").joinpath("masks")))
-    return Store([*([bundled] if bundled.is_dir() else []), *extra])
+    return Store([*([bundled] if bundled.is_dir() else []), *extra], keys)

@@ -231,7 +231,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         f"{group} {name}": options(command)
         for group in ("policy", "mask", "audit")
         for name, command in main.get_command(None, group).commands.items()
-    }
+    } | {name: options(main.get_command(None, name)) for name in ("bake", "verify", "doctor")}
     assert surface == {
         "policy check": ["POLICY...", "--format"],
         "policy explain": ["POLICY", "--json"],
@@ -239,8 +239,13 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy new": ["FILE", "--extends"],
         "policy test": ["FILE...", "--json"],
         "policy schema": [],
-        "policy plan": ["POLICY", "[MODEL]", "--store", "--locked", "--json"],
-        "policy lock": ["POLICY", "[MODEL]", "--store", "--out"],
+        "policy plan": ["POLICY", "[MODEL]", "--store", "--key", "--locked", "--json"],
+        "policy lock": ["POLICY", "[MODEL]", "--store", "--key", "--out"],
         "mask show": ["FILE", "--json"],
+        "mask sign": ["FILE...", "--key", "--password"],
+        "mask verify": ["FILE...", "--key"],
+        "bake": ["SRC", "DST", "--policy", "--store", "--key", "--form", "--lock", "--check", "--overwrite", "--json"],
+        "verify": ["FILE", "--policy", "--store", "--key", "--base", "--json"],
+        "doctor": ["--devices", "--json"],
         "audit verify": ["FILE", "--head", "--json"],
     }

@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
-    {"errors", "atomic", "floats"},
-    {"families", "reference", "promptfile", "bits", "copying", "staging"},
-    {"sites", "yamlfile", "detectors"},
+    {"errors", "atomic", "floats", "machine"},
+    {"families", "reference", "promptfile", "bits", "copying", "staging", "signkeys"},
+    {"sites", "yamlfile", "detectors", "signing"},
     {"audit", "policyschema", "masks", "maskbytes", "fingerprint", "layout", "watch", "turns", "elements"},
     {"weights", "tensorfile", "patch"},
     {"values", "adapters", "checkpoint", "stream"},
     {"policyfile", "maskfile", "bakefolder"},
-    {"policy", "policydiff"},
+    {"policy", "policydiff", "doctor"},
     {"policytest"},
     {"store"},
     {"plan", "writes"},

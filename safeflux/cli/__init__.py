@@ -12,9 +12,10 @@ from safeflux.cli._lazy import LazyGroup
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
-    "mask": ("safeflux.cli.mask", "mask", "Look into mask files."),
+    "mask": ("safeflux.cli.mask", "mask", "Look into mask files, and sign them."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
     "verify": ("safeflux.cli.bake", "verify_command", "Tell whether a model's files are guarded."),
+    "doctor": ("safeflux.cli.doctor", "doctor", "Tell what is wrong with this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
     "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),

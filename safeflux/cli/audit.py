@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from safeflux.audit import verify_log
+from safeflux.cli._options import as_json
 
 
 @click.group()
@@ -16,7 +17,7 @@ def audit() -> None:
 @audit.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--head", metavar="SHA256", help="A hash that the log must hold: one that was kept when it was appended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json
 @click.pass_context
 def verify(ctx: click.Context, file: Path, head: str | None, as_json: bool) -> None:
     """Tell each place where the chain of hashes in FILE is broken; exit 1 if there is one.

@@ -7,17 +7,13 @@ from typing import Any
 import click
 
 from safeflux.bake import Baked, bake, check_bake
+from safeflux.cli._options import as_json, keys, policy, store
 from safeflux.cli._shared import Bar
 from safeflux.patch import FORMS, Form
 from safeflux.reference.model import model_folder
 from safeflux.status import State
+from safeflux.store import open_store
 from safeflux.verifyfile import FileStatus, verify_files
-
-policy = click.option("--policy", default="strict", show_default=True, help="A bundled name, or a YAML file.")
-store = click.option(
-    "--store", multiple=True, type=click.Path(exists=True, file_okay=False), help="A folder with masks; repeatable."
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.command(name="bake")
@@ -25,6 +21,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
 @store
+@keys
 @click.option(
     "--form",
     type=click.Choice(FORMS),
@@ -43,6 +40,7 @@ def bake_command(
     target: Path,
     policy: str,
     store: tuple[str, ...],
+    keys: tuple[str, ...],
     form: Form,
     lock: str | None,
     check: bool,
@@ -59,7 +57,7 @@ def bake_command(
         safeflux bake emoji-flux guarded --policy strict
         safeflux bake emoji-flux guarded --policy strict --check
     """
-    place, masks = model_folder(source), store or None
+    place, masks = model_folder(source), open_store(store or None, keys)
     with Bar() as bar:
         if check:
             made = check_bake(place, target, policy, store=masks, form=form, progress=bar)
@@ -95,16 +93,27 @@ def _as_dict(made: Baked) -> dict[str, Any]:
 @click.argument("file", metavar="FILE")
 @policy
 @store
+@keys
 @click.option("--base", metavar="MODEL", help="The base model; what `safeflux bake` wrote says it by itself.")
 @as_json
 @click.pass_context
 def verify_command(
-    ctx: click.Context, file: str, policy: str, store: tuple[str, ...], base: str | None, as_json: bool
+    ctx: click.Context,
+    file: str,
+    policy: str,
+    store: tuple[str, ...],
+    keys: tuple[str, ...],
+    base: str | None,
+    as_json: bool,
 ) -> None:
     """Read the masked weights of a policy in FILE, a folder or a safetensors file; exit 1 if one is not zero."""
     with Bar() as bar:
         found = verify_files(
-            model_folder(file), policy, store=store or None, base=base and model_folder(base), progress=bar
+            model_folder(file),
+            policy,
+            store=open_store(store or None, keys),
+            base=base and model_folder(base),
+            progress=bar,
         )
     click.echo(json.dumps(_status(found)) if as_json else _status_text(file, found))
     if found.status.state is not State.GUARDED:

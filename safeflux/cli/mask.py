@@ -1,4 +1,4 @@
-"""`safeflux mask`: what a mask file holds. Imports torch, since masks are tensors."""
+"""`safeflux mask`: what a mask file holds, and who signed it. Needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,18 +9,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from safeflux.cli._options import as_json
+from safeflux.cli.sign import sign, verify
 from safeflux.maskfile import MaskMeta, digest, load_masks
 from safeflux.masks import Count, MaskSet
 
 
 @click.group()
 def mask() -> None:
-    """Look into mask files."""
+    """Look into mask files, sign them, and tell whether they are as they were signed."""
+
+
+mask.add_command(sign)
+mask.add_command(verify)
 
 
 @mask.command()
 @click.argument("file", metavar="FILE", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json
 def show(file: str, as_json: bool) -> None:
     """Show the metadata of the mask FILE, and how many bits it switches off at each site."""
     masks, meta = load_masks(file)

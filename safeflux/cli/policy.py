@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.atomic import write_atomically
+from safeflux.cli._options import as_json, keys, store
 from safeflux.errors import PolicyError
 from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
 from safeflux.policydiff import Verdict, as_dict, compare, verdict
@@ -18,8 +19,6 @@ from safeflux.yamlfile import parse_document
 
 if TYPE_CHECKING:
     from safeflux.plan import Plan
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -206,27 +205,24 @@ def schema() -> None:
 
 
 model = click.argument("model", metavar="[MODEL]", default=NAME)
-store = click.option(
-    "--store",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False),
-    help="A folder with masks; repeatable.",
-)
 
 
 @policy.command()
 @click.argument("name", metavar="POLICY")
 @model
 @store
+@keys
 @click.option("--locked", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
 @as_json
-def plan(name: str, model: str, store: tuple[str, ...], locked: str | None, as_json: bool) -> None:
+def plan(
+    name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], locked: str | None, as_json: bool
+) -> None:
     """Tell what guarding MODEL with POLICY would do, without loading its weights.
 
     MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors file; without, the embedded
     emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
     """
-    found = _plan(name, model, store)
+    found = _plan(name, model, store, keys)
     if locked:
         from safeflux.lock import check_lock
 
@@ -239,8 +235,9 @@ def plan(name: str, model: str, store: tuple[str, ...], locked: str | None, as_j
 @click.argument("name", metavar="POLICY")
 @model
 @store
+@keys
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: POLICY.lock.json]")
-def lock(name: str, model: str, store: tuple[str, ...], out: Path | None) -> None:
+def lock(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], out: Path | None) -> None:
     """Write down which POLICY, masks and base MODEL belong together, by their digests.
 
     `safeflux.guard(..., lock=FILE)` and `safeflux policy plan --locked FILE` then take nothing else.
@@ -248,11 +245,11 @@ def lock(name: str, model: str, store: tuple[str, ...], out: Path | None) -> Non
     from safeflux.lock import Lock
 
     out = out or Path(name).with_suffix(".lock.json")
-    Lock.of(_plan(name, model, store)).write(out)
+    Lock.of(_plan(name, model, store, keys)).write(out)
     click.echo(f"{out}: written")
 
 
-def _plan(name: str, model: str, store: tuple[str, ...]) -> "Plan":
+def _plan(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...]) -> "Plan":
     effective = load_policy(name)  # first: most mistakes are in the policy
     from safeflux.checkpoint import Checkpoint
     from safeflux.plan import plan_for
@@ -260,7 +257,7 @@ def _plan(name: str, model: str, store: tuple[str, ...]) -> "Plan":
     from safeflux.store import open_store
 
     found = Checkpoint.open(model_folder(model))
-    return plan_for(effective, found.sites, found.fingerprint, open_store(store or None))
+    return plan_for(effective, found.sites, found.fingerprint, open_store(store or None, keys))
 
 
 def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
