@@ -118,13 +118,18 @@ def all_of(bits: Sequence[Bits]) -> Bits:
         return bits[0]
     dense = [one.array for one in bits if one.array.itemsize == DENSE.itemsize]
     sparse = [one.array for one in bits if one.array.itemsize == SPARSE.itemsize]
-    shape, both = bits[0].shape, dense[0].copy() if dense else None
+    if not dense:
+        return _without(np.ones(bits[0].size, dtype=np.bool_), sparse, bits[0].shape)
+    both = dense[0].copy()
     for array in dense[1:]:
         np.bitwise_and(both, array, out=both)
-    if both is not None and not sparse:
-        return Bits(both, shape)  # dense masks have enough off, and an AND has no less
-    keep = np.ones(bits[0].size, dtype=np.bool_) if both is None else Bits(both, shape).keep().ravel()
-    for array in sparse:
+    found = Bits(both, bits[0].shape)  # dense masks have enough off, and an AND has no less
+    return _without(found.keep().ravel(), sparse, found.shape) if sparse else found
+
+
+def _without(keep: Keep, numbers: Sequence[Array], shape: tuple[int, ...]) -> Bits:
+    """Switch elements off, by their numbers."""
+    for array in numbers:
         keep[array] = False
     return Bits.of(keep.reshape(shape))
 

@@ -24,6 +24,7 @@ WITH_EXAMPLES = {
     "safeflux.policydiff",
     "safeflux.reference.measure",
     "safeflux.reference.vocabulary",
+    "safeflux.removal",
     "safeflux.sites",
     "safeflux.trainer.estimates",
     "safeflux.trainer.hard",
