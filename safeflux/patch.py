@@ -6,6 +6,7 @@ ever held: in every float format a zero is all bits zero.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,23 +89,21 @@ class Patch:
             first: Number of the first row in the tensor.
         """
         if self.columns.size:
-            cells &= self._line(cells.dtype)
-        cells[self._rows_in(first, len(cells))] = 0
-        cells.reshape(-1)[self._points_in(first, len(cells))] = 0
+            cells &= self._line.astype(cells.dtype)
+        if self.rows.size:
+            cells[_between(self.rows, first, len(cells))] = 0
+        if self.points.size:
+            cells.reshape(-1)[_between(self.points, first * self.num_columns, cells.size)] = 0
 
-    def _line(self, dtype: np.dtype[Any]) -> Cells:
-        """One row with all bits set but in the masked columns."""
-        line = np.full(self.num_columns, np.iinfo(dtype).max, dtype=dtype)
+    @cached_property
+    def _line(self) -> npt.NDArray[np.int64]:
+        """One row with all bits set but in the masked columns; -1 is all bits of whatever it is cast to."""
+        line = np.full(self.num_columns, -1)
         line[self.columns] = 0
         return line
 
-    def _rows_in(self, first: int, count: int) -> Places:
-        return _between(self.rows, first, count) - first
-
-    def _points_in(self, first: int, count: int) -> Places:
-        return _between(self.points, first * self.num_columns, count * self.num_columns) - first * self.num_columns
-
 
 def _between(numbers: Places, first: int, count: int) -> Places:
+    """Those of some sorted numbers that lie in a range, counted from its beginning."""
     begin, end = np.searchsorted(numbers, (first, first + count))
-    return numbers[begin:end]
+    return numbers[begin:end] - first

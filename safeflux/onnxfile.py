@@ -1,0 +1,151 @@
+"""ONNX models as files: the model file, the data files beside it, and what its metadata says of safeflux.
+
+A model and its data files get a folder of their own, which takes its name once all is on disk: no model ever finds data
+of another one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from safeflux import __version__
+from safeflux.errors import BakeError, ConfigError, ModelError
+from safeflux.maskbytes import canonical_json
+from safeflux.maskfile import digest
+from safeflux.masks import compose
+from safeflux.plan import Plan
+
+MISSING = "ONNX models need onnx, and onnxscript to export them; get both with: pip install 'safeflux[onnx]'"
+try:
+    import onnx
+except ImportError as error:
+    raise ConfigError(MISSING) from error
+
+KEY = "safeflux"
+"""Where a guarded model says what it is, in its metadata: JSON."""
+FORMAT = "safeflux-onnx/1"
+
+
+def providers() -> list[str]:
+    """Name what ONNX Runtime can run on here, best first: CUDA where onnxruntime-gpu is installed, then the CPU."""
+    known = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in known if name in onnxruntime.get_available_providers()]
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a folder can be made.
+
+    Raises:
+        BakeError: It is there already, or where it is to lie is not.
+    """
+    if folder.exists():
+        raise BakeError(f"{folder}: is there already; choose another name")
+    if not folder.absolute().parent.is_dir():
+        raise BakeError(f"{folder}: the folder {folder.parent} is not there; make it first")
+
+
+def read_model(path: Path) -> Any:
+    """Read a model file (`onnx.ModelProto`), not the data files beside it.
+
+    Raises:
+        ModelError: It is not there, or is none.
+    """
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # what protobuf raises is no class of onnx
+        raise ModelError(f"{path}: cannot be read as an ONNX model ({error})") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: expected an ONNX model, got a file without a graph")
+    return model
+
+
+def write_model(model: Any, path: Path) -> None:
+    """Write a model file, not the data files beside it; the same model gives the same bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def stamp(model: Any, plans: Sequence[Plan]) -> None:
+    """Say in a model's metadata which policies are in force on what base, and what they mask together."""
+    told = {
+        "format": FORMAT,
+        "base": plans[0].base,
+        "masks_sha256": digest(compose(*(plan.masks for plan in plans))),
+        "policies": [{"name": plan.policy.name, "sha256": plan.policy.digest} for plan in plans],
+        "version": __version__,
+    }
+    model.metadata_props.add(key=KEY, value=canonical_json(told))
+
+
+def check_unguarded(model: Any, path: Path) -> None:
+    """Make sure that no policy is in force in a model, as far as its metadata tells.
+
+    Raises:
+        ModelError: One is.
+    """
+    if any(entry.key == KEY for entry in model.metadata_props):
+        raise ModelError(
+            f"{path}: is guarded already, so that its base weights cannot be told. Start from the base model, with a "
+            "policy that names all categories."
+        )
+
+
+def data_files(model: Any, path: Path) -> dict[str, Path]:
+    """Return every data file of a model by its name there, long enough for all that the model has in it.
+
+    Raises:
+        ModelError: One is missing or truncated, or does not lie beside the model.
+    """
+    found: dict[str, Path] = {}
+    for tensor in _tensors(model.graph):
+        if not is_external(tensor):
+            continue
+        location, offset, length = extent(tensor)
+        if Path(location).is_absolute() or ".." in Path(location).parts or Path(location) == Path(path.name):
+            raise ModelError(f"{path}: expected data files beside it, got {location!r} for {tensor.name!r}")
+        file = found.setdefault(location, path.parent / location)
+        if not file.is_file():
+            raise ModelError(f"{file}: there is no such file, and {path.name} has {tensor.name!r} in it")
+        if (size := file.stat().st_size) < offset + length:
+            raise ModelError(
+                f"{file}: truncated, expected at least {offset + length} bytes for {tensor.name!r}, got {size}; copy "
+                "the file again"
+            )
+    return found
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor of a graph, and of graphs inside of its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def extent(tensor: Any) -> tuple[str, int, int]:
+    """Return data file, offset and number of bytes of a tensor that lies outside of the model file.
+
+    Raises:
+        ModelError: The model does not tell them.
+    """
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        location, offset, length = facts["location"], int(facts.get("offset", 0)), int(facts["length"])
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"initializer {tensor.name!r}: expected location, offset and length, got {facts}") from error
+    if min(offset, length) < 0 or not location:
+        raise ModelError(f"initializer {tensor.name!r}: expected location, offset and length, got {facts}")
+    return location, offset, length
+
+
+def type_of(tensor: Any) -> str:
+    """ONNX's name for a tensor's type, such as FLOAT16."""
+    return str(onnx.TensorProto.DataType.Name(tensor.data_type))
+
+
+def is_external(tensor: Any) -> bool:
+    """Whether a tensor's data lies outside of the model file."""
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
