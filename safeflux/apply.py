@@ -53,6 +53,11 @@ class Undo:
         return sum(write.saved.nbytes for write in self._writes)
 
     @property
+    def is_final(self) -> bool:
+        """Whether it can never be undone."""
+        return False
+
+    @property
     def is_done(self) -> bool:
         """True once everything was restored, and where there was nothing to mask."""
         return not self._writes

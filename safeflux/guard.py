@@ -11,11 +11,13 @@ from typing import Any
 
 from safeflux.adapters import admit
 from safeflux.apply import apply_masks_
+from safeflux.errors import ApplyError
 from safeflux.handle import GuardHandle
 from safeflux.lock import check_lock
 from safeflux.modelplan import make_plan
 from safeflux.policy import Policy, load_policy
-from safeflux.record import Entry, standing_record
+from safeflux.record import GONE, Entry, standing_record
+from safeflux.removed import remove_masked_
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.turns import turns_of
 from safeflux.weights import find_transformer
@@ -29,6 +31,7 @@ def guard(
     adapters: Sequence[str | os.PathLike[str]] = (),
     lock: str | os.PathLike[str] | None = None,
     keys: Sequence[str | os.PathLike[str]] = (),
+    compact: bool = False,
     dry_run: bool = False,
 ) -> GuardHandle:
     """Put a policy in force on a FLUX model, in place; nothing but zeros stays behind.
@@ -46,6 +49,8 @@ def guard(
         lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
         keys: Public keys, PEM, of who may have signed the mask files: those that the policy lists (`signatures`). A
             `Store` can hold them too (`open_store(folders, keys)`), which is what `swap` takes.
+        compact: Cut masked neurons of feed-forwards out instead of filling them with zeros, so that the model is
+            smaller and faster; there is no undo and no swap then. `compactfile.load_compact` loads what is saved.
         dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
 
     Returns:
@@ -67,6 +72,11 @@ def guard(
     admitted = admit(effective, *adapters)
     with turns.drawing() if dry_run else turns.planning():
         record = standing_record(transformer)
+        if record.is_final:
+            entry = record.entries[-1]
+            if entry.plan.policy != effective:
+                raise ApplyError(f"cannot guard once more: {GONE}, and guard it with a policy that has all categories")
+            return GuardHandle(model, entry.plan, entry, owns=False)
         plan = make_plan(effective, transformer, masks, standing=record.plans, admitted=admitted)
         if lock is not None:
             check_lock(plan, lock)
@@ -78,8 +88,8 @@ def guard(
                 entry.admitted |= admitted
                 return GuardHandle(model, entry.plan, entry, owns=False)
         with turns.writing(), record.writing(transformer):
-            undo = apply_masks_(transformer, plan.masks)
+            undo = (remove_masked_ if compact else apply_masks_)(transformer, plan.masks)
             entry = Entry(plan, undo, undo.watch(), admitted)
             record.entries.append(entry)
             record.keep_on(transformer)
-        return GuardHandle(model, plan, entry, owns=True)
+        return GuardHandle(model, plan, entry, owns=not compact)

@@ -15,7 +15,7 @@ from safeflux.modelplan import make_plan
 from safeflux.plan import Plan
 from safeflux.policy import Adapters, Policy, load_policy
 from safeflux.receipt import make_receipt
-from safeflux.record import Entry, Record, record_of
+from safeflux.record import GONE, Entry, Record, record_of
 from safeflux.status import State, Status, make_status
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.turns import turns_of
@@ -147,6 +147,8 @@ class GuardHandle:
         with turns.planning():
             entry, record = self._in_force("swap"), record_of(self._transformer)
             self._check_on_top(entry, record)
+            if record.is_final:
+                raise ApplyError(f"cannot swap: {GONE}, and guard it with the other policy")
             plan = make_plan(
                 effective,
                 self._transformer,

@@ -15,6 +15,8 @@ from safeflux.watch import Watch
 from safeflux.weights import fingerprint
 
 _ATTRIBUTE = "_safeflux"
+GONE = "neurons were cut out of this model (compact), and nothing brings them back; load the model again"
+"""Why a model in which nothing can be undone takes no other policy."""
 
 
 @dataclass(eq=False)
@@ -41,6 +43,11 @@ class Record:
     def plans(self) -> tuple[Plan, ...]:
         """Their plans, in that order."""
         return tuple(entry.plan for entry in self.entries)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether neurons are gone, so that no other policy can be put in force."""
+        return any(entry.undo.is_final for entry in self.entries)
 
     def has_moved(self, transformer: torch.nn.Module) -> bool:
         """Whether weights are others than our last write left them, as far as a sample of them can tell."""
