@@ -8,7 +8,8 @@ One forward of it masked and of it compacted, at each rounding of the widths, in
 medians, and the median of the ratios of neighbours in time. Operations are those that torch counts, and attention's.
 `share` is the measured speed-up by the one that the operations allow: of the whole block, where it suffers from all
 that takes more time than its operations ask for, such as attention on a CPU; and of both feed-forwards alone, which
-shows what the widths themselves do. Both ways are first shown to answer alike.
+shows what the widths themselves do. `share_of_time` is what the whole block saves by what its feed-forwards can: their
+time in the masked block by the share of their operations that is gone. Both ways are first shown to answer alike.
 """
 
 from __future__ import annotations
@@ -131,9 +132,21 @@ def measure(roundings: tuple[int, ...], times: int) -> dict[str, Any]:
     apply_masks_(model, masks)
     blocks[_MASKED] = model.transformer_blocks[0]
     parts = {"block": whole_block, "feed-forwards": feed_forwards}
-    return {"removed": removed} | {
+    found = {
         name: compare({way: partial(part, block, inputs) for way, block in blocks.items()}, times)
         for name, part in parts.items()
+    }
+    return {"removed": removed, **found, "share_of_time": share_of_time(found)}
+
+
+def share_of_time(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What the block saves, by what its feed-forwards would if their time were in step with their operations."""
+    block, parts = found["block"], found["feed-forwards"]
+    gone = {way: 1 - each["operations"] / parts["masked"]["operations"] for way, each in parts.items()}
+    return {
+        way: (block["masked"]["milliseconds"] - each["milliseconds"]) / (parts["masked"]["milliseconds"] * gone[way])
+        for way, each in block.items()
+        if gone[way]
     }
 
 
@@ -153,6 +166,8 @@ def main(times: int, roundings: tuple[int, ...], report: Path | None) -> None:
                 f"  {way:14} {each['milliseconds']:8.1f} ms   {each['operations'] / 1e9:6.1f} GFLOP   "
                 f"{each['ratio']:.3f} of masked   {each['share']:.3f} of the speed-up that removed operations allow"
             )
+    for way, share in found["share_of_time"].items():
+        click.echo(f"{way}: the block saves {share:.3f} of the time that its feed-forwards allow")
     for round_to in roundings:
         gone = found["removed"][f"rounded to {round_to}"]["bytes"]
         click.echo(f"rounded to {round_to}: {gone:,} of {found['removed']['bytes_of_block']:,} bytes removed")

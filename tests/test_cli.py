@@ -229,7 +229,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
 
     surface = {
         f"{group} {name}": options(command)
-        for group in ("policy", "mask", "audit")
+        for group in ("policy", "mask", "audit", "onnx")
         for name, command in main.get_command(None, group).commands.items()
     } | {name: options(main.get_command(None, name)) for name in ("bake", "verify", "doctor")}
     assert surface == {
@@ -246,6 +246,8 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "mask verify": ["FILE...", "--key"],
         "bake": ["SRC", "DST", "--policy", "--store", "--key", "--form", "--lock", "--check", "--overwrite", "--json"],
         "verify": ["FILE", "--policy", "--store", "--key", "--base", "--json"],
+        "onnx export": ["SRC", "DST", "--policy", "--store", "--key", "--lock", "--json"],
+        "onnx mask": ["SRC", "DST", "--policy", "--store", "--key", "--lock", "--json"],
         "doctor": ["--devices", "--json"],
         "audit verify": ["FILE", "--head", "--json"],
     }

@@ -15,6 +15,7 @@ COMMANDS = {
     "mask": ("safeflux.cli.mask", "mask", "Look into mask files, and sign them."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
     "verify": ("safeflux.cli.bake", "verify_command", "Tell whether a model's files are guarded."),
+    "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),
     "doctor": ("safeflux.cli.doctor", "doctor", "Tell what is wrong with this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
     "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),

@@ -13,4 +13,7 @@ keys = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="A public key, PEM, of who may have signed the masks; repeatable.",
 )
+lock = click.option(
+    "--lock", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file."
+)
 policy = click.option("--policy", default="strict", show_default=True, help="A bundled name, or a YAML file.")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from safeflux.bake import Baked, bake, check_bake
-from safeflux.cli._options import as_json, keys, policy, store
+from safeflux.cli._options import as_json, keys, lock, policy, store
 from safeflux.cli._shared import Bar
 from safeflux.patch import FORMS, Form
 from safeflux.reference.model import model_folder
@@ -31,7 +31,7 @@ from safeflux.verifyfile import FileStatus, verify_files
     "fewest pages are touched; but some quantisers turn a row of zeros into NaN. columns: safe for those. both: the "
     "other side tells nothing of what was there, and a LoRA on one side does not bring it back.",
 )
-@click.option("--lock", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
+@lock
 @click.option("--check", is_flag=True, help="Write nothing: make sure that DST is exactly what would be written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @as_json

@@ -10,9 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from peft import LoraConfig
 
+from safeflux.cli import main
 from safeflux.errors import ConfigError, ModelError
 from safeflux.guard import guard
 from safeflux.maskfile import digest, save_masks
@@ -20,6 +22,7 @@ from safeflux.masks import MaskSet, compose
 from safeflux.onnxexport import export_onnx
 from safeflux.onnxfile import FORMAT, KEY, providers, read_model, stamp
 from safeflux.onnxmask import mask_onnx
+from safeflux.reference import NAME
 from safeflux.reference.model import load_pipeline
 from safeflux.sites import find_sites
 from safeflux.weights import fingerprint
@@ -89,9 +92,13 @@ def test_the_embedded_model_with_its_own_policy(tmp_path):
     export_onnx(pipe, tmp_path / "plain")
     plain = tmp_path / "plain" / "model.onnx"
     assert_runs_like(plain, pipe.transformer, [(2, 64, 24)])
-    plan = mask_onnx(plain, tmp_path / "masked")
+    told = [
+        json.loads(CliRunner().invoke(main, ["onnx", *asked, "--json"], catch_exceptions=False).stdout)
+        for asked in (["mask", str(plain), str(tmp_path / "masked")], ["export", NAME, str(tmp_path / "guarded")])
+    ]
     handle = guard(pipe)
-    assert handle.plan.masks == plan.masks
+    assert [each["bits_off"] for each in told] == [handle.plan.masks.count.masked] * 2
+    assert bytes_in(tmp_path / "masked") == bytes_in(tmp_path / "guarded")
     assert_runs_like(tmp_path / "masked" / "model.onnx", pipe.transformer, [(2, 64, 24)])
     after = tensors(tmp_path / "masked" / "model.onnx")
     for name, parameter in pipe.transformer.named_parameters():
