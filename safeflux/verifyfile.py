@@ -65,7 +65,7 @@ def verify_files(
     faults = tuple(
         f"site {name!r}: {count.masked - in_force.counts[name].masked} of {count.masked} masked places are not zero"
         for name, count in plan.masks.counts.items()
-        if in_force.counts[name].masked < count.masked
+        if count.masked and in_force.counts[name].masked < count.masked
     )
     broken = State.DEGRADED if in_force.count.masked else State.UNGUARDED
     state = broken if faults else State.GUARDED

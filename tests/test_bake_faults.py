@@ -17,8 +17,10 @@ from safeflux.cli import main
 from safeflux.errors import BakeError, MaskMismatchError, ModelError, PolicyError
 from safeflux.guard import guard
 from safeflux.lock import Lock
-from safeflux.maskfile import load_masks
+from safeflux.maskfile import load_masks, save_masks
+from safeflux.masks import MaskSet, keep_all
 from safeflux.policy import Action, Category, Policy
+from safeflux.sites import find_sites
 from safeflux.status import State
 from safeflux.verifyfile import verify_files
 from tests.policies import BLADES, BOTH, SPIRITS
@@ -199,6 +201,17 @@ def test_verify_tells_each_site_that_is_on_and_needs_to_know_the_base(bfl, base_
     assert len(found.status.faults) == 1
     assert found.status.faults[0].startswith(f"site {site!r}: 1 of ")
     assert verify_files(bfl, BOTH, store=store, base=bfl).status.state is State.UNGUARDED
+
+
+def test_a_mask_may_leave_sites_whole(bfl, base_transformer, store, tmp_path, make_meta):
+    masks = keep_all(find_sites(base_transformer).values())
+    one = masks["context_embedder:weight"]
+    one[3, 5] = False
+    path = store / "tiny-flux" / "blades.safetensors"
+    save_masks(path, MaskSet({**masks, "context_embedder:weight": one}), make_meta())
+    bake(bfl, tmp_path / "guarded.safetensors", BLADES, store=store)
+    assert check_bake(bfl, tmp_path / "guarded.safetensors", BLADES, store=store).num_masked_tensors == 1
+    assert verify_files(tmp_path / "guarded.safetensors", BLADES, store=store).status.state is State.GUARDED
 
 
 def test_the_commands_write_check_and_verify(bfl, store, tmp_path):
