@@ -85,6 +85,21 @@ def test_a_damaged_index_is_one_clear_error(folder, index):
         Checkpoint.open(folder)
 
 
+def test_a_diff_counts_the_bits_of_a_model_that_come_and_go(folder, store, tmp_path, make_masks):
+    (tmp_path / "both.yaml").write_text(YAML)
+    (tmp_path / "spirits.yaml").write_text(YAML.replace("name: both", "name: spirits").replace("[blades]", "[spirits]"))
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("both", "spirits")]
+    arguments = ["policy", "diff", *paths, "--model", str(folder), "--store", str(store)]
+    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False).stdout)["bits"]
+    blades, spirits = make_masks(1, ("weight",), 0.02), make_masks(2, ("ff", "mlp", "norm"))
+    assert told["weight"] == {"off": 0, "on": blades.count.masked}
+    assert {kind: told[kind]["off"] for kind in ("ff", "mlp", "norm")} == {
+        kind: count.masked for kind, count in spirits.counts_by_kind.items()
+    }
+    text = CliRunner().invoke(main, arguments, catch_exceptions=False).stdout
+    assert f"  weight: 0 bits more are off, {blades.count.masked:,} are on again\n" in text
+
+
 @pytest.fixture
 def locked(folder, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,23 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from safeflux.atomic import write_atomically
 from safeflux.cli._options import as_json, keys, store
+from safeflux.cli.planning import changed_bits, lock, plan
 from safeflux.errors import PolicyError
 from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
 from safeflux.policydiff import Verdict, as_dict, compare, verdict
 from safeflux.policyfile import validate
 from safeflux.policyschema import API_VERSION, PolicyFile
 from safeflux.policytest import EXAMPLE, run_policy_test
-from safeflux.reference import NAME
 from safeflux.yamlfile import parse_document
-
-if TYPE_CHECKING:
-    from safeflux.plan import Plan
 
 
 @click.group()
@@ -27,6 +24,10 @@ def policy() -> None:
 
     A POLICY is a bundled name (strict) or the path of a YAML file.
     """
+
+
+policy.add_command(plan)
+policy.add_command(lock)
 
 
 @policy.command()
@@ -119,20 +120,35 @@ def _as_dict(effective: Policy) -> dict[str, Any]:
 @policy.command()
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
+@click.option("--model", metavar="MODEL", help="Tell the neurons and weights of this model that come and go, too.")
+@store
+@keys
 @as_json
 @click.option("--forbid-relaxed", is_flag=True, help="Exit 1 if anything is relaxed, for CI.")
 @click.pass_context
-def diff(ctx: click.Context, old: str, new: str, as_json: bool, forbid_relaxed: bool) -> None:
+def diff(
+    ctx: click.Context,
+    old: str,
+    new: str,
+    model: str | None,
+    store: tuple[str, ...],
+    keys: tuple[str, ...],
+    as_json: bool,
+    forbid_relaxed: bool,
+) -> None:
     """Tell what changes from policy OLD to policy NEW, and whether each change tightens or relaxes.
 
     Parents are merged in first, so that what counts is what is in force.
     """
     changes = compare(load_policy(old), load_policy(new))
+    bits = changed_bits(old, new, model, store, keys) if model else None
     found = verdict(changes)
     if as_json:
-        click.echo(json.dumps(as_dict(changes)))
+        click.echo(json.dumps({**as_dict(changes), **({} if bits is None else {"bits": bits})}))
     else:
         click.echo("\n".join([f"{old} -> {new}: {found}", *(f"  {change}" for change in changes)]))
+        for kind, counts in (bits or {}).items():
+            click.echo(f"  {kind}: {counts['off']:,} bits more are off, {counts['on']:,} are on again")
     if forbid_relaxed and found in (Verdict.RELAXED, Verdict.MIXED):
         ctx.exit(1)
 
@@ -202,88 +218,3 @@ def _starter(name: str, parent: Policy) -> str:
 def schema() -> None:
     """Print the JSON Schema (draft-07) of a policy file, for editors."""
     click.echo(json.dumps(policy_schema(), indent=2))
-
-
-model = click.argument("model", metavar="[MODEL]", default=NAME)
-
-
-@policy.command()
-@click.argument("name", metavar="POLICY")
-@model
-@store
-@keys
-@click.option("--locked", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
-@as_json
-def plan(
-    name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], locked: str | None, as_json: bool
-) -> None:
-    """Tell what guarding MODEL with POLICY would do, without loading its weights.
-
-    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors file; without, the embedded
-    emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
-    """
-    found = _plan(name, model, store, keys)
-    if locked:
-        from safeflux.lock import check_lock
-
-        check_lock(found, locked)
-    told = _plan_as_dict(found)
-    click.echo(json.dumps(told) if as_json else _plan_text(told))
-
-
-@policy.command()
-@click.argument("name", metavar="POLICY")
-@model
-@store
-@keys
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: POLICY.lock.json]")
-def lock(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], out: Path | None) -> None:
-    """Write down which POLICY, masks and base MODEL belong together, by their digests.
-
-    `safeflux.guard(..., lock=FILE)` and `safeflux policy plan --locked FILE` then take nothing else.
-    """
-    from safeflux.lock import Lock
-
-    out = out or Path(name).with_suffix(".lock.json")
-    Lock.of(_plan(name, model, store, keys)).write(out)
-    click.echo(f"{out}: written")
-
-
-def _plan(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...]) -> "Plan":
-    effective = load_policy(name)  # first: most mistakes are in the policy
-    from safeflux.checkpoint import Checkpoint
-    from safeflux.plan import plan_for
-    from safeflux.reference.model import model_folder
-    from safeflux.store import open_store
-
-    found = Checkpoint.open(model_folder(model))
-    return plan_for(effective, found.sites, found.fingerprint, open_store(store or None, keys))
-
-
-def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
-    """A plan in plain values."""
-    return {
-        "policy": plan.policy.name,
-        "sha256": plan.policy.digest,
-        "base": plan.base,
-        "categories": {
-            name: {
-                "action": str(category.action),
-                "masks": {one.name: one.sha256 for one in category.stored},
-                "bits": category.masks.count.masked,
-            }
-            for name, category in plan.categories.items()
-        },
-        "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
-        "sites": {name: count.masked for name, count in plan.masks.counts.items() if count.masked},
-        "budget": plan.policy.budget.max_share_masked,
-    }
-
-
-def _plan_text(told: dict[str, Any]) -> str:
-    lines = [f"{told['policy']}, sha256:{told['sha256']}"]
-    for name, category in told["categories"].items():
-        masks = ", ".join(f"{mask} (sha256:{sha256[:12]})" for mask, sha256 in category["masks"].items())
-        lines.append(f"  {category['action']:8} {name:12} {category['bits']:>9,} bits: {masks}")
-    off = [f"{c['masked'] / c['total']:.2%} of {kind}" for kind, c in told["shares"].items() if c["masked"]]
-    return "\n".join([*lines, f"off in all: {', '.join(off) or 'nothing'}; budget {told['budget']:.2%} of each kind"])
