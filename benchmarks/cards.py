@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from safeflux.atomic import write_atomically
-from safeflux.maskfile import MaskMeta, load_masks, save_masks
-from safeflux.reference.measure import Rate
+from safeflux.card import ROWS, Words, make_card
+from safeflux.maskfile import load_masks, save_masks
 from safeflux.reference.vocabulary import Target, vocabulary
 
-_LIMITS = """\
-- It is a mask for the weights of `{base}` and no others; guard refuses it elsewhere.
-- The rates say how often a judge that was trained on real renderings finds the concept at 64 x 64 pixels. A trace that
-  the judge does not call by its name counts as erased.
-- Nothing here says what an adversary can bring back, by prompts made against the mask or by training."""
+_MEASURED = "prompts and noises held out from training\n(`benchmarks/catalogue.py`)"
+_FIGURES = """\
+The rates say how often a judge that was trained on real renderings finds the concept at 64 x 64 pixels. A trace that
+  the judge does not call by its name counts as erased."""
 
 
 def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], head: Mapping[str, Any]) -> None:
@@ -32,65 +31,31 @@ def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], 
     for name in names:
         path = folder / f"{name}.safetensors"
         masks, meta = load_masks(path)
-        alone, among = _rates(results[name], name), _rates(together, name)
-        evaluation = {"alone": alone, "with all masks": among, **head}
-        save_masks(path, masks, replace(meta, evaluation=evaluation))
-        shares = results[name]["share_masked"]
-        card = _card(vocabulary().targets[name], meta, alone, among, shares, head)
-        write_atomically(folder / f"{name}.md", card.encode())
+        evaluation = {"alone": _rates(results[name], name), "with all masks": _rates(together, name), **head}
+        meta = replace(meta, evaluation=evaluation)
+        save_masks(path, masks, meta)
+        write_atomically(folder / f"{name}.md", make_card(masks, meta, words_of(vocabulary().targets[name])).encode())
 
 
 def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The rates of one target and of what is kept, without and with masks."""
     target = figures["targets"][name]
-    unseen = "on things" if target["kind"] == "style" else "by words"
-    rows = {
-        "found": target["found"],
-        f"found {unseen} kept out of training": target.get("found_held_out"),
-        "found beside another thing": target.get("found_beside"),
-        "that other thing found": target.get("other_beside"),
-        "nearest neighbours right": target.get("neighbours_right"),
-        "everything else right": figures["kept_right"],
+    unseen, is_style = target.get("found_held_out"), target["kind"] == "style"
+    rates = (
+        target["found"],
+        None if is_style else unseen,
+        unseen if is_style else None,
+        target.get("found_beside"),
+        target.get("other_beside"),
+        target.get("neighbours_right"),
+        figures["kept_right"],
+    )
+    return {
+        row: {side: rate[side] for side in ("base", "masked")} for row, rate in zip(ROWS, rates, strict=True) if rate
     }
-    return {row: {side: rate[side] for side in ("base", "masked")} for row, rate in rows.items() if rate}
 
 
-def _card(
-    target: Target,
-    meta: MaskMeta,
-    alone: Mapping[str, Any],
-    among: Mapping[str, Any],
-    shares: Mapping[str, Any],
-    head: Mapping[str, Any],
-) -> str:
+def words_of(target: Target) -> Words:
+    """What the vocabulary knows of a target, and this benchmark of its figures."""
     what = f"the art style {target.style}" if target.style else ", ".join(c.words for c in target.concepts)
-    bits = ", ".join(f"{c['masked']:,} of {c['total']:,} ({100 * c['share']:.2f} %)" for c in _masked(shares).values())
-    lines = [
-        f"# {target.name}",
-        "",
-        f"Erases {what} from `{meta.base_model}` ({meta.family}), an icon model; kind of target: {target.kind}.",
-        f"Made by {meta.method}. Bits off: {bits}, of the kind {', '.join(_masked(shares))}.",
-        f"Licence {meta.licence}. Configuration sha256 `{meta.config_sha256}`.",
-        "",
-        "| share of pictures, 95 % interval | base model | this mask alone | all shipped masks AND-ed |",
-        "|---|---|---|---|",
-    ]
-    for row, rate in alone.items():
-        cells = (_text(rate["base"]), _text(rate["masked"]), _text(among[row]["masked"]))
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Measured {head['date'][:10]}, seed {head['seed']}, prompts and noises held out from training",
-        "(`benchmarks/catalogue.py`).",
-        "",
-    ]
-    lines += ["## Limits", "", _LIMITS.format(base=meta.base_model), ""]
-    return "\n".join(lines)
-
-
-def _masked(shares: Mapping[str, Any]) -> dict[str, Any]:
-    return {kind: count for kind, count in shares.items() if count["masked"]}
-
-
-def _text(rate: Mapping[str, Any]) -> str:
-    return str(Rate(rate["hits"], rate["n"]))
+    return Words(what, f", an icon model; kind of target: {target.kind}", _MEASURED, _FIGURES)

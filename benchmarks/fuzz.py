@@ -114,7 +114,9 @@ def respell(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
             case 6:
                 header[one + draw.choice(("x", ".scale_weight", "\0", "/../x"))] = header.pop(one)
             case 7:
-                header = {"model.diffusion_model." + name: entry for name, entry in header.items()}
+                header = {
+                    name if name[:2] == "__" else "model.diffusion_model." + name: e for name, e in header.items()
+                }
             case _:
                 header = dict(draw.sample(list(header.items()), len(header)))
     return json.dumps(header, indent=draw.choice((None, 1))).encode()

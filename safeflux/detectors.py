@@ -18,6 +18,7 @@ from PIL import Image
 from safeflux.errors import ConfigError
 from safeflux.reference.judge import Judge
 from safeflux.reference.vocabulary import vocabulary
+from safeflux.runtime import open_session
 
 Scores = npt.NDArray[np.float32]
 Activation = Literal["none", "sigmoid", "softmax"]
@@ -229,10 +230,8 @@ class OnnxDetector(Detector):
 def _open(path: Path) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file; expected a classifier in ONNX form")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return open_session(path)
     except Exception as error:  # the classes that onnxruntime raises have no common public base
         raise ConfigError(f"{path}: cannot be read as an ONNX model ({error})") from error
 

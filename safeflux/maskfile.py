@@ -51,7 +51,8 @@ class MaskMeta:
     method: str
     """How the mask was made."""
     config_sha256: str
-    """Digest of the training configuration: 64 lower-case hexadecimal digits."""
+    """Digest of the training configuration: 64 lower-case hexadecimal digits. Of a file that was imported or composed:
+    of its sources' digests, sorted, one a line."""
     licence: str
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """Figures with their seeds and settings; anything that JSON can hold."""

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from safeflux import __version__
 from safeflux.errors import BakeError, ConfigError, ModelError
 from safeflux.maskbytes import canonical_json
@@ -26,12 +24,6 @@ except ImportError as error:
 KEY = "safeflux"
 """Where a guarded model says what it is, in its metadata: JSON."""
 FORMAT = "safeflux-onnx/1"
-
-
-def providers() -> list[str]:
-    """Name what ONNX Runtime can run on here, best first: CUDA where onnxruntime-gpu is installed, then the CPU."""
-    known = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return [name for name in known if name in onnxruntime.get_available_providers()]
 
 
 def check_target(folder: Path) -> None:

@@ -12,7 +12,7 @@ from safeflux.cli._lazy import LazyGroup
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
-    "mask": ("safeflux.cli.mask", "mask", "Look into mask files, and sign them."),
+    "mask": ("safeflux.cli.mask", "mask", "Look into mask files, compare, join, import, export and sign them."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
     "verify": ("safeflux.cli.bake", "verify_command", "Tell whether a model's files are guarded."),
     "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
@@ -22,8 +22,9 @@ def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None
 class Bar:
     """A bar on stderr, none where stderr is no terminal; and lines above it, which are there in any case."""
 
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    def __init__(self, *, of_bytes: bool = False) -> None:
+        amount = DownloadColumn() if of_bytes else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
         self._console = Console(stderr=True)
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bar.add_task("", total=None)

@@ -15,8 +15,13 @@ from safeflux.status import State
 from safeflux.store import open_store
 from safeflux.verifyfile import FileStatus, verify_files
 
+_EXAMPLES = """\b
+safeflux bake emoji-flux guarded --policy strict
+safeflux bake emoji-flux guarded --policy strict --check
+"""
 
-@click.command(name="bake")
+
+@click.command(name="bake", epilog=_EXAMPLES)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
@@ -47,18 +52,15 @@ def bake_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    r"""Write a guarded copy of the model SRC to DST: zeros where the masks of a policy say so, all else as it is.
+    """Write a guarded copy of the model SRC to DST: zeros where the masks of a policy say so, all else as it is.
 
-    SRC is a FLUX pipeline of diffusers or its transformer (a folder), or one safetensors file as diffusers or as Black
-    Forest Labs, ComfyUI and Forge name its tensors; emoji-flux is the embedded model. Any stack that loads SRC loads
-    DST, and draws guarded. It takes about the time of a copy and little memory.
-
-    \b
-        safeflux bake emoji-flux guarded --policy strict
-        safeflux bake emoji-flux guarded --policy strict --check
+    SRC is a FLUX pipeline of diffusers or its transformer (a folder), or one safetensors or GGUF file as diffusers or
+    as Black Forest Labs, ComfyUI and Forge name its tensors; emoji-flux is the embedded model. Any stack that loads SRC
+    loads DST, and draws guarded. It takes about the time of a copy and little memory. In most quantised types of GGUF
+    only whole rows can be zero: name --form rows.
     """
     place, masks = model_folder(source), open_store(store or None, keys)
-    with Bar() as bar:
+    with Bar(of_bytes=True) as bar:
         if check:
             made = check_bake(place, target, policy, store=masks, form=form, progress=bar)
         else:
@@ -106,8 +108,8 @@ def verify_command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Read the masked weights of a policy in FILE, a folder or a safetensors file; exit 1 if one is not zero."""
-    with Bar() as bar:
+    """Read the masked weights of a policy in FILE, a folder or a file as for bake; exit 1 if one is not zero."""
+    with Bar(of_bytes=True) as bar:
         found = verify_files(
             model_folder(file),
             policy,

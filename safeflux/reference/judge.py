@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from PIL import Image
 
 from safeflux.reference.vocabulary import vocabulary
+from safeflux.runtime import open_session
 
 JUDGE = Path(__file__).parent / "judge.onnx"
 
@@ -47,12 +47,10 @@ class Verdicts:
 
 
 class Judge:
-    """Runs the classifier with onnxruntime, on the CPU."""
+    """Runs the classifier with ONNX Runtime."""
 
     def __init__(self, path: Path = JUDGE) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(path)
 
     def __call__(self, images: Sequence[Image.Image] | npt.NDArray[np.float32], batch: int = 128) -> Verdicts:
         """Judge pictures: PIL images of 64 x 64, or float32 (B, 3, 64, 64) in [0, 1]."""

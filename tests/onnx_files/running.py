@@ -9,7 +9,8 @@ import onnxruntime
 import torch
 from onnx import numpy_helper
 
-from safeflux.onnxfile import KEY, providers
+from safeflux.onnxfile import KEY
+from safeflux.runtime import providers
 from tests.conftest import SMALL
 
 FEWEST = SMALL | {"num_layers": 1, "num_single_layers": 1}

@@ -20,10 +20,11 @@ from safeflux.guard import guard
 from safeflux.maskfile import digest, save_masks
 from safeflux.masks import MaskSet, compose
 from safeflux.onnxexport import export_onnx
-from safeflux.onnxfile import FORMAT, KEY, providers, read_model, stamp
+from safeflux.onnxfile import FORMAT, KEY, read_model, stamp
 from safeflux.onnxmask import mask_onnx
 from safeflux.reference import NAME
 from safeflux.reference.model import load_pipeline
+from safeflux.runtime import providers
 from safeflux.sites import find_sites
 from safeflux.weights import fingerprint
 from tests.onnx_files.running import FEWEST, assert_runs_like, bytes_in, facts, inputs_of, run, session, tensors

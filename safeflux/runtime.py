@@ -1,0 +1,18 @@
+"""ONNX Runtime, on the best that it finds here: the GPU where onnxruntime-gpu is installed, else the CPU."""
+
+from pathlib import Path
+
+import onnxruntime
+
+
+def providers() -> list[str]:
+    """Name what ONNX Runtime can run on here, best first."""
+    known = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in known if name in onnxruntime.get_available_providers()]
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Load a model, without ONNX Runtime's notes on what it could not place; its errors go through."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=providers())
