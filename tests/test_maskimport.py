@@ -23,7 +23,7 @@ from safeflux.masks import check_fit
 from safeflux.masktools import sources_digest
 from tests.conftest import SMALL
 
-ABOUT = {"category": "nudity", "concepts": ["nude couple"], "licence": "LicenseRef-ours"}
+ABOUT = {"category": "weapons", "concepts": ["old pistol"], "licence": "LicenseRef-ours"}
 FF_ORDER = [f"transformer_blocks.{n}.{name}:ff" for n in range(2) for name in ("ff", "ff_context")]
 WIDTHS = {"ff": [128] * 4, "norm": [192] * 2, "attn": [2] * 4}
 """What the small model has, in call order."""
@@ -77,7 +77,7 @@ def test_the_metadata_say_what_was_imported_from_what(model, files):
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     meta = import_masks(files, model, **ABOUT).meta
     assert (meta.base_model, meta.family, meta.fingerprint) == ("tiny-flux", "flux1", model.fingerprint)
-    assert (meta.category, meta.concepts, meta.licence) == ("nudity", ("nude couple",), "LicenseRef-ours")
+    assert (meta.category, meta.concepts, meta.licence) == ("weapons", ("old pistol",), "LicenseRef-ours")
     assert meta.evaluation == {}
     assert meta.config_sha256 == sources_digest(sums)
     assert meta.method == (
@@ -262,7 +262,7 @@ def test_a_torch_that_is_not_safe_is_refused(model, files, monkeypatch):
 def run(model, files, tmp_path, monkeypatch):
     """The command in a folder with the model and the three files."""
     monkeypatch.chdir(tmp_path)
-    fixed = ["--model", "tiny-flux", "--category", "nudity", "--concept", "nude", "--licence", "LicenseRef-ours"]
+    fixed = ["--model", "tiny-flux", "--category", "weapons", "--concept", "pistol", "--licence", "LicenseRef-ours"]
     return lambda *given: CliRunner().invoke(main, ["mask", "import", *given, *fixed], catch_exceptions=False)
 
 
@@ -270,13 +270,13 @@ FILES = [f"epoch_1_step_24_{kind}.pt" for kind in WIDTHS]
 
 
 def test_the_command_writes_a_mask_file_and_tells_what_is_in_it(run, tmp_path):
-    done = run(*FILES, "nudity.safetensors")
+    done = run(*FILES, "weapons.safetensors")
     assert done.exit_code == 0
-    masks, meta = load_masks(tmp_path / "nudity.safetensors")
+    masks, meta = load_masks(tmp_path / "weapons.safetensors")
     assert meta.concepts == ("nude",)
     skipped, written, _, *rows = done.stdout.splitlines()
     assert skipped == f"{FILES[2]}: skipped: it keeps all heads, for which masks have no site"
-    assert "nudity.safetensors: written, sha256:" in written
+    assert "weapons.safetensors: written, sha256:" in written
     told = {row.split()[0]: row.split()[1:3] for row in rows}
     for name, count in masks.counts.items():
         assert told[name] == [str(count.masked), str(count.total)]
@@ -284,15 +284,15 @@ def test_the_command_writes_a_mask_file_and_tells_what_is_in_it(run, tmp_path):
 
 
 def test_the_command_in_json_and_what_it_overwrites(run, tmp_path):
-    told = json.loads(run(*FILES, "nudity.safetensors", "--json").stdout)
+    told = json.loads(run(*FILES, "weapons.safetensors", "--json").stdout)
     assert told["skipped"] == [FILES[2]]
     assert len(told["sites"]) == 6
-    before = (tmp_path / "nudity.safetensors").read_bytes()
-    assert run(FILES[0], "nudity.safetensors").stderr.startswith("error: nudity.safetensors: is there already")
-    assert (tmp_path / "nudity.safetensors").read_bytes() == before
-    assert run(*FILES, "nudity.safetensors", "--overwrite").exit_code == 0
-    assert (tmp_path / "nudity.safetensors").read_bytes() == before  # the same files, the same bytes
-    assert run("nudity.safetensors").exit_code == 2
+    before = (tmp_path / "weapons.safetensors").read_bytes()
+    assert run(FILES[0], "weapons.safetensors").stderr.startswith("error: weapons.safetensors: is there already")
+    assert (tmp_path / "weapons.safetensors").read_bytes() == before
+    assert run(*FILES, "weapons.safetensors", "--overwrite").exit_code == 0
+    assert (tmp_path / "weapons.safetensors").read_bytes() == before  # the same files, the same bytes
+    assert run("weapons.safetensors").exit_code == 2
     shutil.rmtree(tmp_path / "tiny-flux")
     assert "tiny-flux" in run(*FILES, "other.safetensors").stderr
     assert not (tmp_path / "other.safetensors").exists()

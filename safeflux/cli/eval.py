@@ -41,7 +41,7 @@ Examples:
   safeflux eval --policy strict
   safeflux eval --mask runs/weapons/weapons.safetensors --images 100
   safeflux eval --prompts words.csv --find beer-mug --policy strict
-  safeflux eval --prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask nudity.safetensors
+  safeflux eval --prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask weapons.safetensors
       --call num_inference_steps=4 --call guidance_scale=0 --detector nsfw.onnx --labels nsfw.txt --find nsfw
       --preprocess activation=softmax --preprocess mean=0.485,0.456,0.406 --preprocess std=0.229,0.224,0.225
 
