@@ -273,7 +273,7 @@ def test_the_command_writes_a_mask_file_and_tells_what_is_in_it(run, tmp_path):
     done = run(*FILES, "weapons.safetensors")
     assert done.exit_code == 0
     masks, meta = load_masks(tmp_path / "weapons.safetensors")
-    assert meta.concepts == ("nude",)
+    assert meta.concepts == ("pistol",)
     skipped, written, _, *rows = done.stdout.splitlines()
     assert skipped == f"{FILES[2]}: skipped: it keeps all heads, for which masks have no site"
     assert "weapons.safetensors: written, sha256:" in written
