@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safeflux import __version__
 from safeflux.bakefolder import Others, other_files
-from safeflux.checkpoint import Checkpoint, check_float
+from safeflux.checkpoint import Checkpoint, check_maskable
 from safeflux.copying import copy_range
 from safeflux.errors import BakeError, ModelError
 from safeflux.lock import check_lock
@@ -69,8 +69,8 @@ def bake(
     stops it, what was there before is as it was.
 
     Args:
-        source: A FLUX pipeline of diffusers or its transformer (a folder), or one safetensors file in the layout of
-            diffusers or of Black Forest Labs.
+        source: A FLUX pipeline of diffusers or its transformer (a folder), or one safetensors or GGUF file in the
+            layout of diffusers or of Black Forest Labs.
         target: The folder or the file to write.
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         store: A folder, or several, with mask files besides the bundled ones.
@@ -83,11 +83,13 @@ def bake(
 
     Raises:
         BakeError: The target is there already, is the source, or cannot be written.
-        ModelError: The source is no FLUX model, is damaged, quantised, or guarded already.
+        ModelError: The source is no FLUX model, is damaged, guarded already, or quantised in a way that what is masked
+            cannot be set to zero alone.
+        ConfigError: The source is a GGUF file, and the package that reads them is not installed.
         SafeFluxError: Whatever planning refuses (`guard` has the list).
     """
     job = _Job.of(source, target, policy, store, form, lock)
-    _check_target(job.source.path, job.target, overwrite)
+    _check_target(job.source, job.target, overwrite)
     told = _Progress(progress, f"baking {job.target.name}", job.num_bytes)
     with staged(job.target, job.num_bytes) as partial:
         for file in job.source.files:
@@ -160,9 +162,9 @@ class _Job:
         touched = {}
         for name, where in spots(found.sites, plan.masks, found.layout, form).items():
             tensor = found.tensors[name].tensor
-            check_float(name, tensor.dtype)
+            check_maskable(tensor, where)
             touched[tensor.name] = where
-        return cls(found, Path(target), plan, touched, _metadata(plan, form, found), other_files(found))
+        return cls(found, Path(target), plan, touched, _metadata(plan, form), other_files(found))
 
     @property
     def num_bytes(self) -> int:
@@ -198,21 +200,22 @@ def _check_unguarded(source: Checkpoint) -> None:
             )
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+def _check_target(found: Checkpoint, target: Path, overwrite: bool) -> None:
+    source, suffix = found.path, found.files[0].suffix
     if not target.parent.is_dir():
         raise BakeError(f"{target}: the folder {target.parent} is not there; make it first")
     if target.exists() and source.samefile(target):
         raise BakeError(f"{target}: is the source itself; choose another name")
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise BakeError(f"{target}: lies in the source; choose a place outside of it")
-    if source.is_file() and target.suffix != ".safetensors":
-        raise BakeError(f"{target}: expected a name that ends in .safetensors, as the source is one such file")
+    if source.is_file() and target.suffix != suffix:
+        raise BakeError(f"{target}: expected a name that ends in {suffix}, as the source is one such file")
     if target.exists() and not (overwrite and source.is_file() and target.is_file()):
         way_out = "overwrite it (--overwrite), or choose" if source.is_file() and target.is_file() else "choose"
         raise BakeError(f"{target}: is there already; {way_out} another name")
 
 
-def _metadata(plan: Plan, form: Form, source: Checkpoint) -> dict[str, str]:
+def _metadata(plan: Plan, form: Form) -> dict[str, str]:
     """What the header of a guarded file says beside the source's own words."""
     stored = [one for name in plan.policy.enforced for one in plan.categories[name].stored]
     told = {
@@ -223,9 +226,7 @@ def _metadata(plan: Plan, form: Form, source: Checkpoint) -> dict[str, str]:
         "policy": {"name": plan.policy.name, "sha256": plan.policy.digest},
         "version": __version__,
     }
-    # transformers takes a header with metadata but without this key for no file of torch
-    has_format = any("format" in file.metadata for file in source.files)
-    return {KEY: canonical_json(told)} | ({} if has_format else {"format": "pt"})
+    return {KEY: canonical_json(told)}
 
 
 def _place(root: Path, path: Path, target: Path) -> Path:

@@ -1,12 +1,13 @@
 """A FLUX transformer in files, looked at without loading it: its tensors, its sites, its fingerprint.
 
 A checkpoint is a folder of diffusers (a pipeline or its transformer; one file, or shards with an index), or one
-safetensors file in the layout of diffusers or of Black Forest Labs. Nothing is written here, and no torch is imported.
+safetensors or GGUF file in the layout of diffusers or of Black Forest Labs. Nothing is written here, and no torch is
+imported.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,11 @@ import numpy.typing as npt
 
 from safeflux.errors import ModelError
 from safeflux.families import Layout
-from safeflux.fingerprint import fingerprint_of
-from safeflux.floats import COARSENESS, decode, is_float, itemsize
+from safeflux.fingerprint import TOLERANCE, fingerprint_of
 from safeflux.layout import Piece, layout_of, own_names, parameters
+from safeflux.patch import Spot
 from safeflux.sites import Site, find_sites
-from safeflux.tensorfile import Stored, TensorFile
+from safeflux.tensorfile import Stored, TensorFile, WeightFile
 
 _NAME = "diffusion_pytorch_model.safetensors"
 
@@ -31,7 +32,7 @@ _NAME = "diffusion_pytorch_model.safetensors"
 class Held:
     """A tensor, and the file that holds it."""
 
-    file: TensorFile
+    file: WeightFile
     tensor: Stored
 
 
@@ -41,7 +42,7 @@ class Checkpoint:
 
     path: Path
     """What was named: a folder or a file."""
-    files: tuple[TensorFile, ...]
+    files: tuple[WeightFile, ...]
     tensors: Mapping[str, Held]
     """The transformer's own tensors by their names in its layout, without a prefix."""
     layout: Layout
@@ -52,9 +53,10 @@ class Checkpoint:
 
         Raises:
             ModelError: There is no FLUX transformer, or a file is missing, damaged or not the index's.
+            ConfigError: It is a GGUF file, and the package that reads them is not installed.
         """
         root = Path(path)
-        files = tuple(_open_folder(home_of(root)) if root.is_dir() else [TensorFile.open(root)])
+        files = tuple(_open_folder(home_of(root)) if root.is_dir() else [_open_file(root)])
         held = {name: Held(file, tensor) for file in files for name, tensor in file.tensors.items()}
         own = {name: held[full] for name, full in own_names(held).items()}
         return cls(root, files, own, layout_of(own))
@@ -113,38 +115,51 @@ class _InFiles:
     @property
     def coarsest(self) -> str:
         """See `fingerprint.Weights`."""
-        dtypes = {held.tensor.dtype for held in self.checkpoint.tensors.values()}
-        return next((end for dtype, end in COARSENESS.items() if dtype in dtypes), "")
+        formats = (held.tensor.known for held in self.checkpoint.tensors.values())
+        return max((known.coarseness for known in formats if known), key=TOLERANCE.__getitem__, default="")
 
     def take(self, name: str, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """See `fingerprint.Weights`. The scale of a whole tensor does not count, so it is not asked for."""
         piece = self.pieces[name]
         held = self.checkpoint.tensors[piece.tensor]
-        check_float(piece.tensor, held.tensor.dtype)
-        file, size = self.opened[held.file.path], itemsize(held.tensor.dtype)
+        file, form = self.opened[held.file.path], held.tensor.format
+        blocks, inside = np.divmod(piece.places(places), form.block)
         raw = []
-        for place in piece.places(places).tolist():
-            file.seek(held.tensor.start + place * size)
-            raw.append(file.read(size))
-        return decode(held.tensor.dtype, b"".join(raw))
+        for block in blocks.tolist():
+            file.seek(held.tensor.start + block * form.nbytes)
+            raw.append(file.read(form.nbytes))
+        return form.decode(b"".join(raw)).reshape(-1, form.block)[np.arange(len(inside)), inside]
 
 
-def check_float(name: str, dtype: str) -> None:
-    """Make sure that the numbers of a tensor are plain floats.
+def check_maskable(tensor: Stored, where: Sequence[Spot]) -> None:
+    """Make sure that what is masked in a tensor can be set to zero, and nothing else with it.
 
     Raises:
-        ModelError: They are packed or of an unknown format.
+        ModelError: The tensor is packed, so that single numbers or columns cannot, or not even rows.
     """
-    if not is_float(dtype):
-        raise ModelError(
-            f"tensor {name!r}: expected float weights, got {dtype}: packed by a quantiser. Bake the model before it is "
-            "quantised, then quantise what was baked."
-        )
+    if tensor.format.first is not None:
+        return
+    for spot in where:
+        if spot.span.axis or len(spot.bits.shape) == 2:
+            what = "columns" if spot.span.axis else "single weights"
+            way_out = "Bake with --form rows, or bake" if spot.span.axis else "Bake"
+            raise ModelError(
+                f"tensor {tensor.name!r}: site {spot.site!r} masks {what} of it, and in {tensor.dtype} only whole rows "
+                f"can be set to zero exactly. {way_out} the model before it is quantised, then quantise what was baked."
+            )
 
 
 def home_of(root: Path) -> Path:
     """The folder with the transformer's files: `transformer/` of a pipeline, or the folder itself."""
     return root / "transformer" if (root / "transformer").is_dir() else root
+
+
+def _open_file(path: Path) -> WeightFile:
+    if path.suffix != ".gguf":
+        return TensorFile.open(path)
+    from safeflux.ggufile import GgufFile  # of an extra
+
+    return GgufFile.open(path)
 
 
 def _open_folder(home: Path) -> list[TensorFile]:

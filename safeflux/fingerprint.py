@@ -6,11 +6,12 @@ size. Rounding to bf16 or fp16 moves a sketch by less than 0.002 (root mean squa
 size of the change; unrelated weights of one structure are 1.4 apart. So two fingerprints are compared by `same_base`,
 never by equality of the texts.
 
-Float8 rounds so coarsely (sketches move by 0.03 with e4m3 and by 0.06 with e5m2) that its fingerprints say so, and are
-compared with more tolerance.
+Float8 and the quantised types of GGUF round so coarsely (sketches move by 0.03 with e4m3, by 0.06 with e5m2, by up to
+0.1 with 4 bits) that their fingerprints say so, and are compared with more tolerance.
 
-Limits: a change of the weights of less than about 0.4 % of their size (4 % and 8 % for float8) is not seen, nor is one
-of a few elements. It tells honest models apart; it is no proof against someone who crafts weights.
+Limits: a change of the weights of less than about 0.4 % of their size is not seen (4 % and 8 % for float8, 1 % for 8
+bits of GGUF, 14 % for 4 bits), nor is one of a few elements. It tells honest models apart; it is no proof against
+someone who crafts weights.
 """
 
 import base64
@@ -28,10 +29,21 @@ import numpy.typing as npt
 from safeflux.errors import ModelError
 
 SKETCH_SIZE = 64
-TOLERANCE = {"": 0.004, "-e4m3": 0.04, "-e5m2": 0.08}
-"""By what stands at a fingerprint's end: the coarsest float type among the weights."""
+TOLERANCE = {
+    "": 0.004,
+    "-q8": 0.01,
+    "-q6": 0.025,
+    "-e4m3": 0.04,
+    "-q5": 0.06,
+    "-e5m2": 0.08,
+    "-q4": 0.14,
+    "-q3": 0.2,
+    "-q2": 0.35,
+    "-q1": 0.55,
+}
+"""By what stands at a fingerprint's end: the coarsest type among the weights; -q4 is any type of GGUF with 4 bits."""
 _STEP = 2.0**-12  # far below the tolerance; 16 bits then hold sketches up to 8
-_FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})(-e[45]m[23])?")
+_FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})(-e[45]m[23]|-q[1-68])?")
 
 
 class Weights(Protocol):
@@ -55,7 +67,7 @@ def fingerprint_of(weights: Weights) -> str:
     Compute it before masks are written: a masked model has other weights.
 
     Raises:
-        ModelError: A sampled value is not finite.
+        ModelError: A sampled value is not finite, or a tensor is empty.
     """
     return f"sf1-{_structure(weights.shapes)}-{_encode(_sketch(weights))}{weights.coarsest}"
 
@@ -86,15 +98,19 @@ def _structure(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _sketch(weights: Weights) -> npt.NDArray[np.float64]:
-    chances = {name: _chance(name, math.prod(weights.shapes[name])) for name in sorted(weights.shapes)}
+    sizes = {name: math.prod(shape) for name, shape in sorted(weights.shapes.items())}
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise ModelError(f"tensor {empty[0]!r} is empty; copy the model again")
+    chances = {name: _chance(name, size) for name, size in sizes.items()}
     samples = np.stack([weights.take(name, places) for name, (places, _) in chances.items()])
-    sizes = np.sqrt(np.mean(samples**2, axis=1, keepdims=True))
-    if not np.isfinite(sizes).all():
-        name = list(chances)[int(np.flatnonzero(~np.isfinite(sizes))[0])]
+    with np.errstate(all="ignore"):  # what is not finite is told below
+        units = np.sqrt(np.mean(samples**2, axis=1, keepdims=True))
+    if not np.isfinite(units).all():
+        name = list(chances)[int(np.flatnonzero(~np.isfinite(units))[0])]
         raise ModelError(f"tensor {name!r} holds values that are not finite; load the model again")
     signs = np.stack([signs for _, signs in chances.values()])
-    units = np.divide(samples, sizes, out=np.zeros_like(samples), where=sizes > 0)
-    return (units * signs).sum(axis=0) / np.sqrt(len(chances))
+    parts = np.divide(samples, units, out=np.zeros_like(samples), where=units > 0)
+    return (parts * signs).sum(axis=0) / np.sqrt(len(chances))
 
 
 @lru_cache(maxsize=8192)

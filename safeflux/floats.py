@@ -1,15 +1,60 @@
 """Float formats as they lie in files, by the names that safetensors has for them. NumPy knows neither bf16 nor float8.
 
-In each of them a zero is all bits zero. Formats that are packed (several numbers in a byte, blocks with a scale) are
-not here: what is zero in them is another question.
+In each of them a zero is all bits zero. Formats that are packed (several numbers in a byte, blocks with a scale) can be
+described here, but are known elsewhere (`ggufile`).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How numbers lie in bytes: in blocks, of which each row of a matrix is a whole number; plain floats are alone.
+
+    A block of zero bytes is a block of zeros.
+    """
+
+    nbytes: int
+    """Bytes that a block takes."""
+    cell: int
+    """Bytes of the unsigned integers as which blocks are worked on."""
+    read: Callable[[npt.NDArray[np.uint8]], Array]
+    """Returns the numbers of some blocks, given their bytes; both flat."""
+    block: int = 1
+    """Numbers in a block."""
+    first: int | None = 0
+    """The cell of a block that is its first number, the others follow; None if no number can be zeroed alone."""
+    coarseness: str = ""
+    """What the fingerprint of a model with such weights ends in, a key of `fingerprint.TOLERANCE`."""
+
+    def decode(self, data: bytes) -> npt.NDArray[np.float64]:
+        """Return the numbers of some blocks."""
+        with np.errstate(all="ignore"):  # a damaged scale may be no number
+            return self.read(np.frombuffer(data, dtype=np.uint8)).astype(np.float64)
+
+    def cells_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return which cells become zero for these numbers to be zero; both counted row by row, or both in one row."""
+        if self.block == 1:
+            return numbers
+        assert self.first is not None, "refused before"
+        return numbers // self.block * (self.nbytes // self.cell) + self.first + numbers % self.block
+
+    def nonzero(self, cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an array with one element for each number in some rows of cells, zero where the number is.
+
+        Where each number has a cell of its own that is all to see: scales are taken to be finite.
+        """
+        if self.first is None:
+            return self.decode(cells.tobytes()).reshape(len(cells), -1) != 0
+        blocks = cells.reshape(-1, self.nbytes // self.cell)
+        return blocks[:, self.first : self.first + self.block].reshape(len(cells), -1)
 
 
 def _float8_e4m3() -> npt.NDArray[np.float32]:
@@ -23,26 +68,25 @@ def _float8_e4m3() -> npt.NDArray[np.float32]:
 
 _E4M3 = _float8_e4m3()
 
-_READ: dict[str, tuple[str, Callable[[Array], Array]]] = {
-    "F64": ("<f8", lambda raw: raw),
-    "F32": ("<f4", lambda raw: raw),
-    "F16": ("<f2", lambda raw: raw),
-    "BF16": ("<u2", lambda raw: (raw.astype("<u4") << 16).view("<f4")),
-    "F8_E4M3": ("u1", lambda raw: _E4M3[raw]),
-    "F8_E5M2": ("u1", lambda raw: (raw.astype("<u2") << 8).view("<f2")),
+
+def _plain(kind: str, read: Callable[[Array], Array] = lambda raw: raw, coarseness: str = "") -> Format:
+    size = np.dtype(kind).itemsize
+    return Format(size, size, lambda data: read(data.view(kind)), coarseness=coarseness)
+
+
+FORMATS = {
+    "F64": _plain("<f8"),
+    "F32": _plain("<f4"),
+    "F16": _plain("<f2"),
+    "BF16": _plain("<u2", lambda raw: (raw.astype("<u4") << 16).view("<f4")),
+    "F8_E4M3": _plain("u1", lambda raw: _E4M3[raw], "-e4m3"),
+    "F8_E5M2": _plain("u1", lambda raw: (raw.astype("<u2") << 8).view("<f2"), "-e5m2"),
 }
-COARSENESS = {"F8_E5M2": "-e5m2", "F8_E4M3": "-e4m3"}
-"""What the fingerprint of a model ends in that has weights of this format (`fingerprint.TOLERANCE`); coarsest first."""
-
-
-def is_float(dtype: str) -> bool:
-    """Whether this is a float format that is known here."""
-    return dtype in _READ
 
 
 def itemsize(dtype: str) -> int:
     """Bytes that one number takes."""
-    return np.dtype(_READ[dtype][0]).itemsize
+    return FORMATS[dtype].nbytes
 
 
 def decode(dtype: str, data: bytes) -> npt.NDArray[np.float64]:
@@ -52,5 +96,4 @@ def decode(dtype: str, data: bytes) -> npt.NDArray[np.float64]:
         >>> decode("BF16", b"\x80\x3f"), decode("F8_E4M3", b"\x38")
         (array([1.]), array([1.]))
     """
-    kind, read = _READ[dtype]
-    return read(np.frombuffer(data, dtype=kind)).astype(np.float64)
+    return FORMATS[dtype].decode(data)

@@ -74,7 +74,7 @@ def parameters(shapes: Shapes, layout: Layout, family: str) -> dict[str, Piece]:
     dim = shapes[table.dim[layout]][0]
     found = {
         renaming.diffusers.format(n=n): _piece(renaming, renaming.bfl.format(n=n), dim, shapes)
-        for n in range(_num_blocks(shapes))
+        for n in _block_numbers(shapes)
         for renaming in table.renamings
         if renaming.bfl.format(n=n) in shapes
     }
@@ -89,7 +89,6 @@ def _piece(renaming: Renaming, tensor: str, dim: int, shapes: Mapping[str, tuple
     return Piece(tensor, begin, (end - begin, *rest), renaming.is_swapped)
 
 
-def _num_blocks(shapes: Shapes) -> int:
-    """One more than the largest number in any name; a renaming outside the blocks is then found again and again."""
-    numbers = [int(part) for name in shapes for part in name.split(".")[1:2] if part.isdigit()]
-    return 1 + max(numbers, default=0)
+def _block_numbers(shapes: Shapes) -> list[int]:
+    """The block numbers in any name, and 0: a renaming outside the blocks is found with each of them."""
+    return sorted({0} | {int(part) for name in shapes for part in name.split(".")[1:2] if part.isdecimal()})

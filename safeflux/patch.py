@@ -1,7 +1,7 @@
 """What masks change in the tensors of a file: which rows, columns and single elements become zero. NumPy alone.
 
 A tensor is worked on some rows at a time, as a matrix of unsigned integers, so that no more than a few megabytes are
-ever held: in every float format a zero is all bits zero.
+ever held: in every float format a zero is all bits zero. In a packed format a number may be one of a block's integers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from safeflux.bits import Bits
 from safeflux.families import Layout
+from safeflux.floats import FORMATS, Format
 from safeflux.masks import MaskSet
 from safeflux.sites import Site, Span, spans
 
@@ -57,29 +58,37 @@ def _chosen(found: Sequence[Span], form: Form) -> Iterable[Span]:
 
 @dataclass(frozen=True)
 class Patch:
-    """What becomes zero in one tensor, seen as a matrix of so many columns; numbers are sorted and unique."""
+    """What becomes zero in one tensor, seen as a matrix of so many cells a row; numbers are sorted and unique."""
 
-    num_columns: int
+    num_cells: int
     rows: Places
     columns: Places
     points: Places
-    """Elements, counted row by row."""
+    """Single cells, counted row by row."""
 
     @classmethod
-    def of(cls, spots: Iterable[Spot], num_columns: int) -> "Patch":
-        """Join what several sites have in a tensor."""
+    def of(cls, spots: Iterable[Spot], num_columns: int, format: Format = FORMATS["F32"]) -> "Patch":
+        """Join what several sites have in a tensor.
+
+        Args:
+            spots: What is masked.
+            num_columns: Numbers in a row.
+            format: How they lie there; by default, each is one cell.
+        """
         parts: dict[str, list[Places]] = {"rows": [], "columns": [], "points": []}
         for spot in spots:
             start, off = spot.span.start, spot.bits.off()
             if len(spot.bits.shape) == 2:
-                parts["points"].append(off + start * num_columns)
+                parts["points"].append(format.cells_of(off + start * num_columns))
+            elif spot.span.axis:
+                parts["columns"].append(format.cells_of(off + start))
             else:
-                parts["columns" if spot.span.axis else "rows"].append(off + start)
+                parts["rows"].append(off + start)
         joined = {
             kind: np.unique(np.concatenate(several)) if several else np.empty(0, np.int64)
             for kind, several in parts.items()
         }
-        return cls(num_columns, **joined)
+        return cls(num_columns * format.nbytes // (format.block * format.cell), **joined)
 
     def fill_(self, cells: Cells, first: int) -> None:
         """Set to zero what is masked in some rows, the first of which is number `first`; in place.
@@ -93,12 +102,12 @@ class Patch:
         if self.rows.size:
             cells[_between(self.rows, first, len(cells))] = 0
         if self.points.size:
-            cells.reshape(-1)[_between(self.points, first * self.num_columns, cells.size)] = 0
+            cells.reshape(-1)[_between(self.points, first * self.num_cells, cells.size)] = 0
 
     @cached_property
     def _line(self) -> npt.NDArray[np.int64]:
         """One row with all bits set but in the masked columns; -1 is all bits of whatever it is cast to."""
-        line = np.full(self.num_columns, -1)
+        line = np.full(self.num_cells, -1)
         line[self.columns] = 0
         return line
 

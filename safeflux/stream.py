@@ -12,9 +12,8 @@ import numpy as np
 
 from safeflux.copying import CHUNK, Tell, copy_range, read_into, write_all
 from safeflux.errors import BakeError
-from safeflux.floats import itemsize
 from safeflux.patch import Cells, Patch, Spot
-from safeflux.tensorfile import Stored, TensorFile
+from safeflux.tensorfile import Stored, WeightFile
 
 _HELD = 1 << 18
 """Bytes of a masked tensor that are held at a time: what stays in a core's cache is written several times as fast."""
@@ -30,7 +29,7 @@ class Stretch:
 
 
 def write_masked(
-    file: TensorFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
+    file: WeightFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
 ) -> None:
     """Write a file with more metadata, and zeros where it is masked.
 
@@ -56,7 +55,7 @@ def write_masked(
 
 
 def check_masked(
-    file: TensorFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
+    file: WeightFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
 ) -> int:
     """Make sure that a file is what `write_masked` would write, byte for byte; return how many bytes masks changed.
 
@@ -78,7 +77,7 @@ def check_masked(
     return changed
 
 
-def stretches(file: TensorFile, spots: Mapping[str, Sequence[Spot]]) -> Iterator[Stretch]:
+def stretches(file: WeightFile, spots: Mapping[str, Sequence[Spot]]) -> Iterator[Stretch]:
     """Cut the data of a file into what masks touch and what they do not, in its order."""
     done = file.data_start
     for name, tensor in file.tensors.items():
@@ -93,7 +92,7 @@ def stretches(file: TensorFile, spots: Mapping[str, Sequence[Spot]]) -> Iterator
 
 def rows_of(source: BinaryIO, tensor: Stored) -> Iterator[tuple[int, Cells]]:
     """Yield a tensor some rows at a time: the number of the first, and the rows as integers, in one buffer."""
-    cell = itemsize(tensor.dtype)
+    cell = tensor.format.cell
     step = min(tensor.num_rows, max(1, _HELD // tensor.bytes_per_row))
     buffer = np.empty((step, tensor.bytes_per_row // cell), dtype=f"<u{cell}")
     source.seek(tensor.start)
@@ -110,9 +109,8 @@ def bytes_of(cells: Cells) -> memoryview:
 
 def masked_rows(source: BinaryIO, tensor: Stored, spots: Sequence[Spot]) -> Iterator[Cells]:
     """Yield a tensor some rows at a time, with zeros where it is masked; all in one buffer."""
-    patch = None
+    patch = Patch.of(spots, tensor.num_columns, tensor.format)
     for first, cells in rows_of(source, tensor):
-        patch = patch or Patch.of(spots, cells.shape[1])
         patch.fill_(cells, first)
         yield cells
 
@@ -128,9 +126,10 @@ def _compared(source: BinaryIO, stretch: Stretch) -> Iterator[tuple[int, Cells, 
             place += cells.nbytes
         return
     tensor, spots = stretch.touched
+    patch = Patch.of(spots, tensor.num_columns, tensor.format)
     for first, before in rows_of(source, tensor):
         after = before.copy()
-        Patch.of(spots, before.shape[1]).fill_(after, first)
+        patch.fill_(after, first)
         yield place, before, after
         place += after.nbytes
 

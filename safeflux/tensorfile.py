@@ -1,4 +1,4 @@
-"""One safetensors file, looked at without loading it: what it holds, where each tensor's bytes lie, some of its values.
+"""One safetensors file, looked at without loading it: what it holds, where the bytes lie; and what any such file shows.
 
 The header is checked by safetensors itself (sizes, gaps, overlaps, trailing bytes) before its offsets are used. Nothing
 is mapped into memory, so that a file of any size costs what its header costs.
@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from safeflux.errors import ModelError
+from safeflux.floats import FORMATS, Format
 from safeflux.maskbytes import unique_keys
 
 
@@ -23,11 +24,27 @@ class Stored:
 
     name: str
     dtype: str
-    """As safetensors writes it: BF16, F8_E4M3 and so on."""
+    """As the file's format calls it: BF16, F8_E4M3, Q8_0 and so on."""
     shape: tuple[int, ...]
     start: int
     """Where its bytes begin, counted from the beginning of the file."""
     nbytes: int
+    known: Format | None
+    """How its numbers lie; None if that is not known here."""
+
+    @property
+    def format(self) -> Format:
+        """How its numbers lie.
+
+        Raises:
+            ModelError: They are packed in a way that is not known here, or are no floats.
+        """
+        if self.known is None:
+            raise ModelError(
+                f"tensor {self.name!r}: expected float weights, got {self.dtype}: packed by a quantiser. Bake the "
+                "model before it is quantised, then quantise what was baked."
+            )
+        return self.known
 
     @property
     def num_rows(self) -> int:
@@ -35,22 +52,56 @@ class Stored:
         return self.shape[0] if self.shape else 1
 
     @property
+    def num_columns(self) -> int:
+        """Numbers that each index of the first axis has."""
+        return math.prod(self.shape[1:])
+
+    @property
     def bytes_per_row(self) -> int:
         """Bytes that each index of the first axis takes."""
         return self.nbytes // self.num_rows if self.nbytes else 0
 
 
+class WeightFile(Protocol):
+    """A file of tensors, in whatever format, seen by its header."""
+
+    suffix: ClassVar[str]
+    """How the names of such files end."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """Its tensors in the order of their bytes."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What its header says beside them."""
+
+    @property
+    def data_start(self) -> int:
+        """Size of the header, counted from the beginning of the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+
+    def header_with(self, metadata: Mapping[str, str]) -> bytes:
+        """Lay out a header for the same tensors with more metadata; always the same for the same arguments."""
+
+
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file: its tensors in the order of their bytes, and what its header says beside them."""
+    """A safetensors file; see `WeightFile`."""
 
+    suffix: ClassVar[str] = ".safetensors"
     path: Path
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
     data_start: int
-    """Size of the header, counted from the beginning of the file."""
     num_bytes: int
-    """Size of the file."""
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
@@ -71,18 +122,18 @@ class TensorFile:
         tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
         return cls(path, {tensor.name: tensor for tensor in tensors}, metadata, 8 + size, num_bytes)
 
-    def header_with(self, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None) -> bytes:
-        """Lay out a header for the same tensors in the same order, with more metadata and, if given, other shapes.
-
-        The bytes are always the same for the same arguments.
-        """
-        entries: dict[str, Any] = {"__metadata__": dict(sorted({**self.metadata, **metadata}.items()))}
-        offset = 0
+    def header_with(self, metadata: Mapping[str, str]) -> bytes:
+        """See `WeightFile`."""
+        # transformers takes a header with metadata but without the key `format` for no file of torch
+        told = {"format": "pt", **self.metadata, **metadata}
+        entries: dict[str, Any] = {"__metadata__": dict(sorted(told.items()))}
         for name, tensor in self.tensors.items():
-            shape = (shapes or {}).get(name, tensor.shape)
-            size = tensor.nbytes // max(1, math.prod(tensor.shape)) * math.prod(shape)
-            entries[name] = {"dtype": tensor.dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            offset += size
+            start = tensor.start - self.data_start
+            entries[name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [start, start + tensor.nbytes],
+            }
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
@@ -90,4 +141,5 @@ class TensorFile:
 
 def _stored(name: str, entry: dict[str, Any], data_start: int) -> Stored:
     start, stop = entry["data_offsets"]
-    return Stored(name, entry["dtype"], tuple(entry["shape"]), data_start + start, stop - start)
+    dtype = entry["dtype"]
+    return Stored(name, dtype, tuple(entry["shape"]), data_start + start, stop - start, FORMATS.get(dtype))

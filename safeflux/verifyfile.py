@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeflux.bake import KEY
-from safeflux.checkpoint import Checkpoint, check_float
+from safeflux.checkpoint import Checkpoint
 from safeflux.errors import ModelError
 from safeflux.masks import MaskSet
 from safeflux.patch import Spot, spots
@@ -47,7 +47,7 @@ def verify_files(
     A neuron is off where its rows with their biases are zero, or its column.
 
     Args:
-        path: A folder of diffusers or one safetensors file, as for `bake`.
+        path: A folder of diffusers or one file, as for `bake`.
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         store: A folder, or several, with mask files besides the bundled ones.
         base: The base model's files; not needed where `bake` wrote the files, which say it.
@@ -105,7 +105,6 @@ def _in_force(found: Checkpoint, masks: MaskSet, progress: Callable[[str, int, i
     sides: dict[str, tuple[list[Flags], list[Flags]]] = {}
     for name, where in touched.items():
         held = found.tensors[name]
-        check_float(name, held.tensor.dtype)
         with held.file.path.open("rb", buffering=0) as file:
             for spot, flags in zip(where, _left(file, held.tensor, where), strict=True):
                 sides.setdefault(spot.site, ([], []))[spot.span.axis].append(flags)
@@ -128,7 +127,8 @@ def _left(file: BinaryIO, tensor: Stored, where: Sequence[Spot]) -> list[Flags]:
     """For each spot and each of its masked places, whether anything there is not zero."""
     flags = [np.zeros(spot.bits.num_off, dtype=np.bool_) for spot in where]
     off = [spot.bits.off() for spot in where]
-    for first, cells in rows_of(file, tensor):
+    for first, raw in rows_of(file, tensor):
+        cells = tensor.format.nonzero(raw)
         last = first + len(cells)
         any_row: Flags | None = None
         any_column: Flags | None = None

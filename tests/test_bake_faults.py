@@ -149,6 +149,13 @@ def test_a_tensor_that_no_flux_has_is_refused(bfl, store, tmp_path):
         bake(bfl, tmp_path / "guarded.safetensors", SPIRITS, store=store)
 
 
+@pytest.mark.parametrize("number", ["999999999999", "²"])
+def test_a_strange_block_number_is_one_clear_error_at_once(bfl, store, tmp_path, number):
+    save_file(load_file(bfl) | {f"double_blocks.{number}.extra.weight": torch.ones(2, 2)}, bfl)
+    with pytest.raises(ModelError, match=r"without a gap, got|is none that a flux1 model has"):
+        bake(bfl, tmp_path / "guarded.safetensors", SPIRITS, store=store)
+
+
 def test_a_lock_holds_and_a_policy_that_enforces_nothing_is_refused(bfl, store, tmp_path):
     warn = Policy(name="warn", categories={"weapons": Category(action=Action.WARN, masks=("blades",))})
     with pytest.raises(PolicyError, match="enforces no category"):

@@ -15,18 +15,19 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
-    {"errors", "atomic", "floats", "machine"},
+    {"errors", "atomic", "floats", "machine", "runtime"},
     {"families", "reference", "promptfile", "bits", "copying", "staging", "signkeys"},
     {"sites", "yamlfile", "detectors", "signing"},
     {"audit", "policyschema", "masks", "maskbytes", "fingerprint", "layout", "watch", "turns", "elements"},
     {"weights", "tensorfile", "patch", "removal"},
+    {"ggufile"},
     {"values", "adapters", "checkpoint", "stream"},
     {"policyfile", "maskfile", "bakefolder"},
     {"policy", "policydiff", "doctor"},
     {"policytest"},
-    {"store"},
-    {"plan", "writes"},
-    {"modelplan", "status", "lock"},
+    {"store", "card"},
+    {"plan", "writes", "masktools"},
+    {"modelplan", "status", "lock", "maskimport"},
     {"apply", "bake", "onnxfile"},
     {"receipt", "record", "verifyfile", "onnxmask"},
     {"handle", "subject", "compact"},

@@ -28,8 +28,8 @@ def plan(
 ) -> None:
     """Tell what guarding MODEL with POLICY would do, without loading its weights.
 
-    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors file; without, the embedded
-    emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
+    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors or GGUF file; without, the
+    embedded emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
     """
     found = _plan(name, model, store, keys)
     if locked:
