@@ -6,27 +6,21 @@ header differ from the source. The same source, masks and form give the same byt
 
 import filecmp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeflux import __version__
-from safeflux.bakefolder import Others, other_files
-from safeflux.checkpoint import Checkpoint, check_maskable
+from safeflux.bakejob import Job, make_job
+from safeflux.checkpoint import Checkpoint
 from safeflux.copying import copy_range
-from safeflux.errors import BakeError, ModelError
-from safeflux.lock import check_lock
-from safeflux.maskbytes import canonical_json
-from safeflux.patch import Form, Spot, spots
-from safeflux.plan import Plan, plan_for
-from safeflux.policy import Policy, load_policy
+from safeflux.errors import BakeError
+from safeflux.patch import Form
+from safeflux.plan import Plan
+from safeflux.policy import Policy
 from safeflux.staging import staged
-from safeflux.store import Store, StoreLike, open_store
+from safeflux.store import Store, StoreLike
 from safeflux.stream import check_masked, write_masked
 
-KEY = "safeflux"
-"""Where a guarded file says what it is, in the metadata of its header: JSON."""
-FORMAT = "safeflux-bake/1"
 Progress = Callable[[str, int, int], object]
 """Takes what is being done, and the bytes of it that are done and that there are."""
 
@@ -40,7 +34,7 @@ class Baked:
         plan: What was asked for.
         num_bytes: Size of all files.
         num_masked_tensors: How many tensors have zeros now that they had not.
-        num_changed_bytes: How many bytes of tensors differ from the source's; known after `check_bake`.
+        num_changed_bytes: How many bytes of tensors differ from the source's, or are gone; known after `check_bake`.
         left_out: Weights in the source's folder that nobody asked for, which would be unguarded.
     """
 
@@ -59,6 +53,7 @@ def bake(
     *,
     store: StoreLike | Store | None = None,
     form: Form = "both",
+    compact: bool = False,
     lock: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -77,6 +72,8 @@ def bake(
         form: What of a masked neuron is filled: its rows with their biases, its column, or both. One is enough for it
             to be off; rows of zeros turn some quantisers into NaN, and a neuron that lost both sides cannot be told
             from the rest.
+        compact: Cut masked neurons of feed-forwards out instead; of a folder of diffusers alone, and
+            `compactfile.load_compact` loads the copy.
         lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
         overwrite: Replace a file that is there.
         progress: Is told how far it is, in bytes.
@@ -88,16 +85,17 @@ def bake(
         ConfigError: The source is a GGUF file, and the package that reads them is not installed.
         SafeFluxError: Whatever planning refuses (`guard` has the list).
     """
-    job = _Job.of(source, target, policy, store, form, lock)
-    _check_target(job.source, job.target, overwrite)
-    told = _Progress(progress, f"baking {job.target.name}", job.num_bytes)
-    with staged(job.target, job.num_bytes) as partial:
-        for file in job.source.files:
-            place = _place(job.source.path, file.path, partial)
-            write_masked(file, job.touched, job.metadata, place, told)
-        for inside in job.others.copied:
+    job, place = make_job(source, policy, store, form, lock, compact=compact), Path(target)
+    _check_target(job.source, place, overwrite)
+    told = _Progress(progress, f"baking {place.name}", job.num_bytes)
+    with staged(place, job.num_bytes) as partial:
+        for file, header in zip(job.source.files, job.headers, strict=True):
+            write_masked(file, job.changes, header, _made(_place(job.source.path, file.path, partial)), told)
+        for inside in job.copied:
             _copy(job.source.path / inside, _made(partial / inside), told)
-    return job.result(None)
+        for inside, content in job.rewritten.items():
+            _made(partial / inside).write_bytes(content)
+    return _result(job, place, None)
 
 
 def check_bake(
@@ -107,6 +105,7 @@ def check_bake(
     *,
     store: StoreLike | Store | None = None,
     form: Form = "both",
+    compact: bool = False,
     progress: Progress | None = None,
 ) -> Baked:
     """Make sure that a file or folder is what `bake` would write, byte for byte; arguments as there.
@@ -115,65 +114,23 @@ def check_bake(
         BakeError: It is not; the message says where it differs first.
         SafeFluxError: Whatever `bake` refuses in the source, the policy or the masks.
     """
-    job = _Job.of(source, target, policy, store, form, None)
-    told = _Progress(progress, f"checking {job.target.name}", job.num_bytes)
+    job, place = make_job(source, policy, store, form, None, compact=compact), Path(target)
+    told = _Progress(progress, f"checking {place.name}", job.num_bytes)
     changed = 0
     try:
-        for file in job.source.files:
-            place = _place(job.source.path, file.path, job.target)
-            changed += check_masked(file, job.touched, job.metadata, place, told)
-        for inside in job.others.copied:
-            _check_copy(job.source.path / inside, job.target / inside)
+        for file, header in zip(job.source.files, job.headers, strict=True):
+            changed += check_masked(file, job.changes, header, _place(job.source.path, file.path, place), told)
+        for inside in job.copied:
+            _expect(place / inside, filecmp.cmp(job.source.path / inside, place / inside, shallow=False))
+        for inside, content in job.rewritten.items():
+            _expect(place / inside, (place / inside).read_bytes() == content)
     except OSError as error:
         raise BakeError(f"{error.filename}: cannot be read ({error.strerror}); bake the model again") from error
-    return job.result(changed)
+    return _result(job, place, changed)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One source, one target, and what is to be masked."""
-
-    source: Checkpoint
-    target: Path
-    plan: Plan
-    touched: Mapping[str, Sequence[Spot]]
-    """By the name of the tensor in its file."""
-    metadata: Mapping[str, str]
-    others: Others
-
-    @classmethod
-    def of(
-        cls,
-        source: str | os.PathLike[str],
-        target: str | os.PathLike[str],
-        policy: str | os.PathLike[str] | Policy,
-        store: StoreLike | Store | None,
-        form: Form,
-        lock: str | os.PathLike[str] | None,
-    ) -> "_Job":
-        """Resolve and check everything; nothing is written."""
-        effective = load_policy(policy)
-        found = Checkpoint.open(source)
-        _check_unguarded(found)
-        plan = plan_for(effective, found.sites, found.fingerprint, open_store(store))
-        plan.check_enforces()
-        if lock is not None:
-            check_lock(plan, lock)
-        touched = {}
-        for name, where in spots(found.sites, plan.masks, found.layout, form).items():
-            tensor = found.tensors[name].tensor
-            check_maskable(tensor, where)
-            touched[tensor.name] = where
-        return cls(found, Path(target), plan, touched, _metadata(plan, form), other_files(found))
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all files, up to the header's few more."""
-        return self.source.num_bytes + sum((self.source.path / inside).stat().st_size for inside in self.others.copied)
-
-    def result(self, changed: int | None) -> Baked:
-        """What to tell."""
-        return Baked(self.target, self.plan, self.num_bytes, len(self.touched), changed, self.others.left_out)
+def _result(job: Job, target: Path, changed: int | None) -> Baked:
+    return Baked(target, job.plan, job.num_bytes, len(job.changes), changed, job.left_out)
 
 
 @dataclass
@@ -191,15 +148,6 @@ class _Progress:
             self.progress(self.what, self.done, self.total)
 
 
-def _check_unguarded(source: Checkpoint) -> None:
-    for file in source.files:
-        if KEY in file.metadata:
-            raise ModelError(
-                f"{file.path}: is guarded already, so that its base weights cannot be told. Bake from the base model, "
-                "with a policy that names all categories."
-            )
-
-
 def _check_target(found: Checkpoint, target: Path, overwrite: bool) -> None:
     source, suffix = found.path, found.files[0].suffix
     if not target.parent.is_dir():
@@ -215,23 +163,9 @@ def _check_target(found: Checkpoint, target: Path, overwrite: bool) -> None:
         raise BakeError(f"{target}: is there already; {way_out} another name")
 
 
-def _metadata(plan: Plan, form: Form) -> dict[str, str]:
-    """What the header of a guarded file says beside the source's own words."""
-    stored = [one for name in plan.policy.enforced for one in plan.categories[name].stored]
-    told = {
-        "format": FORMAT,
-        "base": plan.base,
-        "form": form,
-        "masks": {one.name: one.sha256 for one in stored},
-        "policy": {"name": plan.policy.name, "sha256": plan.policy.digest},
-        "version": __version__,
-    }
-    return {KEY: canonical_json(told)}
-
-
 def _place(root: Path, path: Path, target: Path) -> Path:
     """Where a file of the source belongs in the target."""
-    return target if root == path else _made(target / path.relative_to(root))
+    return target if root == path else target / path.relative_to(root)
 
 
 def _made(path: Path) -> Path:
@@ -244,6 +178,6 @@ def _copy(source: Path, target: Path, tell: Callable[[int], object]) -> None:
         copy_range(read, write, 0, source.stat().st_size, tell)
 
 
-def _check_copy(source: Path, target: Path) -> None:
-    if not filecmp.cmp(source, target, shallow=False):
-        raise BakeError(f"{target}: is not the same as in the source; bake it again")
+def _expect(path: Path, is_right: bool) -> None:
+    if not is_right:
+        raise BakeError(f"{path}: is not what it should be; bake the model again")

@@ -100,9 +100,9 @@ class Patch:
         if self.columns.size:
             cells &= self._line.astype(cells.dtype)
         if self.rows.size:
-            cells[_between(self.rows, first, len(cells))] = 0
+            cells[between(self.rows, first, len(cells))] = 0
         if self.points.size:
-            cells.reshape(-1)[_between(self.points, first * self.num_cells, cells.size)] = 0
+            cells.reshape(-1)[between(self.points, first * self.num_cells, cells.size)] = 0
 
     @cached_property
     def _line(self) -> npt.NDArray[np.int64]:
@@ -112,7 +112,7 @@ class Patch:
         return line
 
 
-def _between(numbers: Places, first: int, count: int) -> Places:
+def between(numbers: Places, first: int, count: int) -> Places:
     """Those of some sorted numbers that lie in a range, counted from its beginning."""
     begin, end = np.searchsorted(numbers, (first, first + count))
     return numbers[begin:end] - first

@@ -1,4 +1,4 @@
-"""A tensor file with zeros where masks say so, made or compared some megabytes at a time.
+"""A tensor file with zeros where masks say so, or without what they mask, made or compared some megabytes at a time.
 
 Whatever the size of a file, a few megabytes of it are held. Bytes that no mask touches are copied by the system.
 """
@@ -12,11 +12,20 @@ import numpy as np
 
 from safeflux.copying import CHUNK, Tell, copy_range, read_into, write_all
 from safeflux.errors import BakeError
-from safeflux.patch import Cells, Patch, Spot
+from safeflux.patch import Cells, Patch, Spot, between
+from safeflux.removal import Kept
 from safeflux.tensorfile import Stored, WeightFile
 
 _HELD = 1 << 18
 """Bytes of a masked tensor that are held at a time: what stays in a core's cache is written several times as fast."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to one tensor: places are filled with zeros; then rows or columns are cut out, if any are."""
+
+    spots: Sequence[Spot]
+    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -25,18 +34,16 @@ class Stretch:
 
     start: int
     size: int
-    touched: tuple[Stored, Sequence[Spot]] | None = None
+    touched: tuple[Stored, Change] | None = None
 
 
-def write_masked(
-    file: WeightFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
-) -> None:
-    """Write a file with more metadata, and zeros where it is masked.
+def write_masked(file: WeightFile, changes: Mapping[str, Change], header: bytes, target: Path, tell: Tell) -> None:
+    """Write a file with another header and changed tensors.
 
     Args:
         file: The source.
-        spots: What is masked, by the name of the tensor in the file.
-        metadata: What is added to the header.
+        changes: What is masked, by the name of the tensor in the file.
+        header: What comes before the tensors.
         target: The path to write to.
         tell: Is told the bytes that are done.
 
@@ -44,47 +51,48 @@ def write_masked(
         OSError: The disk is full, or something like it.
     """
     with file.path.open("rb", buffering=0) as source, target.open("wb", buffering=0) as out:
-        write_all(out, memoryview(file.header_with(metadata)))
-        for stretch in stretches(file, spots):
+        write_all(out, memoryview(header))
+        for stretch in stretches(file, changes):
             if stretch.touched is None:
                 copy_range(source, out, stretch.start, stretch.size, tell)
                 continue
-            for cells in masked_rows(source, *stretch.touched):
-                write_all(out, bytes_of(cells))
-                tell(cells.nbytes)
+            for before, after in changed_rows(source, *stretch.touched):
+                write_all(out, bytes_of(after))
+                tell(before.nbytes)
 
 
-def check_masked(
-    file: WeightFile, spots: Mapping[str, Sequence[Spot]], metadata: Mapping[str, str], target: Path, tell: Tell
-) -> int:
+def check_masked(file: WeightFile, changes: Mapping[str, Change], header: bytes, target: Path, tell: Tell) -> int:
     """Make sure that a file is what `write_masked` would write, byte for byte; return how many bytes masks changed.
+
+    Bytes that were cut out count as changed.
 
     Raises:
         BakeError: It is not; the message says where it differs first.
     """
     changed = 0
     with file.path.open("rb", buffering=0) as source, target.open("rb", buffering=0) as made:
-        header = file.header_with(metadata)
         if made.read(len(header)) != header:
             raise BakeError(f"{target}: its header is not what these masks give; was it baked by other masks?")
-        for stretch in stretches(file, spots):
-            for place, before, after in _compared(source, stretch):
+        for stretch in stretches(file, changes):
+            place = stretch.start
+            for before, after in _expected(source, stretch):
                 _expect(target, made, after, stretch, place)
-                changed += int(np.count_nonzero(before.view(np.uint8) != after.view(np.uint8)))
-                tell(after.nbytes)
+                changed += _num_changed(before, after)
+                place += before.nbytes
+                tell(before.nbytes)
         if made.read(1):
             raise BakeError(f"{target}: bytes follow after the last tensor")
     return changed
 
 
-def stretches(file: WeightFile, spots: Mapping[str, Sequence[Spot]]) -> Iterator[Stretch]:
+def stretches(file: WeightFile, changes: Mapping[str, Change]) -> Iterator[Stretch]:
     """Cut the data of a file into what masks touch and what they do not, in its order."""
     done = file.data_start
     for name, tensor in file.tensors.items():
-        if name in spots:
+        if name in changes:
             if tensor.start > done:
                 yield Stretch(done, tensor.start - done)
-            yield Stretch(tensor.start, tensor.nbytes, (tensor, spots[name]))
+            yield Stretch(tensor.start, tensor.nbytes, (tensor, changes[name]))
             done = tensor.start + tensor.nbytes
     if file.num_bytes > done:
         yield Stretch(done, file.num_bytes - done)
@@ -107,31 +115,38 @@ def bytes_of(cells: Cells) -> memoryview:
     return cells.reshape(-1).view(np.uint8).data
 
 
-def masked_rows(source: BinaryIO, tensor: Stored, spots: Sequence[Spot]) -> Iterator[Cells]:
-    """Yield a tensor some rows at a time, with zeros where it is masked; all in one buffer."""
-    patch = Patch.of(spots, tensor.num_columns, tensor.format)
-    for first, cells in rows_of(source, tensor):
-        patch.fill_(cells, first)
-        yield cells
-
-
-def _compared(source: BinaryIO, stretch: Stretch) -> Iterator[tuple[int, Cells, Cells]]:
-    """Yield, piece by piece, the place in the stretch, the bytes that were there and those that should be."""
-    place = 0
-    if stretch.touched is None:
-        source.seek(stretch.start)
-        while place < stretch.size:
-            cells = np.frombuffer(source.read(min(CHUNK, stretch.size - place)), dtype=np.uint8)
-            yield place, cells, cells
-            place += cells.nbytes
-        return
-    tensor, spots = stretch.touched
-    patch = Patch.of(spots, tensor.num_columns, tensor.format)
+def changed_rows(source: BinaryIO, tensor: Stored, change: Change) -> Iterator[tuple[Cells, Cells]]:
+    """Yield a tensor some rows at a time: as they were, and as they are to be."""
+    patch = Patch.of(change.spots, tensor.num_columns, tensor.format)
     for first, before in rows_of(source, tensor):
         after = before.copy()
         patch.fill_(after, first)
-        yield place, before, after
-        place += after.nbytes
+        yield before, _cut(after, change.kept, first)
+
+
+def _cut(cells: Cells, kept: Kept, first: int) -> Cells:
+    """What stays of some rows, the first of which is number `first`."""
+    if kept.rows is not None:
+        cells = cells[between(kept.rows, first, len(cells))]
+    return cells if kept.columns is None else np.ascontiguousarray(cells[:, kept.columns])
+
+
+def _expected(source: BinaryIO, stretch: Stretch) -> Iterator[tuple[Cells, Cells]]:
+    """Yield, piece by piece, what was there and what should be."""
+    if stretch.touched is not None:
+        yield from changed_rows(source, *stretch.touched)
+        return
+    source.seek(stretch.start)
+    for start in range(0, stretch.size, CHUNK):
+        cells = np.frombuffer(source.read(min(CHUNK, stretch.size - start)), dtype=np.uint8)
+        yield cells, cells
+
+
+def _num_changed(before: Cells, after: Cells) -> int:
+    """Bytes that differ, or that are gone."""
+    if before.shape != after.shape:
+        return before.nbytes - after.nbytes
+    return int(np.count_nonzero(before.view(np.uint8) != after.view(np.uint8)))
 
 
 def _expect(target: Path, made: BinaryIO, expected: Cells, stretch: Stretch, place: int) -> None:
@@ -141,6 +156,6 @@ def _expect(target: Path, made: BinaryIO, expected: Cells, stretch: Stretch, pla
         return
     name = f"tensor {stretch.touched[0].name!r}" if stretch.touched else "what no mask touches"
     raise BakeError(
-        f"{target}: differs from what these masks give in {name}, within {expected.nbytes} bytes from byte "
-        f"{stretch.start + place} of the source. Bake it again."
+        f"{target}: differs from what these masks give in {name}, within {expected.nbytes} bytes from byte {place} of "
+        "the source. Bake it again."
     )

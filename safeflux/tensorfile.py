@@ -7,7 +7,7 @@ is mapped into memory, so that a file of any size costs what its header costs.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -137,6 +137,23 @@ class TensorFile:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
+
+
+def resized(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> TensorFile:
+    """Return what a safetensors file is to be once some of its tensors have other shapes; nothing is written.
+
+    Raises:
+        ModelError: One of these tensors is packed.
+    """
+    tensors, start = {}, 0
+    for name, tensor in file.tensors.items():
+        shape, size = tensor.shape, tensor.nbytes
+        if name in shapes:
+            shape = shapes[name]
+            size = math.prod(shape) * tensor.format.nbytes
+        tensors[name] = replace(tensor, shape=shape, start=start, nbytes=size)
+        start += size
+    return TensorFile(file.path, tensors, file.metadata, 0, start)
 
 
 def _stored(name: str, entry: dict[str, Any], data_start: int) -> Stored:

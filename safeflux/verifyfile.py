@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from safeflux.bake import KEY
+from safeflux.bakejob import KEY
 from safeflux.checkpoint import Checkpoint
 from safeflux.errors import ModelError
 from safeflux.masks import MaskSet
@@ -59,6 +59,11 @@ def verify_files(
     """
     effective, found = load_policy(policy), Checkpoint.open(path)
     told = _told(found)
+    if told and told.get("form") == "compact":
+        raise ModelError(
+            f"{found.path}: is compacted, so that what was masked is no longer there to be read. Hold it against the "
+            f"base model: safeflux bake SRC {found.path} --compact --check"
+        )
     plan = plan_for(effective, found.sites, _base(found, told, base), open_store(store))
     plan.check_enforces()
     in_force = _in_force(found, plan.masks, progress or (lambda what, done, total: None))

@@ -168,6 +168,14 @@ def store(tmp_path: Path, make_masks: Callable[..., MaskSet], make_meta: Callabl
 
 
 @pytest.fixture
+def heavy_store(store: Path, make_masks: Callable[..., MaskSet], make_meta: Callable[..., MaskMeta]) -> Path:
+    """The store, with so many neurons off by `spirits` that widths become smaller by whole steps."""
+    spirits = make_meta(category="alcohol", concepts=("beer",))
+    save_masks(store / "tiny-flux" / "spirits.safetensors", make_masks(2, NEURONS, 0.6), spirits)
+    return store
+
+
+@pytest.fixture
 def bfl(base_transformer: FluxTransformer2DModel, tmp_path: Path) -> Path:
     """The base model as one file in the layout of Black Forest Labs."""
     path = tmp_path / "flux.safetensors"

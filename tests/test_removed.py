@@ -8,28 +8,19 @@ import torch
 from safeflux.compactfile import load_compact
 from safeflux.errors import ApplyError, MaskMismatchError
 from safeflux.guard import guard
-from safeflux.maskfile import save_masks
 from safeflux.status import State
 from tests.policies import BLADES, BOTH, SPIRITS
 
 
 @pytest.fixture
-def store(store, make_masks, make_meta):
-    """As always, with so many neurons off that widths become smaller by whole steps."""
-    spirits = make_meta(category="alcohol", concepts=("beer",))
-    save_masks(store / "tiny-flux" / "spirits.safetensors", make_masks(2, ("ff", "mlp", "norm"), 0.6), spirits)
-    return store
+def compacted(pipe, heavy_store):
+    return pipe, guard(pipe, BOTH, store=heavy_store, compact=True)
 
 
-@pytest.fixture
-def compacted(pipe, store):
-    return pipe, guard(pipe, BOTH, store=store, compact=True)
-
-
-def test_it_draws_as_the_masked_model_does_and_is_smaller(compacted, base_transformer, store, forward):
+def test_it_draws_as_the_masked_model_does_and_is_smaller(compacted, base_transformer, heavy_store, forward):
     pipe, handle = compacted
     masked = copy.deepcopy(base_transformer)
-    guard(masked, BOTH, store=store)
+    guard(masked, BOTH, store=heavy_store)
     torch.testing.assert_close(forward(pipe.transformer), forward(masked))
     assert pipe.transformer.num_parameters() < masked.num_parameters()
     assert handle.verify(deep=True).state is State.GUARDED
@@ -39,13 +30,13 @@ def test_it_draws_as_the_masked_model_does_and_is_smaller(compacted, base_transf
     assert handle.receipt()["state"] == "GUARDED"
 
 
-def test_there_is_no_way_back_and_leaving_the_context_is_none(compacted, store, bits_of):
+def test_there_is_no_way_back_and_leaving_the_context_is_none(compacted, heavy_store, bits_of):
     pipe, handle = compacted
     before = bits_of(pipe.transformer)
     with pytest.raises(ApplyError, match=r"cannot undo: neurons were cut out .*load the model again"):
         handle.undo()
     with pytest.raises(ApplyError, match=r"cannot swap: neurons were cut out"):
-        handle.swap(BLADES, store=store)
+        handle.swap(BLADES, store=heavy_store)
     with handle:
         pass
     assert bits_of(pipe.transformer) == before
@@ -53,23 +44,23 @@ def test_there_is_no_way_back_and_leaving_the_context_is_none(compacted, store, 
     assert handle.num_bytes_saved == 0
 
 
-def test_the_same_policy_changes_nothing_and_another_is_refused(compacted, store, bits_of):
+def test_the_same_policy_changes_nothing_and_another_is_refused(compacted, heavy_store, bits_of):
     pipe, handle = compacted
     before = bits_of(pipe.transformer)
-    again = guard(pipe, BOTH, store=store, compact=True)
+    again = guard(pipe, BOTH, store=heavy_store, compact=True)
     assert again.verify().state is State.GUARDED
     for compact in (True, False):
         with pytest.raises((ApplyError, MaskMismatchError)):
-            guard(pipe, SPIRITS, store=store, compact=compact)
+            guard(pipe, SPIRITS, store=heavy_store, compact=compact)
     assert bits_of(pipe.transformer) == before
     assert handle.verify(deep=True).state is State.GUARDED
 
 
-def test_a_model_that_is_guarded_already_is_not_compacted(pipe, store, bits_of):
-    guard(pipe, BLADES, store=store)
+def test_a_model_that_is_guarded_already_is_not_compacted(pipe, heavy_store, bits_of):
+    guard(pipe, BLADES, store=heavy_store)
     before = bits_of(pipe.transformer)
     with pytest.raises(ApplyError, match=r"is in force on this model.*Undo it"):
-        guard(pipe, SPIRITS, store=store, compact=True)
+        guard(pipe, SPIRITS, store=heavy_store, compact=True)
     assert bits_of(pipe.transformer) == before
 
 
@@ -103,7 +94,7 @@ def test_what_is_saved_is_loaded_as_it_was(compacted, tmp_path, bits_of):
     assert bits_of(load_compact(tmp_path / "small")) == bits_of(pipe.transformer)
 
 
-def test_a_dry_run_cuts_nothing(pipe, store, bits_of):
+def test_a_dry_run_cuts_nothing(pipe, heavy_store, bits_of):
     before = bits_of(pipe.transformer)
-    assert guard(pipe, BOTH, store=store, compact=True, dry_run=True).verify().state is State.UNGUARDED
+    assert guard(pipe, BOTH, store=heavy_store, compact=True, dry_run=True).verify().state is State.UNGUARDED
     assert bits_of(pipe.transformer) == before

@@ -36,6 +36,12 @@ safeflux bake emoji-flux guarded --policy strict --check
     "fewest pages are touched; but some quantisers turn a row of zeros into NaN. columns: safe for those. both: the "
     "other side tells nothing of what was there, and a LoRA on one side does not bring it back.",
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Cut masked neurons of feed-forwards out instead, so that the model is smaller and faster. Only a folder of "
+    "diffusers, and only safeflux.compactfile.load_compact loads it.",
+)
 @lock
 @click.option("--check", is_flag=True, help="Write nothing: make sure that DST is exactly what would be written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
@@ -47,6 +53,7 @@ def bake_command(
     store: tuple[str, ...],
     keys: tuple[str, ...],
     form: Form,
+    compact: bool,
     lock: str | None,
     check: bool,
     overwrite: bool,
@@ -62,10 +69,20 @@ def bake_command(
     place, masks = model_folder(source), open_store(store or None, keys)
     with Bar(of_bytes=True) as bar:
         if check:
-            made = check_bake(place, target, policy, store=masks, form=form, progress=bar)
+            made = check_bake(place, target, policy, store=masks, form=form, compact=compact, progress=bar)
         else:
-            made = bake(place, target, policy, store=masks, form=form, lock=lock, overwrite=overwrite, progress=bar)
-    click.echo(json.dumps(_as_dict(made)) if as_json else _text(made, form))
+            made = bake(
+                place,
+                target,
+                policy,
+                store=masks,
+                form=form,
+                compact=compact,
+                lock=lock,
+                overwrite=overwrite,
+                progress=bar,
+            )
+    click.echo(json.dumps(_as_dict(made)) if as_json else _text(made, "compact" if compact else form))
 
 
 def _text(made: Baked, form: str) -> str:
