@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def mask_onnx(
     model = read_model(path)
     check_unguarded(model, path)
     files = data_files(model, path)
-    weights = _Weights.of(model, path)
+    weights = Weights.of(model, path)
     plan = plan_for(effective, weights.sites(path), fingerprint_of(weights), open_store(store))
     plan.check_enforces()
     if lock is not None:
@@ -98,7 +98,7 @@ def mask_onnx(
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     """One initializer, and whether it is a matrix whose rows are inputs, unlike in diffusers."""
 
     proto: Any
@@ -125,15 +125,17 @@ class _Tensor:
         data = self._data(folder, "r+")
         cells = self._cells(data)
         patch = Patch.of(where, cells.shape[1])
-        step = max(1, CHUNK // cells[0].nbytes)
-        for first in range(0, len(cells), step):
-            rows = np.array(cells[first : first + step], order="C")
+        for first, rows in _in_steps(cells):
             patch.fill_(rows, first)
-            cells[first : first + step] = rows
+            cells[first : first + len(rows)] = rows
         if isinstance(data, np.memmap):
             data.flush()
         else:
             self.proto.raw_data = data.tobytes()
+
+    def rows(self) -> Iterator[tuple[int, Cells]]:
+        """Yield the number of a row, and a copy of it and some of the next, as unsigned integers."""
+        return _in_steps(self._cells(self._data(self.folder, "r")))
 
     def _data(self, folder: Path, mode: str) -> npt.NDArray[np.uint8]:
         """Its bytes: those in the model, copied, or those in a data file as they are."""
@@ -149,14 +151,14 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """All parameters of a transformer in an ONNX model by their names in diffusers, as `fingerprint_of` asks for."""
 
-    tensors: Mapping[str, _Tensor]
+    tensors: Mapping[str, Tensor]
     coarsest: str = ""
 
     @classmethod
-    def of(cls, model: Any, path: Path) -> "_Weights":
+    def of(cls, model: Any, path: Path) -> "Weights":
         """Find them."""
         uses: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         for node in model.graph.node:
@@ -193,7 +195,13 @@ class _Weights:
             ) from error
 
 
-def _tensor(proto: Any, path: Path, uses: Sequence[tuple[Any, int]]) -> _Tensor:
+def _in_steps(cells: Cells) -> Iterator[tuple[int, Cells]]:
+    step = max(1, CHUNK // cells[0].nbytes)
+    for first in range(0, len(cells), step):
+        yield first, np.array(cells[first : first + step], order="C")
+
+
+def _tensor(proto: Any, path: Path, uses: Sequence[tuple[Any, int]]) -> Tensor:
     where = f"{path}: initializer {proto.name!r}"
     if type_of(proto) not in _FLOATS:
         raise ModelError(f"{where}: expected a plain float type, got {type_of(proto)}: quantised? {_ROUTE}")
@@ -208,7 +216,7 @@ def _tensor(proto: Any, path: Path, uses: Sequence[tuple[Any, int]]) -> _Tensor:
     if turn is None:
         readers = ", ".join(sorted({node.op_type for node, _ in uses})) or "nothing"
         raise ModelError(f"{where}: expected that a linear layer reads it, found {readers}: folded or fused? {_ROUTE}")
-    return _Tensor(proto, path.parent, turn)
+    return Tensor(proto, path.parent, turn)
 
 
 def _is_transposed(node: Any, index: int) -> bool | None:

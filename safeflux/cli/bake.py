@@ -1,6 +1,7 @@
 """`safeflux bake` and `safeflux verify`: guarded copies of a model's files. Need no torch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from safeflux.bake import Baked, bake, check_bake
 from safeflux.cli._options import as_json, keys, lock, policy, store
 from safeflux.cli._shared import Bar
 from safeflux.patch import FORMS, Form
+from safeflux.readback import FileStatus
 from safeflux.reference.model import model_folder
 from safeflux.status import State
 from safeflux.store import open_store
-from safeflux.verifyfile import FileStatus, verify_files
+from safeflux.verifyfile import verify_files
 
 _EXAMPLES = """\b
 safeflux bake emoji-flux guarded --policy strict
@@ -125,9 +127,12 @@ def verify_command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Read the masked weights of a policy in FILE, a folder or a file as for bake; exit 1 if one is not zero."""
-    with Bar(of_bytes=True) as bar:
-        found = verify_files(
+    """Read the masked weights of a policy in FILE; exit 1 if one is not zero.
+
+    FILE is a folder or a file as for `safeflux bake`, or a model.onnx.
+    """
+    with Bar() as bar:
+        found = _reader(file)(
             model_folder(file),
             policy,
             store=open_store(store or None, keys),
@@ -137,6 +142,14 @@ def verify_command(
     click.echo(json.dumps(_status(found)) if as_json else _status_text(file, found))
     if found.status.state is not State.GUARDED:
         ctx.exit(1)
+
+
+def _reader(file: str) -> Callable[..., FileStatus]:
+    if not file.endswith(".onnx"):
+        return verify_files
+    from safeflux.onnxverify import verify_onnx  # of an extra
+
+    return verify_onnx
 
 
 def _status(found: FileStatus) -> dict[str, Any]:

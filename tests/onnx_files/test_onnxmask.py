@@ -1,6 +1,7 @@
 """Masks into ONNX models as they come: other names, orientations, types and files; all or nothing."""
 
 import copy
+import json
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import numpy_helper
 
-from safeflux.errors import PolicyError
+from safeflux.cli import main
+from safeflux.errors import ModelError, PolicyError
 from safeflux.guard import guard
 from safeflux.lock import Lock
 from safeflux.onnxmask import mask_onnx
+from safeflux.onnxverify import verify_onnx
+from safeflux.status import State
 from tests.onnx_files.running import assert_runs_like, bytes_in, tensors
 from tests.policies import BLADES, BOTH
 
@@ -117,3 +122,28 @@ def test_a_kill_leaves_the_whole_folder_or_none(plain, masks, tmp_path):
     mask_onnx(plain, target, BOTH, store=masks)  # clears what the killed have left
     assert bytes_in(target) == bytes_in(whole)
     assert not stage.exists()
+
+
+def test_what_was_masked_is_verified_and_one_weight_that_is_on_is_found(plain, masks, tmp_path):
+    path = tmp_path / "masked" / "model.onnx"
+    mask_onnx(plain, path.parent, BOTH, store=masks)
+    found = verify_onnx(path, BOTH, store=masks)
+    assert found.status.state is State.GUARDED
+    assert all(amount.requested == amount.in_force for amount in found.status.sites.values())
+    with pytest.raises(ModelError, match=r"does not say which base model it was made from"):
+        verify_onnx(plain, BOTH, store=masks)
+    model = onnx.load(path)
+    name = "transformer_blocks.0.norm1_context.linear.bias"
+    bias = next(each for each in model.graph.initializer if each.name == name)
+    values = numpy_helper.to_array(bias).copy()
+    values[values == 0] = 1e-6
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "edited.onnx")
+    asked = ["verify", str(tmp_path / "edited.onnx"), "--policy", str(tmp_path / "own.yaml"), "--store", str(masks)]
+    (tmp_path / "own.yaml").write_text(
+        "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories: {alcohol: {masks: [spirits]}}\n"
+    )
+    done = CliRunner().invoke(main, [*asked, "--json"], catch_exceptions=False)
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["state"]) == (1, "DEGRADED")
+    assert told["faults"][0].startswith("site 'transformer_blocks.0.norm1_context:norm': ")
