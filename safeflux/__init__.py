@@ -7,13 +7,15 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
     handle = safeflux.guard(pipe, policy="strict")    # a diffusers pipeline or its transformer
     handle.verify()                                   # reads the tensors that forward reads
     handle.undo()                                     # every bit as it was
+    safeflux.bake("flux", "guarded", policy="strict") # the same in files, for stacks that load files
 
 Map: `guard` (the one verb), `policy` (what is asked for), `store` (where masks are found), `plan` (all checked, nothing
-written), `apply` (the only room that writes weights in memory), `masks` (the algebra), `maskfile` (the format), `sites`
-(the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin), `values` (what forward
-reads when weights are offloaded or packed), `handle` (what is in force), `receipt` (the evidence), `errors`. The
-trainer is `safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded when the name is first
-used.
+written), `apply` (the only room that writes weights in memory), `bake` (the one that writes them in files), `compact`
+(neurons cut out), `onnxmask` and `onnxexport` (ONNX), `checkpoint` (models as files), `masks` (the algebra), `maskfile`
+(the format), `sites` (the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin),
+`values` (what forward reads when weights are offloaded or packed), `handle` (what is in force), `receipt` (the
+evidence), `errors`. The trainer is `safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded
+when the name is first used.
 """
 
 import sys
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safeflux.apply import apply_masks_
+    from safeflux.bake import bake
     from safeflux.errors import SafeFluxError
     from safeflux.guard import guard
     from safeflux.handle import GuardHandle
@@ -41,6 +44,7 @@ __all__ = [
     "Policy",
     "SafeFluxError",
     "apply_masks_",
+    "bake",
     "compose",
     "find_sites",
     "guard",
@@ -57,6 +61,7 @@ _HOME = {
     "Policy": "policy",
     "SafeFluxError": "errors",
     "apply_masks_": "apply",
+    "bake": "bake",
     "compose": "masks",
     "find_sites": "sites",
     "guard": "guard",

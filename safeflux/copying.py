@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
-from typing import BinaryIO
+from io import FileIO
 
 from safeflux.errors import BakeError
 
@@ -14,7 +14,7 @@ CHUNK = 1 << 23
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def copy_range(source: BinaryIO, target: BinaryIO, start: int, size: int, tell: Tell) -> None:
+def copy_range(source: FileIO, target: FileIO, start: int, size: int, tell: Tell) -> None:
     """Copy some bytes of a file to where another file stands; both are unbuffered. In the kernel where it can.
 
     Raises:
@@ -36,34 +36,34 @@ def copy_range(source: BinaryIO, target: BinaryIO, start: int, size: int, tell: 
         tell(done)
 
 
-def read_into(source: BinaryIO, view: memoryview) -> None:
+def read_into(source: FileIO, view: memoryview) -> None:
     """Fill a buffer from where a file stands.
 
     Raises:
         BakeError: The file ends before.
     """
     while len(view):
-        done = source.readinto(view)  # type: ignore[attr-defined]
+        done = source.readinto(view)
         if not done:
             raise _cut_off(source)
         view = view[done:]
 
 
-def write_all(target: BinaryIO, view: memoryview) -> None:
+def write_all(target: FileIO, view: memoryview) -> None:
     """Write a buffer to where a file stands."""
     while len(view):
         view = view[target.write(view) :]
 
 
-def _cut_off(source: BinaryIO) -> BakeError:
+def _cut_off(source: FileIO) -> BakeError:
     return BakeError(f"{source.name}: became shorter while it was read; copy the file again")
 
 
-def _in_kernel(source: BinaryIO, target: BinaryIO, count: int) -> int:
+def _in_kernel(source: FileIO, target: FileIO, count: int) -> int:
     return os.copy_file_range(source.fileno(), target.fileno(), count)
 
 
-def _by_hand(source: BinaryIO, target: BinaryIO, count: int) -> int:
+def _by_hand(source: FileIO, target: FileIO, count: int) -> int:
     data = source.read(count)
     write_all(target, memoryview(data))
     return len(data)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -137,12 +137,12 @@ class Tensor:
         """Yield the number of a row, and a copy of it and some of the next, as unsigned integers."""
         return _in_steps(self._cells(self._data(self.folder, "r")))
 
-    def _data(self, folder: Path, mode: str) -> npt.NDArray[np.uint8]:
+    def _data(self, folder: Path, mode: Literal["r", "r+"]) -> npt.NDArray[np.uint8]:
         """Its bytes: those in the model, copied, or those in a data file as they are."""
         if not is_external(self.proto):
             return np.frombuffer(bytearray(self.proto.raw_data), dtype=np.uint8)
         location, offset, length = extent(self.proto)
-        return np.memmap(folder / location, np.uint8, mode, offset, (length,))  # type: ignore[call-overload]
+        return np.memmap(folder / location, np.uint8, mode, offset, (length,))
 
     def _cells(self, data: npt.NDArray[np.uint8]) -> Cells:
         """View bytes as unsigned integers, rows and columns as in diffusers; a vector has one column."""

@@ -5,8 +5,8 @@ Whatever the size of a file, a few megabytes of it are held. Bytes that no mask 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def stretches(file: WeightFile, changes: Mapping[str, Change]) -> Iterator[Stret
         yield Stretch(done, file.num_bytes - done)
 
 
-def rows_of(source: BinaryIO, tensor: Stored) -> Iterator[tuple[int, Cells]]:
+def rows_of(source: FileIO, tensor: Stored) -> Iterator[tuple[int, Cells]]:
     """Yield a tensor some rows at a time: the number of the first, and the rows as integers, in one buffer."""
     cell = tensor.format.cell
     step = min(tensor.num_rows, max(1, _HELD // tensor.bytes_per_row))
@@ -115,7 +115,7 @@ def bytes_of(cells: Cells) -> memoryview:
     return cells.reshape(-1).view(np.uint8).data
 
 
-def changed_rows(source: BinaryIO, tensor: Stored, change: Change) -> Iterator[tuple[Cells, Cells]]:
+def changed_rows(source: FileIO, tensor: Stored, change: Change) -> Iterator[tuple[Cells, Cells]]:
     """Yield a tensor some rows at a time: as they were, and as they are to be."""
     patch = Patch.of(change.spots, tensor.num_columns, tensor.format)
     for first, before in rows_of(source, tensor):
@@ -131,7 +131,7 @@ def _cut(cells: Cells, kept: Kept, first: int) -> Cells:
     return cells if kept.columns is None else np.ascontiguousarray(cells[:, kept.columns])
 
 
-def _expected(source: BinaryIO, stretch: Stretch) -> Iterator[tuple[Cells, Cells]]:
+def _expected(source: FileIO, stretch: Stretch) -> Iterator[tuple[Cells, Cells]]:
     """Yield, piece by piece, what was there and what should be."""
     if stretch.touched is not None:
         yield from changed_rows(source, *stretch.touched)
@@ -149,7 +149,7 @@ def _num_changed(before: Cells, after: Cells) -> int:
     return int(np.count_nonzero(before.view(np.uint8) != after.view(np.uint8)))
 
 
-def _expect(target: Path, made: BinaryIO, expected: Cells, stretch: Stretch, place: int) -> None:
+def _expect(target: Path, made: FileIO, expected: Cells, stretch: Stretch, place: int) -> None:
     """Read on in the file that was made, and hold it against what it should be."""
     found = made.read(expected.nbytes)
     if found == bytes_of(expected):
