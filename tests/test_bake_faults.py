@@ -135,6 +135,47 @@ def test_a_source_that_is_guarded_already_is_refused(bfl, transformer, store, tm
     assert not (tmp_path / "again").exists()
 
 
+def damaged(path, change):
+    """Change a file's header, as JSON, and leave the rest."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+def overlap(header):
+    first, second = sorted(header, key=lambda name: header[name].get("data_offsets", [0])[0])[1:3]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+
+
+SHARDS = {
+    "truncated shard": lambda home: (home / "a.safetensors").write_bytes((home / "a.safetensors").read_bytes()[:-9]),
+    "missing shard": lambda home: (home / "a.safetensors").unlink(),
+    "overlapping offsets": lambda home: damaged(home / "a.safetensors", overlap),
+    "trailing bytes": lambda home: (home / "a.safetensors").write_bytes(
+        (home / "a.safetensors").read_bytes() + b"more"
+    ),
+    "exchanged shards": lambda home: (home / "a.safetensors").write_bytes((home / "b.safetensors").read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", SHARDS.values(), ids=SHARDS.keys())
+def test_damaged_shards_are_one_clear_error_and_nothing_is_written(base_transformer, store, tmp_path, damage):
+    home, state = tmp_path / "model", base_transformer.state_dict()
+    home.mkdir()
+    places = {name: f"{'ab'[n % 2]}.safetensors" for n, name in enumerate(state)}
+    for file in ("a.safetensors", "b.safetensors"):
+        save_file({name: state[name] for name in state if places[name] == file}, home / file, {"format": "pt"})
+    (home / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    bake(home, tmp_path / "good", BLADES, store=store)
+    damage(home)
+    with pytest.raises(ModelError, match=r"a\.safetensors(: (cannot be read|its tensors are not)|, which is missing)"):
+        bake(home, tmp_path / "guarded", BLADES, store=store)
+    assert not [path for path in tmp_path.iterdir() if "guarded" in path.name]
+
+
 def test_weights_that_a_quantiser_packed_are_refused(bfl, store, tmp_path):
     tensors = load_file(bfl)
     tensors["double_blocks.0.img_mlp.0.weight"] = tensors["double_blocks.0.img_mlp.0.weight"].to(torch.int8)
