@@ -1,5 +1,6 @@
 """Baking that is killed, runs out of disk, or is asked for what cannot be: nothing half-made, one clear error each."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -85,17 +86,32 @@ def test_a_disk_that_fills_up_is_one_clear_error(bfl, store, tmp_path):
     assert not list(tmp_path.glob("*guarded*")) + list(tmp_path.glob(".*"))
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(bfl, store, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True).returncode:
+@pytest.fixture(params=["100k", "2m"])
+def disk(request, tmp_path):
+    """A small disk of its own: too small from the start, and one that has room as long as nobody else writes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", place]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        with pytest.raises(BakeError, match=r"0\.\d\d GB are needed and 0\.00 GB are free"):
-            bake(bfl, disk / "guarded.safetensors", BLADES, store=store)
-        assert not list(disk.iterdir())
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_without_room_is_told_before_or_while_it_is_written(bfl, store, disk):
+    other = disk / "other"
+
+    def fill(*_):
+        if not other.exists():
+            with contextlib.suppress(OSError), other.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+
+    with pytest.raises(
+        BakeError, match=r"0\.\d\d GB are needed and 0\.00 GB are free|No space left on device\); nothing"
+    ):
+        bake(bfl, disk / "guarded.safetensors", BLADES, store=store, progress=fill)
+    assert [path.name for path in disk.iterdir()] == [other.name] * other.exists()
 
 
 @pytest.mark.parametrize(
