@@ -3,7 +3,7 @@
 Whatever the size of a file, a few megabytes of it are held. Bytes that no mask touches are copied by the system.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -56,9 +56,11 @@ def write_masked(file: WeightFile, changes: Mapping[str, Change], header: bytes,
             if stretch.touched is None:
                 copy_range(source, out, stretch.start, stretch.size, tell)
                 continue
-            for before, after in changed_rows(source, *stretch.touched):
-                write_all(out, bytes_of(after))
-                tell(before.nbytes)
+            tensor, change = stretch.touched
+            edit_ = _editor(tensor, change)
+            for first, cells in rows_of(source, tensor):
+                write_all(out, bytes_of(edit_(cells, first)))
+                tell(cells.nbytes)
 
 
 def check_masked(file: WeightFile, changes: Mapping[str, Change], header: bytes, target: Path, tell: Tell) -> int:
@@ -115,26 +117,26 @@ def bytes_of(cells: Cells) -> memoryview:
     return cells.reshape(-1).view(np.uint8).data
 
 
-def changed_rows(source: FileIO, tensor: Stored, change: Change) -> Iterator[tuple[Cells, Cells]]:
-    """Yield a tensor some rows at a time: as they were, and as they are to be."""
-    patch = Patch.of(change.spots, tensor.num_columns, tensor.format)
-    for first, before in rows_of(source, tensor):
-        after = before.copy()
-        patch.fill_(after, first)
-        yield before, _cut(after, change.kept, first)
+def _editor(tensor: Stored, change: Change) -> Callable[[Cells, int], Cells]:
+    """What fills masked places in some rows of a tensor, in place, and returns what stays of the rows."""
+    patch, kept = Patch.of(change.spots, tensor.num_columns, tensor.format), change.kept
 
+    def edit_(cells: Cells, first: int) -> Cells:
+        patch.fill_(cells, first)
+        if kept.rows is not None:
+            cells = cells[between(kept.rows, first, len(cells))]
+        return cells if kept.columns is None else np.ascontiguousarray(cells[:, kept.columns])
 
-def _cut(cells: Cells, kept: Kept, first: int) -> Cells:
-    """What stays of some rows, the first of which is number `first`."""
-    if kept.rows is not None:
-        cells = cells[between(kept.rows, first, len(cells))]
-    return cells if kept.columns is None else np.ascontiguousarray(cells[:, kept.columns])
+    return edit_
 
 
 def _expected(source: FileIO, stretch: Stretch) -> Iterator[tuple[Cells, Cells]]:
     """Yield, piece by piece, what was there and what should be."""
     if stretch.touched is not None:
-        yield from changed_rows(source, *stretch.touched)
+        tensor, change = stretch.touched
+        edit_ = _editor(tensor, change)
+        for first, before in rows_of(source, tensor):
+            yield before, edit_(before.copy(), first)
         return
     source.seek(stretch.start)
     for start in range(0, stretch.size, CHUNK):
