@@ -1,6 +1,7 @@
 """What is to be written for a guarded copy of a model: everything resolved and checked, nothing written."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safeflux.policy import Policy, load_policy
 from safeflux.removal import WIDTHS, Kept, keeps, kept_by_site
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.stream import Change
-from safeflux.tensorfile import WeightFile, resized
+from safeflux.tensorfile import Stored, WeightFile, resized
 
 KEY = "safeflux"
 """Where a guarded file says what it is, in the metadata of its header: JSON."""
@@ -121,14 +122,14 @@ def _metadata(plan: Plan, form: str) -> dict[str, str]:
 
 
 def _header(file: WeightFile, changes: Mapping[str, Change], metadata: Mapping[str, str]) -> bytes:
-    shapes = {name: _shape(file, name, changes[name].kept) for name in file.tensors if name in changes}
+    shapes = {name: _shape(file.tensors[name], changes[name].kept) for name in file.tensors if name in changes}
     is_cut = any(shape != file.tensors[name].shape for name, shape in shapes.items())
     return (resized(file, shapes) if is_cut else file).header_with(metadata)
 
 
-def _shape(file: WeightFile, name: str, kept: Kept) -> tuple[int, ...]:
-    sizes = (old if index is None else len(index) for old, index in zip(file.tensors[name].shape, kept, strict=False))
-    return tuple(sizes)
+def _shape(tensor: Stored, kept: Kept) -> tuple[int, ...]:
+    """What is left of a tensor; a vector has rows alone."""
+    return tuple(old if index is None else len(index) for old, index in zip(tensor.shape, kept, strict=False))
 
 
 def _rewritten(source: Checkpoint, plan: Plan, kept: Mapping[str, Kept]) -> dict[Path, bytes]:
@@ -138,23 +139,17 @@ def _rewritten(source: Checkpoint, plan: Plan, kept: Mapping[str, Kept]) -> dict
     config = _read(home / "config.json") | {WIDTHS: widths}
     # as diffusers writes it
     found = {home / "config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"}
+    gone = sum(_num_bytes_gone(source.tensors[name].tensor, each) for name, each in kept.items())
     for index in home.glob("*.safetensors.index.json"):
         content = _read(index)
-        gone = sum(
-            held.tensor.nbytes - _left(held.tensor.shape, held.tensor.nbytes, kept.get(name))
-            for name, held in source.tensors.items()
-        )
         sizes = content.get("metadata", {})
         content["metadata"] = sizes | {"total_size": sizes.get("total_size", source.num_bytes) - gone}
         found[index] = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return {path.relative_to(source.path): text.encode() for path, text in found.items()}
 
 
-def _left(shape: tuple[int, ...], nbytes: int, kept: Kept | None) -> int:
-    """Bytes that stay of a tensor."""
-    for size, index in zip(shape, kept or (), strict=False):
-        nbytes = nbytes if index is None else nbytes // size * len(index)
-    return nbytes
+def _num_bytes_gone(tensor: Stored, kept: Kept) -> int:
+    return tensor.nbytes // math.prod(tensor.shape) * (math.prod(tensor.shape) - math.prod(_shape(tensor, kept)))
 
 
 def _read(path: Path) -> dict[str, Any]:
