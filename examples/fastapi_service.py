@@ -29,9 +29,9 @@ from pydantic import BaseModel, Field
 
 import safeflux
 from safeflux.audit import AuditLog
-from safeflux.status import State
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
+from safeflux.status import State
 
 _WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
 """Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. The weights are

@@ -23,8 +23,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 import safeflux
-from safeflux.status import State
 from safeflux.reference.model import load_pipeline
+from safeflux.status import State
 
 APP = "safeflux"
 
