@@ -155,6 +155,10 @@ def home_of(root: Path) -> Path:
 
 
 def _open_file(path: Path) -> WeightFile:
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file or folder; check the path")
+    if path.suffix == ".onnx":
+        raise ModelError(f"{path}: expected safetensors or GGUF, got an ONNX model; use safeflux onnx mask")
     if path.suffix != ".gguf":
         return TensorFile.open(path)
     from safeflux.ggufile import GgufFile  # of an extra

@@ -213,6 +213,15 @@ def test_a_strange_block_number_is_one_clear_error_at_once(bfl, store, tmp_path,
         bake(bfl, tmp_path / "guarded.safetensors", SPIRITS, store=store)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "there is no such file or folder"), ("flux.onnx", "use safeflux onnx mask")]
+)
+def test_what_is_no_source_is_told_with_the_way_out(store, tmp_path, name, message):
+    (tmp_path / "flux.onnx").write_bytes(b"onnx")
+    with pytest.raises(ModelError, match=rf"{name}: .*{message}"):
+        bake(tmp_path / name, tmp_path / "guarded.safetensors", BLADES, store=store)
+
+
 def test_a_lock_holds_and_a_policy_that_enforces_nothing_is_refused(bfl, store, tmp_path):
     warn = Policy(name="warn", categories={"weapons": Category(action=Action.WARN, masks=("blades",))})
     with pytest.raises(PolicyError, match="enforces no category"):
