@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.fluxfile import flux1_shapes, write_flux
 from benchmarks.timing import timed, write_report
-from safeflux.bits import SPARSE, Bits
 from safeflux.checkpoint import Checkpoint
 from safeflux.maskfile import MaskMeta, save_masks
 from safeflux.masks import MaskSet
+from safeflux.packed import SPARSE, PackedMask
 from safeflux.sites import Site
 
 IMAGE_OFF, TEXT_OFF, NORM_OFF, WEIGHTS_OFF = 0.476, 0.783, 0.177, 0.005
@@ -52,9 +52,9 @@ def draw_masks(sites: list[Site], kind: str) -> MaskSet:
     for site in sites:
         if kind == "weights" and site.kind == "weight":
             off = np.unique(draw.integers(0, site.num_bits, int(WEIGHTS_OFF * site.num_bits), np.uint32))
-            masks[site.name] = Bits(off.astype(SPARSE), site.shape)
+            masks[site.name] = PackedMask(off.astype(SPARSE), site.shape)
         elif kind == "neurons" and site.kind != "weight" and share_off(site):
-            masks[site.name] = Bits.of(draw.random(site.shape) >= share_off(site))
+            masks[site.name] = PackedMask.of(draw.random(site.shape) >= share_off(site))
     return MaskSet(masks)
 
 

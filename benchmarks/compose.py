@@ -21,8 +21,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.timing import milliseconds, timed, write_report
-from safeflux.bits import SPARSE, Bits
 from safeflux.masks import MaskSet, compose
+from safeflux.packed import SPARSE, PackedMask
 from safeflux.sites import Site, find_sites
 
 NEURON_SETS, NEURONS_OFF = 100, 0.1
@@ -37,7 +37,7 @@ def neuron_masks(sites: list[Site], draw: np.random.Generator) -> MaskSet:
 def weight_masks(sites: list[Site], draw: np.random.Generator) -> MaskSet:
     """About 0.5 % of all weights off, drawn with repetition."""
     off = {site.name: draw.integers(0, site.num_bits, int(WEIGHTS_OFF * site.num_bits), np.uint32) for site in sites}
-    return MaskSet({site.name: Bits(np.unique(off[site.name]).astype(SPARSE), site.shape) for site in sites})
+    return MaskSet({site.name: PackedMask(np.unique(off[site.name]).astype(SPARSE), site.shape) for site in sites})
 
 
 def and_of_bools(sets: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -13,9 +13,9 @@ from types import TracebackType
 import torch
 
 from safeflux.adapters import HOW_TO_KEEP, check_unfused, unfused_on
-from safeflux.bits import Keep
 from safeflux.errors import ApplyError
 from safeflux.masks import MaskSet
+from safeflux.packed import Keep
 from safeflux.values import UnreadableError, Values
 from safeflux.watch import Watch
 from safeflux.weights import PLAIN, named_weights

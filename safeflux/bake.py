@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safeflux.bakejob import Job, make_job
 from safeflux.checkpoint import Checkpoint
-from safeflux.copying import copy_range
+from safeflux.copying import Progress, copy_range
 from safeflux.errors import BakeError
 from safeflux.patch import Form
 from safeflux.plan import Plan
@@ -20,9 +20,6 @@ from safeflux.policy import Policy
 from safeflux.staging import staged
 from safeflux.store import Store, StoreLike
 from safeflux.stream import check_masked, write_masked
-
-Progress = Callable[[str, int, int], object]
-"""Takes what is being done, and the bytes of it that are done and that there are."""
 
 
 @dataclass(frozen=True)

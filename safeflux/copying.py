@@ -9,6 +9,8 @@ from safeflux.errors import BakeError
 
 Tell = Callable[[int], object]
 """Takes the number of bytes that were done since it was last called."""
+Progress = Callable[[str, int, int], object]
+"""Takes what is being done, how much of it is done, and how much there is."""
 CHUNK = 1 << 23
 """Bytes that are held, or handed to the system, at a time."""
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}

@@ -35,7 +35,12 @@ class Format:
     """What the fingerprint of a model with such weights ends in, a key of `fingerprint.TOLERANCE`."""
 
     def decode(self, data: bytes) -> npt.NDArray[np.float64]:
-        """Return the numbers of some blocks."""
+        r"""Return the numbers of some blocks.
+
+        Example:
+            >>> FORMATS["BF16"].decode(b"\x80\x3f"), FORMATS["F8_E4M3"].decode(b"\x38")
+            (array([1.]), array([1.]))
+        """
         with np.errstate(all="ignore"):  # a damaged scale may be no number
             return self.read(np.frombuffer(data, dtype=np.uint8)).astype(np.float64)
 
@@ -82,18 +87,3 @@ FORMATS = {
     "F8_E4M3": _plain("u1", lambda raw: _E4M3[raw], "-e4m3"),
     "F8_E5M2": _plain("u1", lambda raw: (raw.astype("<u2") << 8).view("<f2"), "-e5m2"),
 }
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes that one number takes."""
-    return FORMATS[dtype].nbytes
-
-
-def decode(dtype: str, data: bytes) -> npt.NDArray[np.float64]:
-    r"""Return the numbers that these bytes are.
-
-    Example:
-        >>> decode("BF16", b"\x80\x3f"), decode("F8_E4M3", b"\x38")
-        (array([1.]), array([1.]))
-    """
-    return FORMATS[dtype].decode(data)

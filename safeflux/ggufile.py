@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from safeflux.errors import ConfigError, ModelError
 from safeflux.floats import FORMATS, Format
-from safeflux.tensorfile import Stored
+from safeflux.tensorfile import Stored, WeightFile
 
 MISSING = "GGUF files need the package gguf; get it with: pip install 'safeflux[gguf]'"
 try:
@@ -39,15 +39,10 @@ _CODES = {"Q8_0": 2}
 
 
 @dataclass(frozen=True)
-class GgufFile:
-    """A GGUF file; see `tensorfile.WeightFile`. Metadata that is no text is known as an empty one."""
+class GgufFile(WeightFile):
+    """A GGUF file. Metadata that is no text is known as an empty one."""
 
     suffix: ClassVar[str] = ".gguf"
-    path: Path
-    tensors: Mapping[str, Stored]
-    metadata: Mapping[str, str]
-    data_start: int
-    num_bytes: int
     parts: tuple[bytes, bytes, bytes]
     """The header as it is: up to the number of entries of metadata, these entries, and the tensors."""
     alignment: int
@@ -208,7 +203,7 @@ def _format(kind: GGMLQuantizationType) -> Format | None:
 
     try:
         read(np.zeros(nbytes, np.uint8))
-    except NotImplementedError:
+    except NotImplementedError:  # the package knows the sizes of more types than it can read, and says so by this alone
         return None
     return Format(nbytes, 1, read, block, _CODES.get(kind.name), f"-q{_bits(kind.name)}")
 

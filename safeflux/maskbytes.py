@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from safeflux.bits import DENSE, SPARSE, Array
 from safeflux.errors import MaskFileError
+from safeflux.packed import DENSE, SPARSE, Array
 
 MAX_HEADER_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"U32": SPARSE, "U8": DENSE}

@@ -16,7 +16,6 @@ from typing import Any
 
 from safeflux import __version__
 from safeflux.atomic import write_atomically
-from safeflux.bits import MAX_BITS, Array, Bits
 from safeflux.errors import MaskFileError, MaskMismatchError
 from safeflux.maskbytes import (
     MAX_HEADER_BYTES,
@@ -29,6 +28,7 @@ from safeflux.maskbytes import (
     unique_keys,
 )
 from safeflux.masks import MaskSet
+from safeflux.packed import MAX_BITS, Array, PackedMask
 
 FORMAT = "safeflux-mask/1"
 _JSON_KEYS = ("concepts", "evaluation", "widths")
@@ -154,7 +154,7 @@ def decode(data: bytes, where: str) -> tuple[MaskSet, MaskMeta]:
         header, body = split(data)
         meta, shapes = _read_metadata(header)
         arrays = read_tensors(header, body, shapes)
-        masks = MaskSet({name: Bits.read(name, arrays[name], shape) for name, shape in shapes.items()})
+        masks = MaskSet({name: PackedMask.read(name, arrays[name], shape) for name, shape in shapes.items()})
         _check_canonical(data, arrays, meta, shapes)
     except (MaskFileError, MaskMismatchError) as error:
         raise MaskFileError(f"{where}: {error}") from error

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from safeflux.bits import Keep
 from safeflux.checkpoint import Checkpoint
 from safeflux.doctor import Level, find_known
 from safeflux.errors import ConfigError, MaskFileError, MaskMismatchError
 from safeflux.maskfile import MaskMeta, read_bytes
 from safeflux.masks import MaskSet
 from safeflux.masktools import sources_digest
+from safeflux.packed import Keep
 from safeflux.sites import Site
 
 _KINDS = ("ff", "norm", "attn")
@@ -80,7 +80,7 @@ def import_masks(
     """
     if not math.isfinite(threshold):
         raise ConfigError(f"threshold: expected a finite number, got {threshold}")
-    _check_torch()
+    check_torch(str(torch.__version__))
     sources = _read(files)
     keeps: dict[str, Keep] = {}
     for kind, source in sources.items():
@@ -107,9 +107,13 @@ def import_masks(
     return Imported(masks, meta, tuple(source.path for kind, source in sources.items() if kind == "attn"))
 
 
-def _check_torch() -> None:
-    """Refuse versions of torch whose reader runs what a file brings along; the doctor knows them."""
-    if bad := [one for one in find_known({"torch": str(torch.__version__)}) if one.level is Level.BAD]:
+def check_torch(version: str) -> None:
+    """Refuse versions of torch whose reader runs what a file brings along; the doctor knows them.
+
+    Raises:
+        ConfigError: This is one of them.
+    """
+    if bad := [one for one in find_known({"torch": version}) if one.level is Level.BAD]:
         raise ConfigError(f"{bad[0].what}: {bad[0].reason} ({bad[0].source}); {bad[0].way_out}")
 
 

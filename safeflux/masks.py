@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from safeflux.bits import Array, Bits, Keep, all_of
 from safeflux.errors import MaskMismatchError
+from safeflux.packed import Array, Keep, PackedMask, all_of
 from safeflux.sites import Site
 
 
@@ -44,14 +44,14 @@ class MaskSet(Mapping[str, Keep]):
 
     Args:
         masks: For neuron sites of shape (neurons,), for weight sites of shape (rows, columns): bool arrays, torch's
-            tensors on the CPU, or `Bits`.
+            tensors on the CPU, or `PackedMask`.
 
     Raises:
         MaskMismatchError: A name is not `fqn:kind`, or a mask is not a non-empty bool vector or matrix on the CPU.
     """
 
     masks: InitVar[Mapping[str, Any]]
-    bits: Mapping[str, Bits] = field(init=False)
+    bits: Mapping[str, PackedMask] = field(init=False)
     """The packed bits of each site, by name, sorted."""
 
     def __post_init__(self, masks: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class MaskSet(Mapping[str, Keep]):
         count = self.count
         return f"MaskSet({len(self)} sites, {count.masked} of {count.total} bits off)"
 
-    def __reduce__(self) -> tuple[type["MaskSet"], tuple[dict[str, Bits]]]:
+    def __reduce__(self) -> tuple[type["MaskSet"], tuple[dict[str, PackedMask]]]:
         """Pickle and deepcopy by content; the read-only view of the mapping can do neither."""
         return MaskSet, (dict(self.bits),)
 
@@ -101,7 +101,7 @@ class MaskSet(Mapping[str, Keep]):
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The packed bits of each site as the array that a mask file holds (`Bits.array`)."""
+        """The packed bits of each site as the array that a mask file holds (`PackedMask.array`)."""
         return {name: bits.array for name, bits in self.bits.items()}
 
     @property
@@ -160,7 +160,7 @@ def compose(*sets: MaskSet) -> MaskSet:
     Raises:
         MaskMismatchError: Two sets give one site different shapes.
     """
-    by_site: dict[str, list[Bits]] = {}
+    by_site: dict[str, list[PackedMask]] = {}
     for masks in sets:
         for name, bits in masks.bits.items():
             by_site.setdefault(name, []).append(bits)
@@ -216,19 +216,19 @@ def check_fit(masks: MaskSet, sites: Mapping[str, Site]) -> None:
         )
 
 
-def _checked(name: str, mask: Any) -> Bits:
+def _checked(name: str, mask: Any) -> PackedMask:
     fqn, colon, kind = name.rpartition(":")
     if not (fqn and colon and kind):
         raise MaskMismatchError(f"mask {name!r}: expected a site name such as 'transformer_blocks.0.ff:ff'")
     device = str(getattr(mask, "device", "cpu"))
     axes, shape = 2 if kind == "weight" else 1, tuple(mask.shape)
-    is_bool = isinstance(mask, Bits) or str(mask.dtype) in ("bool", "torch.bool")
+    is_bool = isinstance(mask, PackedMask) or str(mask.dtype) in ("bool", "torch.bool")
     if not is_bool or device != "cpu" or len(shape) != axes or 0 in shape:
         raise MaskMismatchError(
             f"mask {name!r}: expected a non-empty bool array with {axes} axes on the CPU, "
             f"got {getattr(mask, 'dtype', 'bits')} of shape {shape} on {device}"
         )
-    return mask if isinstance(mask, Bits) else Bits.of(np.asarray(mask))
+    return mask if isinstance(mask, PackedMask) else PackedMask.of(np.asarray(mask))
 
 
 def _shapes_differ(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> MaskMismatchError:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from safeflux import floats
 from safeflux.copying import CHUNK
 from safeflux.errors import ModelError
 from safeflux.families import FAMILIES
 from safeflux.fingerprint import fingerprint_of
+from safeflux.floats import FORMATS, Format
 from safeflux.lock import check_lock
 from safeflux.onnxfile import (
     check_target,
@@ -40,8 +40,11 @@ from safeflux.sites import Site, find_sites
 from safeflux.staging import staged
 from safeflux.store import Store, StoreLike, open_store
 
-_FLOATS = {"DOUBLE": "F64", "FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
-"""ONNX's types of weights that can be masked, and what `floats` calls them."""
+_FLOATS = {
+    name: FORMATS[name_of]
+    for name, name_of in {"DOUBLE": "F64", "FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}.items()
+}
+"""ONNX's types of weights that can be masked."""
 _ROUTE = "The route that works: load the model with diffusers, guard it, then safeflux.onnxexport.export_onnx."
 
 
@@ -111,14 +114,14 @@ class Tensor:
         return tuple(self.proto.dims)[:: -1 if self.is_transposed else 1]
 
     @property
-    def dtype(self) -> str:
-        """As `floats` calls it."""
+    def format(self) -> Format:
+        """How its numbers lie."""
         return _FLOATS[type_of(self.proto)]
 
     def take(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return elements by their numbers, counted row by row."""
         rows, columns = np.divmod(places, self.shape[-1] if len(self.shape) == 2 else 1)
-        return floats.decode(self.dtype, self._cells(self._data(self.folder, "r"))[rows, columns].tobytes())
+        return self.format.decode(self._cells(self._data(self.folder, "r"))[rows, columns].tobytes())
 
     def mask_(self, folder: Path, where: Sequence[Spot]) -> None:
         """Set to zero what is masked: in its data file in a folder, or in the model."""
@@ -146,7 +149,7 @@ class Tensor:
 
     def _cells(self, data: npt.NDArray[np.uint8]) -> Cells:
         """View bytes as unsigned integers, rows and columns as in diffusers; a vector has one column."""
-        cells = data.view(f"<u{floats.itemsize(self.dtype)}")
+        cells = data.view(f"<u{self.format.cell}")
         return cells.reshape(self.proto.dims).T if self.is_transposed else cells.reshape(self.shape[0], -1)
 
 
@@ -207,7 +210,7 @@ def _tensor(proto: Any, path: Path, uses: Sequence[tuple[Any, int]]) -> Tensor:
         raise ModelError(f"{where}: expected a plain float type, got {type_of(proto)}: quantised? {_ROUTE}")
     if len(proto.dims) not in (1, 2) or 0 in proto.dims:
         raise ModelError(f"{where}: expected a vector or a matrix, got shape {list(proto.dims)}. {_ROUTE}")
-    expected = math.prod(proto.dims) * floats.itemsize(_FLOATS[type_of(proto)])
+    expected = math.prod(proto.dims) * _FLOATS[type_of(proto)].nbytes
     got = extent(proto)[2] if is_external(proto) else len(proto.raw_data)
     if got != expected:
         raise ModelError(f"{where}: expected {expected} bytes of raw data for shape {list(proto.dims)}, got {got}")

@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
+from safeflux.copying import Progress
 from safeflux.onnxfile import KEY, data_files, read_model
 from safeflux.onnxmask import Weights
 from safeflux.plan import plan_for
 from safeflux.policy import Policy, load_policy
-from safeflux.readback import FileStatus, Progress, base_of, parse_told, read_back
+from safeflux.readback import FileStatus, base_of, parse_told, read_back
 from safeflux.store import Store, StoreLike, open_store
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from safeflux.bits import Bits
 from safeflux.families import Layout
 from safeflux.floats import FORMATS, Format
 from safeflux.masks import MaskSet
+from safeflux.packed import PackedMask
 from safeflux.sites import Site, Span, spans
 
 Form = Literal["both", "rows", "columns"]
@@ -29,7 +29,7 @@ class Spot:
     """A mask, and the place of its bits in one tensor."""
 
     site: str
-    bits: Bits
+    bits: PackedMask
     span: Span
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeflux.checkpoint import Checkpoint
+from safeflux.copying import Progress
 from safeflux.errors import ModelError
 from safeflux.families import Layout
 from safeflux.masks import MaskSet
@@ -20,8 +21,6 @@ from safeflux.status import State, Status, make_status
 Flags = npt.NDArray[np.bool_]
 Rows = tuple[int, npt.NDArray[Any]]
 """The number of a tensor's row, and an array with it and some of the next, zero where a number is zero."""
-Progress = Callable[[str, int, int], object]
-"""Takes what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from safeflux.apply import Fault, Undo, apply_masks_
-from safeflux.bits import Keep
 from safeflux.compact import compact_
 from safeflux.errors import ApplyError
 from safeflux.masks import MaskSet, check_fit
+from safeflux.packed import Keep
 from safeflux.record import GONE
 from safeflux.removal import Index, keeps, kept_by_site
 from safeflux.sites import Site, find_sites, spans
@@ -30,11 +30,6 @@ class Removed(Undo):
         super().__init__(transformer, masks, ())
         self._rest = rest
         self._left = left
-
-    @property
-    def num_bytes_saved(self) -> int:
-        """Nothing that could be put back, in bytes."""
-        return 0
 
     @property
     def is_final(self) -> bool:

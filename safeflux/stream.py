@@ -17,7 +17,7 @@ from safeflux.removal import Kept
 from safeflux.tensorfile import Stored, WeightFile
 
 _HELD = 1 << 18
-"""Bytes of a masked tensor that are held at a time: what stays in a core's cache is written several times as fast."""
+"""Bytes of a masked tensor that are held at a time: few, so that they stay in a core's cache."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ is mapped into memory, so that a file of any size costs what its header costs.
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -62,46 +63,32 @@ class Stored:
         return self.nbytes // self.num_rows if self.nbytes else 0
 
 
-class WeightFile(Protocol):
+@dataclass(frozen=True)
+class WeightFile(ABC):
     """A file of tensors, in whatever format, seen by its header."""
 
     suffix: ClassVar[str]
     """How the names of such files end."""
+    path: Path
+    tensors: Mapping[str, Stored]
+    """In the order of their bytes."""
+    metadata: Mapping[str, str]
+    """What the header says beside them."""
+    data_start: int
+    """Size of the header, counted from the beginning of the file."""
+    num_bytes: int
+    """Size of the file."""
 
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def tensors(self) -> Mapping[str, Stored]:
-        """Its tensors in the order of their bytes."""
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What its header says beside them."""
-
-    @property
-    def data_start(self) -> int:
-        """Size of the header, counted from the beginning of the file."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the file."""
-
+    @abstractmethod
     def header_with(self, metadata: Mapping[str, str]) -> bytes:
         """Lay out a header for the same tensors with more metadata; always the same for the same arguments."""
 
 
 @dataclass(frozen=True)
-class TensorFile:
-    """A safetensors file; see `WeightFile`."""
+class TensorFile(WeightFile):
+    """A safetensors file."""
 
     suffix: ClassVar[str] = ".safetensors"
-    path: Path
-    tensors: Mapping[str, Stored]
-    metadata: Mapping[str, str]
-    data_start: int
-    num_bytes: int
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":

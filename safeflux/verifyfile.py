@@ -6,10 +6,11 @@ from typing import Any
 
 from safeflux.bakejob import KEY
 from safeflux.checkpoint import Checkpoint
+from safeflux.copying import Progress
 from safeflux.errors import ModelError
 from safeflux.plan import plan_for
 from safeflux.policy import Policy, load_policy
-from safeflux.readback import FileStatus, Progress, Rows, base_of, parse_told, read_back
+from safeflux.readback import FileStatus, Rows, base_of, parse_told, read_back
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.stream import rows_of
 

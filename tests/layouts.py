@@ -1,4 +1,4 @@
-"""A small FLUX.1 in the layout of Black Forest Labs, put together by hand: what tables must find."""
+"""Small FLUX models in the layout of Black Forest Labs, put together by hand: what tables must find."""
 
 import torch
 
@@ -58,4 +58,48 @@ def to_bfl(model: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
         scale, shift = state.pop(f"norm_out.linear.{part}").chunk(2)
         out[f"{prefix}final_layer.adaLN_modulation.1.{part}"] = torch.cat([shift, scale])
     assert not state, sorted(state)
+    return out
+
+
+def flux2_to_bfl(model):
+    """The weights of a FLUX.2 transformer as BFL has them: names by hand, checked against diffusers' own way back."""
+    names = {
+        "transformer_blocks": "double_blocks",
+        "single_double_blocks": "single_blocks",
+        "ff.linear_in": "img_mlp.0",
+        "ff.linear_out": "img_mlp.2",
+        "ff_context.linear_in": "txt_mlp.0",
+        "ff_context.linear_out": "txt_mlp.2",
+        "attn.to_qkv_mlp_proj": "linear1",
+        "attn.to_out.0": "img_attn.proj",
+        "attn.to_add_out": "txt_attn.proj",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+        "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        "modulation_img.linear": "modulation_img.lin",
+        "modulation_txt.linear": "modulation_txt.lin",
+        "single_stream_modulation.linear": "single_stream_modulation.lin",
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "proj_out": "final_layer.linear",
+    }
+    state, out = dict(model.state_dict()), {}
+    for n in range(len(model.transformer_blocks)):
+        for stream, parts in (("img", "to_{}"), ("txt", "add_{}_proj")):
+            fused = [state.pop(f"transformer_blocks.{n}.attn.{parts.format(x)}.weight") for x in "qkv"]
+            out[f"double_blocks.{n}.{stream}_attn.qkv.weight"] = torch.cat(fused)
+    scale, shift = state.pop("norm_out.linear.weight").chunk(2)
+    out["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+    for name, tensor in state.items():
+        is_single = name.startswith("single_transformer")
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        for x, long in (("q", "query"), ("k", "key")):
+            name = name.replace(f"attn.norm_added_{x}.weight", f"txt_attn.norm.{long}_norm.scale")
+            home = "norm" if is_single else "img_attn.norm"
+            name = name.replace(f"attn.norm_{x}.weight", f"{home}.{long}_norm.scale")
+        if is_single:
+            name = name.replace("attn.to_out", "linear2")
+        out[name] = tensor
     return out

@@ -35,7 +35,7 @@ def with_dequantize():
     for kind, (block, nbytes) in GGML_QUANT_SIZES.items():
         try:
             dequantize(np.zeros((1, nbytes), np.uint8), kind)
-        except NotImplementedError:
+        except NotImplementedError:  # of this type it knows the size alone
             continue
         if block > 1:
             yield kind

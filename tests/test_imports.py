@@ -16,7 +16,7 @@ PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
     {"errors", "atomic", "floats", "machine", "runtime"},
-    {"families", "reference", "promptfile", "bits", "copying", "staging", "signkeys"},
+    {"families", "reference", "promptfile", "packed", "copying", "staging", "signkeys"},
     {"sites", "yamlfile", "detectors", "signing"},
     {"audit", "policyschema", "masks", "maskbytes", "fingerprint", "layout", "watch", "turns", "elements"},
     {"weights", "tensorfile", "patch", "removal"},
@@ -49,7 +49,7 @@ TRAINER_MAY = {
     "reference",
     "sites",
     "yamlfile",
-    "bits",
+    "packed",
     "masks",
     "weights",
     "maskfile",

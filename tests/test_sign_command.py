@@ -11,8 +11,6 @@ from safeflux.cli import main
 from safeflux.maskfile import save_masks
 from safeflux.signing import sign_file, verify_file
 from safeflux.signkeys import read_public_key
-
-pytest.importorskip("model_signing", reason="needs the extra `sign`")
 from tests.keys import encrypt_key, make_keys
 
 PASSWORD = "open, please"

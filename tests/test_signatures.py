@@ -17,10 +17,8 @@ from safeflux.policydiff import Verdict, compare, verdict
 from safeflux.signing import sign_file, signature_path
 from safeflux.signkeys import read_public_key
 from safeflux.store import open_store
-from tests.policies import BLADES, BOTH
-
-pytest.importorskip("model_signing", reason="needs the extra `sign`")
 from tests.keys import make_keys
+from tests.policies import BLADES, BOTH
 
 A, B = "a" * 64, "b" * 64
 HEAD = "apiVersion: safeflux/v1\nkind: Policy\nname: {}\n"

@@ -9,16 +9,13 @@ import sys
 import tempfile
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from safeflux.errors import SignatureError
 from safeflux.maskfile import save_masks
 from safeflux.signing import check_signed, sign_file, signature_path, verify_file
 from safeflux.signkeys import check_private_key, read_public_key
-
-pytest.importorskip("model_signing", reason="needs the extra `sign`")
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-
 from tests.keys import encrypt_key, make_keys, write_keys
 
 PASSWORD = "open, please"

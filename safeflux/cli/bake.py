@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from safeflux.bake import Baked, bake, check_bake
-from safeflux.cli._options import as_json, keys, lock, policy, store
+from safeflux.cli._options import as_json, lock, masks, policy
 from safeflux.cli._shared import Bar
 from safeflux.patch import FORMS, Form
 from safeflux.readback import FileStatus
 from safeflux.reference.model import model_folder
 from safeflux.status import State
-from safeflux.store import open_store
+from safeflux.store import Store
 from safeflux.verifyfile import verify_files
 
 _EXAMPLES = """\b
@@ -27,8 +27,7 @@ safeflux bake emoji-flux guarded --policy strict --check
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
-@store
-@keys
+@masks
 @click.option(
     "--form",
     type=click.Choice(FORMS),
@@ -52,8 +51,7 @@ def bake_command(
     source: str,
     target: Path,
     policy: str,
-    store: tuple[str, ...],
-    keys: tuple[str, ...],
+    store: Store,
     form: Form,
     compact: bool,
     lock: str | None,
@@ -68,16 +66,16 @@ def bake_command(
     loads DST, and draws guarded. It takes about the time of a copy and little memory. In most quantised types of GGUF
     only whole rows can be zero: name --form rows.
     """
-    place, masks = model_folder(source), open_store(store or None, keys)
+    place = model_folder(source)
     with Bar(of_bytes=True) as bar:
         if check:
-            made = check_bake(place, target, policy, store=masks, form=form, compact=compact, progress=bar)
+            made = check_bake(place, target, policy, store=store, form=form, compact=compact, progress=bar)
         else:
             made = bake(
                 place,
                 target,
                 policy,
-                store=masks,
+                store=store,
                 form=form,
                 compact=compact,
                 lock=lock,
@@ -113,8 +111,7 @@ def _as_dict(made: Baked) -> dict[str, Any]:
 @click.command(name="verify")
 @click.argument("file", metavar="FILE")
 @policy
-@store
-@keys
+@masks
 @click.option("--base", metavar="MODEL", help="The base model; what `safeflux bake` wrote says it by itself.")
 @as_json
 @click.pass_context
@@ -122,8 +119,7 @@ def verify_command(
     ctx: click.Context,
     file: str,
     policy: str,
-    store: tuple[str, ...],
-    keys: tuple[str, ...],
+    store: Store,
     base: str | None,
     as_json: bool,
 ) -> None:
@@ -135,7 +131,7 @@ def verify_command(
         found = _reader(file)(
             model_folder(file),
             policy,
-            store=open_store(store or None, keys),
+            store=store,
             base=base and model_folder(base),
             progress=bar,
         )

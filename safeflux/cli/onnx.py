@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from safeflux.cli._options import as_json, keys, lock, policy, store
+from safeflux.cli._options import as_json, lock, masks, policy
 from safeflux.plan import Plan
-from safeflux.store import open_store
+from safeflux.store import Store
 
 
 @click.group()
@@ -19,16 +19,14 @@ def onnx() -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
-@store
-@keys
+@masks
 @lock
 @as_json
 def export(
     source: str,
     target: Path,
     policy: str,
-    store: tuple[str, ...],
-    keys: tuple[str, ...],
+    store: Store,
     lock: str | None,
     as_json: bool,
 ) -> None:
@@ -38,13 +36,12 @@ def export(
     diffusers, so that `safeflux onnx mask` finds them. The whole model has to fit into memory; emoji-flux is the
     embedded one.
     """
-    masks = open_store(store or None, keys)
     from safeflux.guard import guard
     from safeflux.onnxexport import export_onnx
     from safeflux.reference.model import load_pipeline
 
     pipe = load_pipeline(source)
-    handle = guard(pipe, policy, store=masks, lock=lock)
+    handle = guard(pipe, policy, store=store, lock=lock)
     export_onnx(pipe, target)
     click.echo(_told(target, handle.plan, as_json))
 
@@ -53,16 +50,14 @@ def export(
 @click.argument("source", metavar="SRC", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
-@store
-@keys
+@masks
 @lock
 @as_json
 def mask(
     source: Path,
     target: Path,
     policy: str,
-    store: tuple[str, ...],
-    keys: tuple[str, ...],
+    store: Store,
     lock: str | None,
     as_json: bool,
 ) -> None:
@@ -73,7 +68,7 @@ def mask(
     """
     from safeflux.onnxmask import mask_onnx
 
-    plan = mask_onnx(source, target, policy, store=open_store(store or None, keys), lock=lock)
+    plan = mask_onnx(source, target, policy, store=store, lock=lock)
     click.echo(_told(target, plan, as_json))
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from safeflux.cli._options import as_json, keys, store
+from safeflux.cli._options import as_json, masks
 from safeflux.policy import load_policy
 from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.plan import Plan
+    from safeflux.store import Store
 
 model = click.argument("model", metavar="[MODEL]", default=NAME)
 
@@ -19,19 +20,16 @@ model = click.argument("model", metavar="[MODEL]", default=NAME)
 @click.command()
 @click.argument("name", metavar="POLICY")
 @model
-@store
-@keys
+@masks
 @click.option("--locked", type=click.Path(exists=True, dir_okay=False), help="Fail unless all is as in this lock file.")
 @as_json
-def plan(
-    name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], locked: str | None, as_json: bool
-) -> None:
+def plan(name: str, model: str, store: "Store", locked: str | None, as_json: bool) -> None:
     """Tell what guarding MODEL with POLICY would do, without loading its weights.
 
     MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors or GGUF file; without, the
     embedded emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
     """
-    found = _plan(name, model, store, keys)
+    found = _plan(name, model, store)
     if locked:
         from safeflux.lock import check_lock
 
@@ -43,10 +41,9 @@ def plan(
 @click.command()
 @click.argument("name", metavar="POLICY")
 @model
-@store
-@keys
+@masks
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: POLICY.lock.json]")
-def lock(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], out: Path | None) -> None:
+def lock(name: str, model: str, store: "Store", out: Path | None) -> None:
     """Write down which POLICY, masks and base MODEL belong together, by their digests.
 
     `safeflux.guard(..., lock=FILE)` and `safeflux policy plan --locked FILE` then take nothing else.
@@ -54,20 +51,19 @@ def lock(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...], o
     from safeflux.lock import Lock
 
     out = out or Path(name).with_suffix(".lock.json")
-    Lock.of(_plan(name, model, store, keys)).write(out)
+    Lock.of(_plan(name, model, store)).write(out)
     click.echo(f"{out}: written")
 
 
-def _plan(name: str, model: str, store: tuple[str, ...], keys: tuple[str, ...]) -> "Plan":
+def _plan(name: str, model: str, store: "Store") -> "Plan":
     """Resolve a policy on the files of a model."""
     effective = load_policy(name)  # first: most mistakes are in the policy
     from safeflux.checkpoint import Checkpoint
     from safeflux.plan import plan_for
     from safeflux.reference.model import model_folder
-    from safeflux.store import open_store
 
     found = Checkpoint.open(model_folder(model))
-    return plan_for(effective, found.sites, found.fingerprint, open_store(store or None, keys))
+    return plan_for(effective, found.sites, found.fingerprint, store)
 
 
 def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
@@ -99,13 +95,11 @@ def _plan_text(told: dict[str, Any]) -> str:
     return "\n".join([*lines, f"off in all: {', '.join(off) or 'nothing'}; budget {told['budget']:.2%} of each kind"])
 
 
-def changed_bits(
-    old: str, new: str, model: str, store: tuple[str, ...], keys: tuple[str, ...]
-) -> dict[str, dict[str, int]]:
+def changed_bits(old: str, new: str, model: str, store: "Store") -> dict[str, dict[str, int]]:
     """Count what goes off and comes on from one policy to another, by kind of site."""
     from safeflux.masks import diff, kind_of
 
-    before, after = (_plan(name, model, store, keys).masks for name in (old, new))
+    before, after = (_plan(name, model, store).masks for name in (old, new))
     counts: dict[str, dict[str, int]] = {}
     for name, change in diff(before, after).items():
         count = counts.setdefault(kind_of(name), {"off": 0, "on": 0})

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from safeflux.atomic import write_atomically
-from safeflux.cli._options import as_json, keys, store
+from safeflux.cli._options import as_json, masks
 from safeflux.cli.planning import changed_bits, lock, plan
 from safeflux.errors import PolicyError
 from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
@@ -16,6 +16,9 @@ from safeflux.policyfile import validate
 from safeflux.policyschema import API_VERSION, PolicyFile
 from safeflux.policytest import EXAMPLE, run_policy_test
 from safeflux.yamlfile import parse_document
+
+if TYPE_CHECKING:
+    from safeflux.store import Store
 
 
 @click.group()
@@ -121,8 +124,7 @@ def _as_dict(effective: Policy) -> dict[str, Any]:
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @click.option("--model", metavar="MODEL", help="Tell the neurons and weights of this model that come and go, too.")
-@store
-@keys
+@masks
 @as_json
 @click.option("--forbid-relaxed", is_flag=True, help="Exit 1 if anything is relaxed, for CI.")
 @click.pass_context
@@ -131,8 +133,7 @@ def diff(
     old: str,
     new: str,
     model: str | None,
-    store: tuple[str, ...],
-    keys: tuple[str, ...],
+    store: "Store",
     as_json: bool,
     forbid_relaxed: bool,
 ) -> None:
@@ -141,7 +142,7 @@ def diff(
     Parents are merged in first, so that what counts is what is in force.
     """
     changes = compare(load_policy(old), load_policy(new))
-    bits = changed_bits(old, new, model, store, keys) if model else None
+    bits = changed_bits(old, new, model, store) if model else None
     found = verdict(changes)
     if as_json:
         click.echo(json.dumps({**as_dict(changes), **({} if bits is None else {"bits": bits})}))

@@ -27,7 +27,7 @@ Keep = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Bits:
+class PackedMask:
     """What one mask keeps. Compares by content and never changes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Bits:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, keep: Keep) -> "Bits":
+    def of(cls, keep: Keep) -> "PackedMask":
         """Pack a bool array, True = keep.
 
         Raises:
@@ -54,8 +54,8 @@ class Bits:
         return cls(np.packbits(flat, bitorder="little"), keep.shape)
 
     @classmethod
-    def read(cls, name: str, array: Array, shape: tuple[int, ...]) -> "Bits":
-        """Take an array from outside. Law: `Bits.read(n, Bits.of(keep).array, keep.shape)` equals `Bits.of(keep)`.
+    def read(cls, name: str, array: Array, shape: tuple[int, ...]) -> "PackedMask":
+        """Take an array from outside. Law: for a mask that `of` made, `read(name, mask.array, mask.shape)` equals it.
 
         Raises:
             MaskFileError: The array is not exactly what `of` makes of a mask of this shape; `name` is in the message.
@@ -102,7 +102,7 @@ class Bits:
 
     def __eq__(self, other: object) -> bool:
         """Say whether the other has the same shape and bits: equal masks have equal arrays."""
-        if not isinstance(other, Bits):
+        if not isinstance(other, PackedMask):
             return NotImplemented
         same_form = self.shape == other.shape and self.array.dtype == other.array.dtype
         return same_form and np.array_equal(self.array, other.array)
@@ -112,7 +112,7 @@ class Bits:
         return hash((self.shape, self.num_off))
 
 
-def all_of(bits: Sequence[Bits]) -> Bits:
+def all_of(bits: Sequence[PackedMask]) -> PackedMask:
     """Return the AND of masks of one shape, at least one."""
     if len(bits) == 1:
         return bits[0]
@@ -123,15 +123,15 @@ def all_of(bits: Sequence[Bits]) -> Bits:
     both = dense[0].copy()
     for array in dense[1:]:
         np.bitwise_and(both, array, out=both)
-    found = Bits(both, bits[0].shape)  # dense masks have enough off, and an AND has no less
+    found = PackedMask(both, bits[0].shape)  # dense masks have enough off, and an AND has no less
     return _without(found.keep().ravel(), sparse, found.shape) if sparse else found
 
 
-def _without(keep: Keep, numbers: Sequence[Array], shape: tuple[int, ...]) -> Bits:
+def _without(keep: Keep, numbers: Sequence[Array], shape: tuple[int, ...]) -> PackedMask:
     """Switch elements off, by their numbers."""
     for array in numbers:
         keep[array] = False
-    return Bits.of(keep.reshape(shape))
+    return PackedMask.of(keep.reshape(shape))
 
 
 def _is_sparse(num_off: int, size: int) -> bool:
