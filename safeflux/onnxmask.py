@@ -41,8 +41,10 @@ from safeflux.staging import staged
 from safeflux.store import Store, StoreLike, open_store
 
 _FLOATS = {
-    name: FORMATS[name_of]
-    for name, name_of in {"DOUBLE": "F64", "FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}.items()
+    "DOUBLE": FORMATS["F64"],
+    "FLOAT": FORMATS["F32"],
+    "FLOAT16": FORMATS["F16"],
+    "BFLOAT16": FORMATS["BF16"],
 }
 """ONNX's types of weights that can be masked."""
 _ROUTE = "The route that works: load the model with diffusers, guard it, then safeflux.onnxexport.export_onnx."
