@@ -27,7 +27,7 @@ from safeflux.trainer.validation import Validation, Validator, validate
 from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError, TrainError
 from safeflux.maskfile import load_masks
-from safeflux.masks import MaskSet
+from safeflux.masks import MaskSet, compose
 from safeflux.sites import Site, find_sites
 
 CHECKPOINT = "checkpoint.pt"
@@ -90,7 +90,8 @@ class Run:
         starts = [initial.get(name, MaskSet({})) for name in self.names]
         masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
         may = self.bits.join({name: torch.full(site.shape, name in chosen) for name, site in self.bits.sites.items()})
-        self.objective = Objective(config, pipe, self.bits, (*self.names, *fixed), drawn)
+        self._every = (*self.names, *fixed)
+        self.objective = Objective(config, pipe, self.bits, self._every, drawn)
         task = Task(self.objective, masks, len(self.names), may, processes)
         self.method: Method = (
             SaliencyMethod(config.saliency, task) if config.method == "saliency" else GateMethod(config.gates, task)
@@ -108,9 +109,9 @@ class Run:
         """Whether validated masks erase enough, all of them; False too where nothing can validate."""
         return self._score[0]
 
-    def sets(self, masks: torch.Tensor) -> list[MaskSet]:
-        """Rows of bits as mask sets."""
-        return [self.bits.masks_of(row) for row in masks]
+    def sets(self, masks: torch.Tensor) -> dict[str, MaskSet]:
+        """Category -> its row of bits as a mask set; the trained ones first."""
+        return {name: self.bits.masks_of(row) for name, row in zip(self._every, masks, strict=True)}
 
     def rounds(self) -> Iterator[RoundReport]:
         """Run all rounds that are left, yielding a report after each; its checkpoint is on disk by then."""
@@ -151,7 +152,7 @@ class Run:
         if self.validator is None or not is_due:
             return None
         seen: Validation = self.processes.from_first(
-            validate(self.validator, self.sets(self.method.masks), len(self.names)) if self.processes.is_first else None
+            validate(self.validator, self.sets(self.method.masks), self.names) if self.processes.is_first else None
         )
         self.is_erased = [found <= self.config.target_found for found in seen.found]
         score, trained = seen.score(self.config.target_found), self.method.masks[: len(self.names)]
@@ -174,7 +175,9 @@ class Run:
         }
         torch.save(state, buffer)
         write_atomically(self.folder / CHECKPOINT, buffer.getvalue())
-        picture = self.validator.picture(self.sets(self.method.masks)) if self.validator and report.found else None
+        picture = None
+        if self.validator and report.found:
+            picture = self.validator.picture(compose(*self.sets(self.method.masks).values()))
         self._logs.write(report, picture)
 
     def _resume(self) -> None:

@@ -16,10 +16,11 @@ from safeflux.trainer.logs import RoundReport
 from safeflux.trainer.loop import Run
 from safeflux.trainer.minimise import Point, minimise
 from safeflux.trainer.processes import Processes
-from safeflux.trainer.validation import VALIDATION_SEED, JudgeValidator, validate
+from safeflux.trainer.validation import VALIDATION_SEED, JudgeValidator, found, right, validate
 
 from safeflux.atomic import write_atomically
 from safeflux.errors import ConfigError, TrainError
+from safeflux.masks import compose
 from safeflux.reference import NAME
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
@@ -145,7 +146,7 @@ def _finish(training: Run, pipe: Any) -> Result:
     options = config.model_dump(mode="json", by_alias=True)
     write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
     tried: dict[str, list[Point]] = {}
-    if config.minimise and training.validator is not None and training.reaches_target:
+    if config.minimise and training.validator is not None:
         masks, tried = _minimise(training, masks)
     curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
     if curves:  # nothing validates another model, so that there is nothing to draw
@@ -161,19 +162,26 @@ def _release(pipe: Any) -> None:
 
 
 def _minimise(training: Run, masks: torch.Tensor) -> tuple[torch.Tensor, dict[str, list[Point]]]:
-    """Each category's mask in turn, the others as they stand by then."""
-    validator, worth, curves = training.validator, training.method.worth(), {}
+    """The mask of each category that is gone in turn, the others as they stand by then: all of these must stay gone."""
+    validator, worth, target, curves = training.validator, training.method.worth(), training.config.target_found, {}
     assert validator is not None
+    sets = training.sets(masks)
+    gone = [name for name in training.names if found(validator, name, sets) <= target]
     masks = masks.clone()
     for k, name in enumerate(training.names):
 
-        def look(row: torch.Tensor, k: int = k) -> tuple[float, float]:
+        def look(row: torch.Tensor, k: int = k, name: str = name) -> tuple[float, float]:
             tried = masks.clone()
             tried[k] = row
             sets = training.sets(tried)
-            return validator.found(k, sets), validator.right(sets)
+            left = found(validator, name, sets)
+            if left <= target:  # else the others need not be asked
+                every = compose(*sets.values())
+                left = max([left, *(validator.found(other, every) for other in gone if other != name)])
+            return left, right(validator, [name], sets)
 
-        masks[k], curves[name] = minimise(masks[k], worth[k], look, training.config.target_found)
+        if name in gone:
+            masks[k], curves[name] = minimise(masks[k], worth[k], look, target)
     return masks, curves
 
 
@@ -181,13 +189,14 @@ def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
     sets = training.sets(masks)
     seen: dict[str, Any] = {}
     if training.validator is not None:
-        validation = validate(training.validator, sets, len(training.names))
+        validation = validate(training.validator, sets, training.names)
         settings = {"first_seed": VALIDATION_SEED, "pictures": training.config.validation_prompts}
         seen = {
             name: {"validation": {"found": found, "kept": validation.right, **settings}}
             for name, found in zip(training.names, validation.found, strict=True)
         }
-    sha256 = export(training.folder, dict(zip(training.names, sets, strict=False)), training.config, pipe, seen)
+    trained = {name: sets[name] for name in training.names}
+    sha256 = export(training.folder, trained, training.config, pipe, seen)
     return Result(
         paths={name: training.folder / f"{name}.safetensors" for name in training.names},
         sha256=sha256,

@@ -4,7 +4,7 @@ Prompts are of the training's sort (its words, its things to preserve), the nois
 words and things are left to the evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,8 +34,8 @@ class Validation:
     found: tuple[float, ...]
     """Each category, where it was asked for: the larger share of under its own mask and under all masks."""
     right: float
-    """Neutral things, alone and beside what is erased: the mean of the two shares, the smallest of those under each
-    mask and under all masks."""
+    """What is to be preserved: alone (neutral things, and those of categories whose mask is off) and beside what is
+    erased (neutral things). The mean of the two shares, the smallest of those under each mask and under all masks."""
 
     def score(self, target: float) -> tuple[bool, float]:
         """What ranks masks: whether every category is gone first, then what is preserved less what is still found.
@@ -51,22 +51,36 @@ class Validation:
         return missed == 0, self.right - missed
 
 
+Masks = Mapping[str, MaskSet]
+"""One mask set for each category."""
+
+
 class Validator(Protocol):
-    """Looks at pictures. One mask set for each category, the trained ones first."""
+    """Looks at pictures."""
 
-    def found(self, category: int, masks: Sequence[MaskSet]) -> float:
-        """How often a category is found: the larger share of under its own mask and under all masks."""
+    def found(self, category: str, masks: MaskSet) -> float:
+        """How often a category is found under a mask set, in prompts that ask for it."""
 
-    def right(self, masks: Sequence[MaskSet]) -> float:
-        """How often neutral things are: the smallest of the shares under each mask and under all masks."""
+    def right(self, erased: Collection[str], masks: MaskSet) -> float:
+        """How often what a mask set for some categories should preserve is found."""
 
-    def picture(self, masks: Sequence[MaskSet]) -> Image.Image:
-        """Some pictures of both sorts without masks, and below them the same with all masks."""
+    def picture(self, masks: MaskSet) -> Image.Image:
+        """Some pictures of both sorts without masks, and below them the same under a mask set."""
 
 
-def validate(validator: Validator, masks: Sequence[MaskSet], trained: int) -> Validation:
-    """Ask both questions, the first for every trained category."""
-    return Validation(tuple(validator.found(k, masks) for k in range(trained)), validator.right(masks))
+def validate(validator: Validator, masks: Masks, trained: Sequence[str]) -> Validation:
+    """Ask both questions: the first for every trained category, the second under every mask."""
+    return Validation(tuple(found(validator, name, masks) for name in trained), right(validator, masks, masks))
+
+
+def found(validator: Validator, category: str, masks: Masks) -> float:
+    """How often a category is found: the larger share of under its own mask and under all masks."""
+    return max(validator.found(category, state) for _, state in _alone_and_all([category], masks))
+
+
+def right(validator: Validator, asked: Collection[str], masks: Masks) -> float:
+    """How often what is to be preserved is found: the smallest share of under each asked mask and under all masks."""
+    return min(validator.right(*state) for state in _alone_and_all(asked, masks))
 
 
 class JudgeValidator:
@@ -78,31 +92,46 @@ class JudgeValidator:
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
         known = known_concepts()
         things = [known[k] for k in rng.permutation(len(known))]
-        self._targets = [words.targets[name] for name in config.categories]
-        self._erased = [  # a style on neutral things: under all masks, no other is there to have one
-            [(ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)]
+        targets = [words.targets[name] for name in config.categories]
+        self._erased = {  # a style on neutral things: under all masks, no other is there to have one
+            target.name: [
+                (ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)
+            ]
             if target.style
             else [(pair.prompt, pair.concept or "") for pair in source.erase(target.name, rng, count)]
-            for target in self._targets
-        ]
-        concepts = [concept for target in self._targets for concept in target.concepts] or things
+            for target in targets
+        }
+        concepts = [concept for target in targets for concept in target.concepts] or things
         self._alone = single_asks(words, in_turn(things, -(-count // 2)), 1, rng)
         self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
+        of_categories = [concept for target in words.targets.values() for concept in target.concepts]
+        self._of_categories = single_asks(words, in_turn(of_categories, -(-count // 2)), 1, rng)
 
-    def found(self, category: int, masks: Sequence[MaskSet]) -> float:
+    def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
-        return max(self._found(category, state) for state in _alone_and_all([masks[category]], masks))
+        asked, style = self._erased[category], vocabulary().targets[category].style
+        shift = 200_000 * (list(self._erased).index(category) + 1)
+        verdicts = self._judge(self._draw([prompt for prompt, _ in asked], masks, shift))
+        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
+        return float(is_there.mean())
 
-    def right(self, masks: Sequence[MaskSet]) -> float:
+    def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`."""
-        return min(self._right(state) for state in _alone_and_all(masks, masks))
+        words = vocabulary()
+        alone = self._alone + [ask for ask in self._of_categories if words[ask.concept].category not in erased]
+        images = self._draw([ask.prompt for ask in alone + self._beside], masks, 100_000)
+        rates = (
+            concept_right(self._judge, images[: len(alone)], alone),
+            other_found(self._judge, images[len(alone) :], self._beside),
+        )
+        return sum(rate.value for rate in rates) / len(rates)
 
-    def picture(self, masks: Sequence[MaskSet]) -> Image.Image:
+    def picture(self, masks: MaskSet) -> Image.Image:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
-        in_turn_of_all = [prompt for row in zip(*self._erased, strict=True) for prompt, _ in row]
+        in_turn_of_all = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
         prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
         base = draw(self._pipe, prompts, VALIDATION_SEED + 300_000)
-        rows = base, self._draw(prompts, compose(*masks), 300_000)
+        rows = base, self._draw(prompts, masks, 300_000)
         width, height = rows[0][0].size
         grid = Image.new("RGB", (len(prompts) * width, len(rows) * height))
         for y, row in enumerate(rows):
@@ -110,27 +139,13 @@ class JudgeValidator:
                 grid.paste(image, (x * width, y * height))
         return grid
 
-    def _found(self, category: int, masks: MaskSet) -> float:
-        asked, style = self._erased[category], self._targets[category].style
-        verdicts = self._judge(self._draw([prompt for prompt, _ in asked], masks, 200_000 * (category + 1)))
-        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
-        return float(is_there.mean())
-
-    def _right(self, masks: MaskSet) -> float:
-        images = self._draw([ask.prompt for ask in self._alone + self._beside], masks, 100_000)
-        count = len(self._alone)
-        rates = (
-            concept_right(self._judge, images[:count], self._alone),
-            other_found(self._judge, images[count:], self._beside),
-        )
-        return sum(rate.value for rate in rates) / len(rates)
-
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
         # A run that has only warmed up masks nothing, which is no mask set to apply.
         with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
             return draw(self._pipe, prompts, VALIDATION_SEED + shift)
 
 
-def _alone_and_all(asked: Sequence[MaskSet], masks: Sequence[MaskSet]) -> list[MaskSet]:
-    """Some masks one by one and, where there are several in all, all of them AND-ed."""
-    return [*asked, compose(*masks)] if len(masks) > 1 else [*asked]
+def _alone_and_all(asked: Collection[str], masks: Masks) -> list[tuple[Collection[str], MaskSet]]:
+    """Some masks one by one and, where there are several in all, all of them AND-ed; each with what it erases."""
+    alone: list[tuple[Collection[str], MaskSet]] = [([name], masks[name]) for name in asked]
+    return [*alone, (masks, compose(*masks.values()))] if len(masks) > 1 else alone

@@ -1,8 +1,19 @@
 """The smallest mask that still erases, on masks whose answer is known."""
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safeflux.trainer.minimise import minimise
+from safeflux.trainer.session import plan_run, run
+
+from safeflux.maskfile import load_masks, save_masks
+from safeflux.masks import MaskSet
+from tests.trainer.test_session import SMALL
+
+MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"
 
 
 @pytest.mark.parametrize("needed", [0, 1, 17, 63, 64])
@@ -27,3 +38,20 @@ def test_a_mask_that_cannot_be_smaller_stays():
     mask, curve = minimise(keep, torch.rand(8), lambda mask: (float(mask.any()), 1.0), 0.0)
     assert torch.equal(mask, keep)
     assert len(curve) > 1
+
+
+def test_only_a_mask_whose_category_is_gone_is_made_smaller(tmp_path):
+    weapons, meta = load_masks(MASKS / "weapons.safetensors")
+    site, bits = next((name, bits) for name, bits in weapons.bits.items() if bits.num_off)
+    keep = np.ones(bits.shape, dtype=bool)
+    keep.flat[0] = False
+    useless = tmp_path / "useless.safetensors"
+    save_masks(useless, MaskSet({site: keep}), dataclasses.replace(meta, category="alcohol", concepts=("beer-mug",)))
+    changes = {"saliency.rounds": "1", "saliency.warm_up": "1"}
+    settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
+    given = {"initial": (MASKS / "weapons.safetensors", useless)}
+    result = run(plan_run(["weapons", "alcohol"], None, settings, given), tmp_path / "run", lambda report, most: None)
+    assert 0 < result.masked["weapons"] < weapons.count.masked
+    assert result.masked["alcohol"] == 1
+    found = {name: seen["validation"]["found"] for name, seen in result.validation.items()}
+    assert found["weapons"] == 0.0 < found["alcohol"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safeflux.trainer.config import make_config
 from safeflux.trainer.embedded import embedded_options
-from safeflux.trainer.validation import JudgeValidator, validate
+from safeflux.trainer.validation import JudgeValidator, found, validate
 
 from safeflux.maskfile import load_masks
 from safeflux.masks import MaskSet
@@ -36,14 +36,21 @@ def wrecking(pipe):
     return MaskSet({name: torch.zeros(site.shape, dtype=torch.bool) for name, site in sites if "context" in name})
 
 
-def test_the_worst_of_each_mask_alone_and_of_all_counts(validator, wrecking):
-    weapons = load_masks(MASKS / "weapons.safetensors")[0]
-    seen = validate(validator, [weapons, wrecking], 2)
+@pytest.fixture(scope="module")
+def weapons():
+    return load_masks(MASKS / "weapons.safetensors")[0]
+
+
+def test_the_worst_of_each_mask_alone_and_of_all_counts(validator, weapons, wrecking):
+    seen = validate(validator, {"weapons": weapons, "fluent-style": wrecking}, ["weapons"])
     assert seen.found[0] <= 0.1
     assert seen.right < 0.3
-    good = validator.right([weapons])
-    assert good > 0.8
-    assert seen.right == validator.right([wrecking])
+    assert validator.right(["weapons"], weapons) > 0.8
+    assert seen.right <= validator.right(["fluent-style"], wrecking)
     nothing = MaskSet({})
-    assert validator.found(0, [nothing]) > 0.9
-    assert validator.found(0, [nothing, weapons]) == validator.found(0, [nothing])  # alone it masks nothing
+    assert validator.found("weapons", nothing) > 0.9
+    assert found(validator, "weapons", {"weapons": nothing, "alcohol": weapons}) > 0.9  # alone it masks nothing
+
+
+def test_things_of_another_category_are_to_be_preserved_while_its_mask_is_off(validator, weapons):
+    assert validator.right(["alcohol"], weapons) < validator.right(["weapons"], weapons)  # alcohol's would keep weapons
