@@ -6,10 +6,11 @@ One double block in bf16, 1024 image and 512 text tokens, on one thread, with as
 reference masks have (47.6 % of the image stream's and 78.3 % of the text stream's, arXiv 2507.13386), drawn at random.
 One forward of it masked and of it compacted, at each rounding of the widths, in turn and in an order that rotates;
 medians, and the median of the ratios of neighbours in time. Operations are those that torch counts, and attention's.
-`share` is the measured speed-up by the one that the operations allow: of the whole block, where it suffers from all
-that takes more time than its operations ask for, such as attention on a CPU; and of both feed-forwards alone, which
-shows what the widths themselves do. `share_of_time` is what the whole block saves by what its feed-forwards can: their
-time in the masked block by the share of their operations that is gone. Both ways are first shown to answer alike.
+`share` is the measured speed-up by the one that the operations allow. All that takes more time than its operations ask
+for lowers it, as PyTorch's fused attention may on a CPU. So the whole block is measured with that attention, and with
+the same attention as three plain calls for each head; and both feed-forwards alone, which shows what the widths
+themselves do. `share_of_time` is what the whole block saves by what its feed-forwards can: their time in the masked
+block by the share of their operations that is gone. All ways are first shown to answer alike.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import click
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.guard_scale import build, neurons
@@ -57,9 +59,31 @@ def whole_block(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return torch.cat(block(**inputs), dim=1)
 
 
+class AttentionByHeads(TorchFunctionMode):
+    """Attention as a product, a softmax and a product for each head, wherever the fused one is called."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take the place of `scaled_dot_product_attention`; let all else pass."""
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args or (kwargs[name] for name in ("query", "key", "value"))
+        heads = zip(*(each.flatten(0, 1) for each in (query / query.shape[-1] ** 0.5, key, value)), strict=True)
+        answers = [torch.softmax(q @ k.T, dim=-1) @ v for q, k, v in heads]
+        return torch.stack(answers).view(value.shape)
+
+
+def block_by_heads(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the whole block makes of them with attention by heads."""
+    with AttentionByHeads():
+        return whole_block(block, inputs)
+
+
 def feed_forwards(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """What its two feed-forwards alone make of them."""
     return torch.cat([block.ff_context(inputs["encoder_hidden_states"]), block.ff(inputs["hidden_states"])], dim=1)
+
+
+PARTS = {"block": whole_block, "block, attention by heads": block_by_heads, "feed-forwards": feed_forwards}
 
 
 def operations(step: Step) -> int:
@@ -131,12 +155,12 @@ def measure(roundings: tuple[int, ...], times: int) -> dict[str, Any]:
         blocks[round_to] = smaller.transformer_blocks[0]
     apply_masks_(model, masks)
     blocks[_MASKED] = model.transformer_blocks[0]
-    parts = {"block": whole_block, "feed-forwards": feed_forwards}
     found = {
         name: compare({way: partial(part, block, inputs) for way, block in blocks.items()}, times)
-        for name, part in parts.items()
+        for name, part in PARTS.items()
     }
-    return {"removed": removed, **found, "share_of_time": share_of_time(found)}
+    apart = distance(*(partial(part, blocks[_MASKED], inputs) for part in (block_by_heads, whole_block)))
+    return {"removed": removed, **found, "share_of_time": share_of_time(found), "distance_of_attentions": apart}
 
 
 def share_of_time(found: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -159,7 +183,7 @@ def main(times: int, roundings: tuple[int, ...], report: Path | None) -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         found = measure(roundings, times)
-    for part in ("block", "feed-forwards"):
+    for part in PARTS:
         click.echo(part)
         for way, each in found[part].items():
             click.echo(

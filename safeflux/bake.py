@@ -1,7 +1,7 @@
 """Masks into checkpoint files: a copy of a model that is guarded wherever it is loaded.
 
 Files are edited as a stream: no torch, a few megabytes of memory, about the time of a copy. Only masked bytes and the
-header differ from the source. The same source, masks and form give the same bytes.
+header differ from the source (of an ONNX model, its metadata). The same source, masks and form give the same bytes.
 """
 
 import filecmp
@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeflux.bakejob import Job, make_job
-from safeflux.checkpoint import Checkpoint
+from safeflux.bakejob import Asked, Job, make_job
 from safeflux.copying import Progress, copy_range
 from safeflux.errors import BakeError
 from safeflux.patch import Form
 from safeflux.plan import Plan
-from safeflux.policy import Policy
+from safeflux.policy import Policy, load_policy
 from safeflux.staging import staged
-from safeflux.store import Store, StoreLike
+from safeflux.store import Store, StoreLike, open_store
 from safeflux.stream import check_masked, write_masked
 
 
@@ -61,9 +60,10 @@ def bake(
     stops it, what was there before is as it was.
 
     Args:
-        source: A FLUX pipeline of diffusers or its transformer (a folder), or one safetensors or GGUF file in the
-            layout of diffusers or of Black Forest Labs.
-        target: The folder or the file to write.
+        source: A FLUX pipeline of diffusers or its transformer (a folder); or one safetensors or GGUF file in the
+            layout of diffusers or of Black Forest Labs; or an ONNX model, `*.onnx`, whose initializers have diffusers'
+            names, its data in it or in files beside it.
+        target: The folder or the file to write; for an ONNX model, the folder.
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         store: A folder, or several, with mask files besides the bundled ones.
         form: What of a masked neuron is filled: its rows with their biases, its column, or both. One is enough for it
@@ -79,19 +79,21 @@ def bake(
         BakeError: The target is there already, is the source, or cannot be written.
         ModelError: The source is no FLUX model, is damaged, guarded already, or quantised in a way that what is masked
             cannot be set to zero alone.
-        ConfigError: The source is a GGUF file, and the package that reads them is not installed.
+        ConfigError: The source is a GGUF file or an ONNX model, and the package that reads them is not installed.
         SafeFluxError: Whatever planning refuses (`guard` has the list).
     """
-    job, place = make_job(source, policy, store, form, lock, compact=compact), Path(target)
-    _check_target(job.source, place, overwrite)
+    asked = Asked(load_policy(policy), open_store(store), form, compact, lock)
+    job, place = _make_job(source, asked), Path(target)
+    _check_target(job, place, overwrite)
     told = _Progress(progress, f"baking {place.name}", job.num_bytes)
     with staged(place, job.num_bytes) as partial:
-        for file, header in zip(job.source.files, job.headers, strict=True):
-            write_masked(file, job.changes, header, _made(_place(job.source.path, file.path, partial)), told)
+        for file, header in zip(job.files, job.headers, strict=True):
+            write_masked(file, job.changes, header, _made(_place(job.root, file.path, partial)), told)
         for inside in job.copied:
-            _copy(job.source.path / inside, _made(partial / inside), told)
+            _copy(job.root / inside, _made(partial / inside), told)
         for inside, content in job.rewritten.items():
             _made(partial / inside).write_bytes(content)
+            told(len(content))
     return _result(job, place, None)
 
 
@@ -108,26 +110,49 @@ def check_bake(
     """Make sure that a file or folder is what `bake` would write, byte for byte; arguments as there.
 
     Raises:
-        BakeError: It is not; the message says where it differs first.
+        BakeError: It is not, or a folder holds other files too; the message says where it differs first.
         SafeFluxError: Whatever `bake` refuses in the source, the policy or the masks.
     """
-    job, place = make_job(source, policy, store, form, None, compact=compact), Path(target)
+    asked = Asked(load_policy(policy), open_store(store), form, compact)
+    job, place = _make_job(source, asked), Path(target)
     told = _Progress(progress, f"checking {place.name}", job.num_bytes)
-    changed = 0
+    changed = job.num_bytes_changed
     try:
-        for file, header in zip(job.source.files, job.headers, strict=True):
-            changed += check_masked(file, job.changes, header, _place(job.source.path, file.path, place), told)
+        for file, header in zip(job.files, job.headers, strict=True):
+            changed += check_masked(file, job.changes, header, _place(job.root, file.path, place), told)
         for inside in job.copied:
-            _expect(place / inside, filecmp.cmp(job.source.path / inside, place / inside, shallow=False))
+            _expect(place / inside, filecmp.cmp(job.root / inside, place / inside, shallow=False))
         for inside, content in job.rewritten.items():
             _expect(place / inside, (place / inside).read_bytes() == content)
     except OSError as error:
         raise BakeError(f"{error.filename}: cannot be read ({error.strerror}); bake the model again") from error
+    _check_no_others(job, place)
     return _result(job, place, changed)
 
 
+def _make_job(source: str | os.PathLike[str], asked: Asked) -> Job:
+    if Path(source).suffix != ".onnx":
+        return make_job(source, asked)
+    from safeflux.onnxjob import make_onnx_job  # of an extra
+
+    return make_onnx_job(source, asked)
+
+
+def _files(target: Path) -> list[Path]:
+    return [path for path in (target, *target.rglob("*")) if path.is_file()]
+
+
+def _check_no_others(job: Job, target: Path) -> None:
+    """Make sure that a folder holds nothing else: weights that lie there besides could be loaded, and are unguarded."""
+    made = {_place(job.root, file.path, target) for file in job.files}
+    made.update(target / inside for inside in (*job.copied, *job.rewritten))
+    if others := sorted(set(_files(target)) - made):
+        raise BakeError(f"{others[0]}: is nothing that baking writes; remove it, or bake the model again")
+
+
 def _result(job: Job, target: Path, changed: int | None) -> Baked:
-    return Baked(target, job.plan, job.num_bytes, len(job.changes), changed, job.left_out)
+    size = sum(path.stat().st_size for path in _files(target))
+    return Baked(target, job.plan, size, len(job.changes), changed, job.left_out)
 
 
 @dataclass
@@ -145,18 +170,19 @@ class _Progress:
             self.progress(self.what, self.done, self.total)
 
 
-def _check_target(found: Checkpoint, target: Path, overwrite: bool) -> None:
-    source, suffix = found.path, found.files[0].suffix
+def _check_target(job: Job, target: Path, overwrite: bool) -> None:
+    source, is_one_file = job.source, job.root.is_file()
     if not target.parent.is_dir():
         raise BakeError(f"{target}: the folder {target.parent} is not there; make it first")
     if target.exists() and source.samefile(target):
         raise BakeError(f"{target}: is the source itself; choose another name")
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise BakeError(f"{target}: lies in the source; choose a place outside of it")
-    if source.is_file() and target.suffix != suffix:
+    if is_one_file and target.suffix != (suffix := job.files[0].suffix):
         raise BakeError(f"{target}: expected a name that ends in {suffix}, as the source is one such file")
-    if target.exists() and not (overwrite and source.is_file() and target.is_file()):
-        way_out = "overwrite it (--overwrite), or choose" if source.is_file() and target.is_file() else "choose"
+    is_replaceable = is_one_file and target.is_file()
+    if target.exists() and not (overwrite and is_replaceable):
+        way_out = "overwrite it (--overwrite), or choose" if is_replaceable else "choose"
         raise BakeError(f"{target}: is there already; {way_out} another name")
 
 

@@ -137,7 +137,7 @@ def check_maskable(tensor: Stored, where: Sequence[Spot]) -> None:
     Raises:
         ModelError: The tensor is packed, so that single numbers or columns cannot, or not even rows.
     """
-    if tensor.format.first is not None:
+    if tensor.format.layers:
         return
     for spot in where:
         if spot.span.axis or len(spot.bits.shape) == 2:
@@ -158,7 +158,9 @@ def _open_file(path: Path) -> WeightFile:
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file or folder; check the path")
     if path.suffix == ".onnx":
-        raise ModelError(f"{path}: expected safetensors or GGUF, got an ONNX model; use safeflux onnx mask")
+        raise ModelError(
+            f"{path}: expected safetensors or GGUF, got an ONNX model; name the model that it was exported from"
+        )
     if path.suffix != ".gguf":
         return TensorFile.open(path)
     from safeflux.ggufile import GgufFile  # of an extra

@@ -21,7 +21,7 @@ from safeflux.masks import MaskSet, check_fit
 from safeflux.record import record_of
 from safeflux.removal import REMOVABLE, ROUND_TO, WIDTHS, Index, Kept, axes, keeps, kept_by_site
 from safeflux.sites import Site, find_sites
-from safeflux.weights import check_writable, find_transformer, named_weights
+from safeflux.weights import check_not_compiled, check_writable, find_transformer, named_weights
 from safeflux.writes import as_bits
 
 _ORDER = "The order that works: load, compact, then adapters, quantisation, offload, compile."
@@ -141,8 +141,7 @@ def _check_replaceable(transformer: torch.nn.Module, sites: Mapping[str, Site], 
                 f"module {name or type(module).__name__!r}: expected weights at rest, got a hook that offloads them "
                 f"and would bring the old ones back. {_ORDER}"
             )
-        if module._compiled_call_impl is not None:
-            raise ModelError(f"module {name or type(module).__name__!r} is compiled already. {_ORDER}")
+    check_not_compiled(transformer)
     check_writable(transformer, (sites[name] for name in masks))
     _check_layers(transformer, sites.values())
 

@@ -2,7 +2,7 @@
 
 The header is read here, since the package `gguf` trusts each count in it: a spoilt one can keep it busy for ever. From
 the package come the types of numbers: their sizes, and what their blocks hold. In each of them a block of zero bytes
-holds zeros.
+holds zeros; in which of them a single number can be zero is found by `codes`.
 """
 
 import math
@@ -34,8 +34,6 @@ _MAX_AXES = 4
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes that a value of metadata takes, by the number of its type: integers, floats and truth values."""
 _UINT32, _TEXT, _ARRAY = 4, 8, 9
-_CODES = {"Q8_0": 2}
-"""Types whose block is a scale and then one integer for each number, in a byte of its own; where the first lies."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +197,13 @@ def _format(kind: GGMLQuantizationType) -> Format | None:
     block, nbytes = GGML_QUANT_SIZES[kind]
 
     def read(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return np.asarray(dequantize(data.reshape(-1, nbytes), kind)).reshape(-1)
+        return np.asarray(dequantize(data.reshape(1, -1), kind)).reshape(-1)  # of rows it takes 16 at a time
 
     try:
         read(np.zeros(nbytes, np.uint8))
     except NotImplementedError:  # the package knows the sizes of more types than it can read, and says so by this alone
         return None
-    return Format(nbytes, 1, read, block, _CODES.get(kind.name), f"-q{_bits(kind.name)}")
+    return Format(nbytes, 1, read, block, f"-q{_bits(kind.name)}")
 
 
 def _bits(name: str) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from safeflux.errors import ConfigError, ModelError
 from safeflux.handle import GuardHandle
-from safeflux.onnxfile import MISSING, check_target, read_model, stamp, write_model
+from safeflux.onnxfile import MISSING, check_target, model_bytes, read_model, stamp
 from safeflux.plan import Plan
 from safeflux.record import record_of
 from safeflux.sites import adapter_names, find_sites, parameter_shapes
@@ -71,8 +71,8 @@ def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
             graph_file = read_model(path)
             _forget_the_source(graph_file.graph)
             if plans:
-                stamp(graph_file, plans)
-            write_model(graph_file, path)
+                stamp(graph_file, plans, "compact" if record_of(transformer).is_final else "both")
+            path.write_bytes(model_bytes(graph_file))
 
 
 def _plans_in_force(transformer: torch.nn.Module) -> tuple[Plan, ...]:

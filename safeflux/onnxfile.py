@@ -53,16 +53,21 @@ def read_model(path: Path) -> Any:
     return model
 
 
-def write_model(model: Any, path: Path) -> None:
-    """Write a model file, not the data files beside it; the same model gives the same bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def model_bytes(model: Any) -> bytes:
+    """Return a model file, not the data files beside it; the same model gives the same bytes."""
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
-def stamp(model: Any, plans: Sequence[Plan]) -> None:
-    """Say in a model's metadata which policies are in force on what base, and what they mask together."""
+def stamp(model: Any, plans: Sequence[Plan], form: str) -> None:
+    """Say in a model's metadata which policies are in force on what base, what they mask together and in what form.
+
+    The form is one of `patch.FORMS`, or `compact` where neurons are gone.
+    """
     told = {
         "format": FORMAT,
         "base": plans[0].base,
+        "form": form,
         "masks_sha256": digest(compose(*(plan.masks for plan in plans))),
         "policies": [{"name": plan.policy.name, "sha256": plan.policy.digest} for plan in plans],
         "version": __version__,

@@ -87,6 +87,22 @@ def check_masked(file: WeightFile, changes: Mapping[str, Change], header: bytes,
     return changed
 
 
+def is_made(path: Path, made: Stored, source: Path, tensor: Stored, change: Change) -> bool:
+    """Say whether a tensor in one file is what a change makes of a tensor in another, byte for byte.
+
+    Args:
+        path: The file to look at.
+        made: The tensor in it, in the type and shape that the change leaves.
+        source: The other file.
+        tensor: The tensor in that.
+        change: What is done to it.
+    """
+    with path.open("rb", buffering=0) as found, source.open("rb", buffering=0) as whole:
+        found.seek(made.start)
+        pieces = _expected(whole, Stretch(tensor.start, tensor.nbytes, (tensor, change)))
+        return all(found.read(after.nbytes) == bytes_of(after) for _, after in pieces)
+
+
 def stretches(file: WeightFile, changes: Mapping[str, Change]) -> Iterator[Stretch]:
     """Cut the data of a file into what masks touch and what they do not, in its order."""
     done = file.data_start

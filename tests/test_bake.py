@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_a_baked_folder_is_what_a_guard_makes_in_memory(folder, guarded, store, 
     for same in ("LICENSE.md", "vae/weights.safetensors", "transformer/config.json"):
         assert (target / same).read_bytes() == (folder / same).read_bytes()
     assert {path.name for path in folder.parent.iterdir()} == {"model", "guarded", "store"}
+
+
+def test_a_file_that_baking_does_not_write_fails_the_check(folder, store):
+    target = folder.parent / "guarded"
+    bake(folder, target, BOTH, store=store)
+    for inside in ("transformer/diffusion_pytorch_model.fp16.safetensors", "flux1-whole.safetensors"):
+        shutil.copy(folder / inside, target / inside)
+        with pytest.raises(BakeError, match=rf"{inside}: is nothing that baking writes"):
+            check_bake(folder, target, BOTH, store=store)
+        (target / inside).unlink()
+    check_bake(folder, target, BOTH, store=store)
 
 
 def test_only_masked_bytes_differ(folder, guarded, store):

@@ -214,12 +214,19 @@ def test_a_strange_block_number_is_one_clear_error_at_once(bfl, store, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "there is no such file or folder"), ("flux.onnx", "use safeflux onnx mask")]
+    ("name", "message"),
+    [("nowhere", "there is no such file or folder"), ("flux.onnx", "cannot be read as an ONNX model")],
 )
 def test_what_is_no_source_is_told_with_the_way_out(store, tmp_path, name, message):
     (tmp_path / "flux.onnx").write_bytes(b"onnx")
     with pytest.raises(ModelError, match=rf"{name}: .*{message}"):
         bake(tmp_path / name, tmp_path / "guarded.safetensors", BLADES, store=store)
+
+
+def test_an_onnx_model_is_no_base_to_verify_by(bfl, store, tmp_path):
+    (tmp_path / "flux.onnx").write_bytes(b"onnx")
+    with pytest.raises(ModelError, match=r"flux\.onnx: expected safetensors or GGUF, got an ONNX model"):
+        verify_files(bfl, BLADES, store=store, base=tmp_path / "flux.onnx")
 
 
 def test_a_lock_holds_and_a_policy_that_enforces_nothing_is_refused(bfl, store, tmp_path):

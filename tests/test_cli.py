@@ -267,7 +267,6 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         ],
         "verify": ["FILE", "--policy", "--store", "--key", "--base", "--json"],
         "onnx export": ["SRC", "DST", "--policy", "--store", "--key", "--lock", "--json"],
-        "onnx mask": ["SRC", "DST", "--policy", "--store", "--key", "--lock", "--json"],
         "doctor": ["--devices", "--json"],
         "audit verify": ["FILE", "--head", "--json"],
     }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from safeflux.errors import ApplyError
@@ -132,6 +133,36 @@ def test_another_transformer_in_the_pipeline_is_found(pipe, other_transformer, s
     assert "another transformer" in handle.verify().faults[0]
     pipe.transformer = guarded
     assert handle.verify().ok
+
+
+def test_two_pipelines_with_one_transformer_have_one_guard(pipe, store, bits_of):
+    before = bits_of(pipe.transformer)
+    other = FluxImg2ImgPipeline.from_pipe(pipe)
+    first, second = guard(pipe, BLADES, store=store), guard(other, BLADES, store=store)
+    assert first.verify().ok
+    assert second.verify().ok
+    on_top = guard(other, SPIRITS, store=store)
+    with pytest.raises(ApplyError, match="undo 'spirits-only' first"):
+        first.undo()
+    assert first.verify(deep=True).ok
+    on_top.undo()
+    second.undo()
+    assert first.verify().state is State.UNGUARDED
+    assert bits_of(pipe.transformer) == before
+
+
+def test_a_pipeline_made_from_another_casts_what_they_share(pipe, store, bits_of):
+    pipe.transformer.to(torch.bfloat16)
+    before = bits_of(pipe.transformer)
+    handle = guard(pipe, BOTH, store=store)
+    FluxImg2ImgPipeline.from_pipe(pipe)
+    assert pipe.transformer.dtype is torch.float32
+    assert handle.verify(deep=True).ok
+    with pytest.raises(ApplyError, match=r"was cast from torch\.bfloat16"):
+        handle.undo()
+    pipe.transformer.to(torch.bfloat16)
+    handle.undo()
+    assert bits_of(pipe.transformer) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch, when its compiler is first imported

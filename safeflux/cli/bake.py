@@ -1,7 +1,6 @@
 """`safeflux bake` and `safeflux verify`: guarded copies of a model's files. Need no torch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,10 @@ def bake_command(
     """Write a guarded copy of the model SRC to DST: zeros where the masks of a policy say so, all else as it is.
 
     SRC is a FLUX pipeline of diffusers or its transformer (a folder), or one safetensors or GGUF file as diffusers or
-    as Black Forest Labs, ComfyUI and Forge name its tensors; emoji-flux is the embedded model. Any stack that loads SRC
-    loads DST, and draws guarded. It takes about the time of a copy and little memory. In most quantised types of GGUF
-    only whole rows can be zero: name --form rows.
+    as Black Forest Labs, ComfyUI and Forge name its tensors, or a model.onnx whose weights have the names of diffusers,
+    to which DST is a folder; emoji-flux is the embedded model. Any stack that loads SRC loads DST, and draws guarded.
+    It takes about the time of a copy and little memory. In types of GGUF that have no code of zero (Q4_1, Q5_1, Q2_K,
+    Q4_K, Q5_K, IQ) only whole rows can be zero: name --form rows.
     """
     place = model_folder(source)
     with Bar(of_bytes=True) as bar:
@@ -112,7 +112,11 @@ def _as_dict(made: Baked) -> dict[str, Any]:
 @click.argument("file", metavar="FILE")
 @policy
 @masks
-@click.option("--base", metavar="MODEL", help="The base model; what `safeflux bake` wrote says it by itself.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    help="The base model; what `safeflux bake` wrote says it by itself, unless neurons were cut out (--compact).",
+)
 @as_json
 @click.pass_context
 def verify_command(
@@ -125,27 +129,15 @@ def verify_command(
 ) -> None:
     """Read the masked weights of a policy in FILE; exit 1 if one is not zero.
 
-    FILE is a folder or a file as for `safeflux bake`, or a model.onnx.
+    FILE is a folder or a file as for `safeflux bake`. Where neurons were cut out, what is left does not tell which.
+    Then the base model is needed (--base), and the feed-forwards must be, byte for byte, what the policy leaves of its.
     """
     with Bar() as bar:
-        found = _reader(file)(
-            model_folder(file),
-            policy,
-            store=store,
-            base=base and model_folder(base),
-            progress=bar,
-        )
+        place, base_place = model_folder(file), base and model_folder(base)
+        found = verify_files(place, policy, store=store, base=base_place, progress=bar)
     click.echo(json.dumps(_status(found)) if as_json else _status_text(file, found))
     if found.status.state is not State.GUARDED:
         ctx.exit(1)
-
-
-def _reader(file: str) -> Callable[..., FileStatus]:
-    if not file.endswith(".onnx"):
-        return verify_files
-    from safeflux.onnxverify import verify_onnx  # of an extra
-
-    return verify_onnx
 
 
 def _status(found: FileStatus) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from safeflux.store import Store
 
 @click.group()
 def onnx() -> None:
-    """Write guarded ONNX models for ONNX Runtime: from a model of diffusers, or from one that was exported before."""
+    """Write guarded ONNX models for ONNX Runtime; `safeflux bake` masks those that were exported before."""
 
 
 @onnx.command()
@@ -33,7 +33,7 @@ def export(
     """Guard the transformer of SRC, a FLUX pipeline of diffusers, and write it to the new folder DST.
 
     The folder holds `model.onnx` and, for the weights, `model.onnx.data`; weights keep the names that they have in
-    diffusers, so that `safeflux onnx mask` finds them. The whole model has to fit into memory; emoji-flux is the
+    diffusers, so that `safeflux bake` finds them. The whole model has to fit into memory; emoji-flux is the
     embedded one.
     """
     from safeflux.guard import guard
@@ -44,32 +44,6 @@ def export(
     handle = guard(pipe, policy, store=store, lock=lock)
     export_onnx(pipe, target)
     click.echo(_told(target, handle.plan, as_json))
-
-
-@onnx.command()
-@click.argument("source", metavar="SRC", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
-@policy
-@masks
-@lock
-@as_json
-def mask(
-    source: Path,
-    target: Path,
-    policy: str,
-    store: Store,
-    lock: str | None,
-    as_json: bool,
-) -> None:
-    """Write a guarded copy of SRC, the model.onnx of an export without a guard, to the new folder DST.
-
-    Its weights must have the names that they have in diffusers, as what `safeflux onnx export` writes does; files in
-    which another exporter renamed or folded them are refused.
-    """
-    from safeflux.onnxmask import mask_onnx
-
-    plan = mask_onnx(source, target, policy, store=store, lock=lock)
-    click.echo(_told(target, plan, as_json))
 
 
 def _told(target: Path, plan: Plan, as_json: bool) -> str:

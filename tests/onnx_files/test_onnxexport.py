@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from peft import LoraConfig
 
+from safeflux.bake import bake
 from safeflux.cli import main
 from safeflux.errors import ConfigError, ModelError
 from safeflux.guard import guard
@@ -21,7 +22,6 @@ from safeflux.maskfile import digest, save_masks
 from safeflux.masks import MaskSet, compose
 from safeflux.onnxexport import export_onnx
 from safeflux.onnxfile import FORMAT, KEY, read_model, stamp
-from safeflux.onnxmask import mask_onnx
 from safeflux.reference import NAME
 from safeflux.reference.model import load_pipeline
 from safeflux.runtime import providers
@@ -54,7 +54,7 @@ def test_an_export_has_the_parameters_by_name_and_answers_like_torch(small, plai
 
 def test_masked_after_the_export_is_guarded_before_it_byte_for_byte(small, guarded, plain, masks, tmp_path):
     before = bytes_in(plain.parent)
-    plan = mask_onnx(plain, tmp_path / "after", BOTH, store=masks)
+    plan = bake(plain, tmp_path / "after", BOTH, store=masks).plan
     export_onnx(guarded, tmp_path / "before")
     assert bytes_in(tmp_path / "after") == bytes_in(tmp_path / "before")
     assert sorted(bytes_in(tmp_path / "after")) == ["model.onnx", "model.onnx.data"]
@@ -81,7 +81,7 @@ def test_masked_after_the_export_is_guarded_before_it_byte_for_byte(small, guard
 def test_two_guards_are_told_with_the_masks_of_both(small, plain, masks):
     model, graph_file = copy.deepcopy(small), read_model(plain)
     plans = [guard(model, policy, store=masks).plan for policy in (BLADES, SPIRITS)]
-    stamp(graph_file, plans)
+    stamp(graph_file, plans, "both")
     told = json.loads(graph_file.metadata_props[0].value)
     assert [policy["name"] for policy in told["policies"]] == ["blades-only", "spirits-only"]
     assert told["masks_sha256"] == digest(compose(*(plan.masks for plan in plans)))
@@ -94,8 +94,11 @@ def test_the_embedded_model_with_its_own_policy(tmp_path):
     plain = tmp_path / "plain" / "model.onnx"
     assert_runs_like(plain, pipe.transformer, [(2, 64, 24)])
     told = [
-        json.loads(CliRunner().invoke(main, ["onnx", *asked, "--json"], catch_exceptions=False).stdout)
-        for asked in (["mask", str(plain), str(tmp_path / "masked")], ["export", NAME, str(tmp_path / "guarded")])
+        json.loads(CliRunner().invoke(main, [*asked, "--json"], catch_exceptions=False).stdout)
+        for asked in (
+            ["bake", str(plain), str(tmp_path / "masked")],
+            ["onnx", "export", NAME, str(tmp_path / "guarded")],
+        )
     ]
     handle = guard(pipe)
     assert [each["bits_off"] for each in told] == [handle.plan.masks.count.masked] * 2
@@ -114,7 +117,7 @@ def test_flux2(make_meta, tmp_path):
     save_masks(tmp_path / "blades.safetensors", bits, make_meta(family="flux2", fingerprint=fingerprint(model)))
     export_onnx(model, tmp_path / "plain")
     assert_runs_like(tmp_path / "plain" / "model.onnx", model)
-    mask_onnx(tmp_path / "plain" / "model.onnx", tmp_path / "masked", BLADES, store=tmp_path)
+    bake(tmp_path / "plain" / "model.onnx", tmp_path / "masked", BLADES, store=tmp_path)
     guard(model, BLADES, store=tmp_path)
     assert_runs_like(tmp_path / "masked" / "model.onnx", model)
 

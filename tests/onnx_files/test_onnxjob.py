@@ -15,11 +15,11 @@ import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from safeflux.bake import bake
 from safeflux.cli import main
 from safeflux.errors import ModelError, PolicyError
 from safeflux.guard import guard
 from safeflux.lock import Lock
-from safeflux.onnxmask import mask_onnx
 from safeflux.onnxverify import verify_onnx
 from safeflux.status import State
 from tests.onnx_files.running import assert_runs_like, bytes_in, tensors
@@ -53,7 +53,7 @@ def test_a_model_with_a_prefix_and_transposed_weights_in_one_file(small, guarded
     source = tmp_path / "other.onnx"
     onnx.save(rewritten(onnx.load(plain)), source)
     assert_runs_like(source, small)
-    mask_onnx(source, tmp_path / "masked", BOTH, store=masks)
+    bake(source, tmp_path / "masked", BOTH, store=masks)
     assert_runs_like(tmp_path / "masked" / "other.onnx", guarded)
     before, after, wanted = (
         tensors(source),
@@ -73,7 +73,7 @@ def test_every_tensor_in_a_data_file_of_its_own_and_in_bfloat16(guarded, plain, 
         tensor.data_type, tensor.raw_data = onnx.TensorProto.BFLOAT16, values.view(torch.uint8).numpy().tobytes()
     source.parent.mkdir()
     onnx.save(model, source, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
-    mask_onnx(source, tmp_path / "out", BOTH, store=masks)
+    bake(source, tmp_path / "out", BOTH, store=masks)
     assert bytes_in(tmp_path / "out").keys() == bytes_in(source.parent).keys()
     after = {tensor.name: tensor.raw_data for tensor in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     for name, parameter in guarded.named_parameters():
@@ -83,27 +83,27 @@ def test_every_tensor_in_a_data_file_of_its_own_and_in_bfloat16(guarded, plain, 
 def test_a_lock_holds_for_files_too(small, plain, masks, tmp_path):
     lock = tmp_path / "safeflux.lock"
     Lock.of(guard(copy.deepcopy(small), BLADES, store=masks, dry_run=True).plan).write(lock)
-    mask_onnx(plain, tmp_path / "blades", BLADES, store=masks, lock=lock)
+    bake(plain, tmp_path / "blades", BLADES, store=masks, lock=lock)
     with pytest.raises(PolicyError, match="locked"):
-        mask_onnx(plain, tmp_path / "both", BOTH, store=masks, lock=lock)
+        bake(plain, tmp_path / "both", BOTH, store=masks, lock=lock)
     assert not (tmp_path / "both").exists()
 
 
 ENDLESS = """
 import itertools, sys
 from pathlib import Path
-from safeflux.onnxmask import mask_onnx
+from safeflux.bake import bake
 from tests.policies import BOTH
 source, target, store = map(Path, sys.argv[1:])
 for number in itertools.count():
-    mask_onnx(source, target, BOTH, store=store)
+    bake(source, target, BOTH, store=store)
     target.rename(store / f"done-{number}")
 """
 
 
 def test_a_kill_leaves_the_whole_folder_or_none(plain, masks, tmp_path):
     target, whole, done = tmp_path / "masked", tmp_path / "whole", tmp_path / "done"
-    mask_onnx(plain, whole, BOTH, store=masks)
+    bake(plain, whole, BOTH, store=masks)
     stage = tmp_path / ".masked.partial"
     for milliseconds in (0, 1, 2, 4, 8):
         shutil.copytree(masks, done)
@@ -119,14 +119,14 @@ def test_a_kill_leaves_the_whole_folder_or_none(plain, masks, tmp_path):
             shutil.rmtree(target)
         assert milliseconds or stage.exists()
         shutil.rmtree(done)
-    mask_onnx(plain, target, BOTH, store=masks)  # clears what the killed have left
+    bake(plain, target, BOTH, store=masks)  # clears what the killed have left
     assert bytes_in(target) == bytes_in(whole)
     assert not stage.exists()
 
 
 def test_what_was_masked_is_verified_and_one_weight_that_is_on_is_found(plain, masks, tmp_path):
     path = tmp_path / "masked" / "model.onnx"
-    mask_onnx(plain, path.parent, BOTH, store=masks)
+    bake(plain, path.parent, BOTH, store=masks)
     found = verify_onnx(path, BOTH, store=masks)
     assert found.status.state is State.GUARDED
     assert all(amount.requested == amount.in_force for amount in found.status.sites.values())
