@@ -54,7 +54,7 @@ TINY = {
     "axes_dims_rope": (2, 2, 4),
 }
 """A real FLUX.1 of 100 kB."""
-_WORDS = (
+WORDS = (
     *b"apiVersion kind name extends categories masks action adapters budget weapons enforce audit deny".split(),
     *b"allowlist adapter_allowlist max_share_masked strict @sha256: &a *a !!python/object:os.system".split(),
     *b"... --- # \" ' { } [ ] .nan 1e999 0x10 -0 null ~ yes 2001-01-01 = -1 18446744073709551616".split(),
@@ -83,7 +83,7 @@ def spoil(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
             start = draw.randint(0, len(other))
             data[at:at] = other[start : start + length]
         elif kind == 4:
-            data[at:at] = draw.choice(_WORDS)
+            data[at:at] = draw.choice(WORDS)
         else:
             data[at : at + length] = draw.randbytes(length)
     return bytes(data)

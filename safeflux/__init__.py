@@ -11,7 +11,7 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
 
 Map: `guard` (the one verb), `policy` (what is asked for), `store` (where masks are found), `plan` (all checked, nothing
 written), `apply` (the only room that writes weights in memory), `bake` (the one that writes them in files), `compact`
-(neurons cut out), `onnxmask` and `onnxexport` (ONNX), `checkpoint` (models as files), `masks` (the algebra), `maskfile`
+(neurons cut out), `onnxexport` (ONNX), `checkpoint` (models as files), `masks` (the algebra), `maskfile`
 (the format), `sites` (the maskable places), `fingerprint` (which base a model is), `adapters` (LoRA and its kin),
 `values` (what forward reads when weights are offloaded or packed), `handle` (what is in force), `receipt` (the
 evidence), `errors`. The trainer is `safeflux.trainer`. Importing safeflux imports no torch: a name's module is loaded

@@ -19,7 +19,7 @@ from safeflux.packed import Keep
 from safeflux.values import UnreadableError, Values
 from safeflux.watch import Watch
 from safeflux.weights import PLAIN, named_weights
-from safeflux.writes import Write, as_bits, differences, places
+from safeflux.writes import Swap, Write, as_bits, places
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,14 @@ class Undo:
         with torch.no_grad():
             now = list(places(self._transformer, masks))
             check_unfused(self._transformer, [place.name for place in now])
-            writes, changes = differences(self._writes, now)
-            undo = Undo(self._transformer, masks, writes)
-
-            def back() -> None:
-                for change in changes:
-                    change.write_(change.before)
+            swap = Swap.of(self._writes, now)
+            undo = Undo(self._transformer, masks, swap.writes)
 
             def do() -> None:
-                for change in changes:
-                    change.write_(change.after)
+                swap.do_()
                 undo._check_written()
 
-            _all_or_nothing(do, back, "swapping the masks")
+            _all_or_nothing(do, swap.undo_, "swapping the masks")
         self._writes = ()
         return undo
 

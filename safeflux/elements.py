@@ -2,9 +2,11 @@
 
 Two kinds: whole rows or columns (neurons), and single elements (weights). All work on tensors of integers, the bits of
 the weights. On a CPU columns are the slow ones, each element on a cache line of its own; so they are read by NumPy,
-whose loop is three times as fast as torch's, and filled by an AND over whole rows, which is ten times as fast.
+whose loop is three times as fast as torch's, and filled by an AND over whole rows, which is ten times as fast. What two
+masks share is found from their numbers alone, without going over the tensor.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +36,9 @@ class Elements(Protocol):
 
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """For each row, column or single element, whether anything in it is not zero; bool."""
+
+    def __len__(self) -> int:
+        """How many rows, columns or single elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +80,21 @@ class Lines:
         found = self.read(bits) != 0
         return found if found.dim() == 1 else found.any(dim=1 - self.axis)
 
+    def __len__(self) -> int:
+        """See `Elements`."""
+        return len(self.numbers)
+
     def _line(self, bits: torch.Tensor) -> torch.Tensor:
         """One row with all bits set in these columns."""
         line = torch.zeros(bits.shape[1], dtype=bits.dtype)
         line[self.numbers] = ~line[0]
         return line.to(bits.device)
+
+    def crossed(self, places: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which single elements of a tensor are in the lines, and where in what `read` returns, counted row by row."""
+        row, column = places // width, places % width
+        which, line = _matches(column if self.axis else row, self.numbers)
+        return which, row[which] * len(self.numbers) + line if self.axis else line * width + column[which]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +123,94 @@ class Points:
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """See `Elements`."""
         return self.read(bits) != 0
+
+    def __len__(self) -> int:
+        """See `Elements`."""
+        return len(self.places)
+
+
+def common(one: Elements, other: Elements, width: int) -> tuple[Elements, Elements]:
+    """What both hold: where it lies in what one of them reads from a tensor, and in what the other reads.
+
+    Args:
+        one: Any elements, at least one.
+        other: Likewise.
+        width: Elements of one row of the tensor.
+
+    Examples:
+        >>> mine, theirs = common(Lines(0, torch.tensor([1, 4])), Lines(0, torch.tensor([4, 5, 6])), width=8)
+        >>> mine.numbers.tolist(), theirs.numbers.tolist()
+        ([1], [0])
+    """
+    (axis, mine), (other_axis, theirs) = _kind(one), _kind(other)
+    if axis == other_axis:
+        here, there = _matches(mine, theirs)
+    elif isinstance(one, Lines) and isinstance(other, Lines):
+        return other, one  # they cross: what is read of one has the other's lines whole
+    elif isinstance(other, Lines):
+        here, there = other.crossed(mine, width)
+    else:
+        theirs_first = common(other, one, width)
+        return theirs_first[1], theirs_first[0]
+    return _of(axis, here), _of(axis, there)
+
+
+def without(one: Elements, shared: Iterable[Elements]) -> tuple[Elements, Elements, list[Elements]]:
+    """What of some elements others do not share, as `common` tells it.
+
+    Returns:
+        The rows, columns or elements that are left, where these lie in what is read, and where in it parts of lines are
+        shared.
+
+    Examples:
+        >>> left, where, parts = without(Lines(0, torch.tensor([1, 4, 6])), [Lines(0, torch.tensor([1]))])
+        >>> left.numbers.tolist(), where.numbers.tolist(), parts
+        ([1, 6], [0, 2], [])
+    """
+    axis, numbers = _kind(one)
+    is_shared, parts = torch.zeros(len(numbers), dtype=torch.bool), []
+    for part in shared:
+        part_axis, places = _kind(part)
+        if part_axis == axis:
+            is_shared[places] = True
+        else:
+            parts.append(part)
+    left = off_places(is_shared)
+    return _of(axis, numbers[left]), _of(axis, left), parts
+
+
+def copy_(bits: torch.Tensor, here: Elements, values: torch.Tensor, there: Elements) -> None:
+    """Write what some elements read from values to others of as many, in pieces that a core's cache holds."""
+    (axis, numbers), (other_axis, places) = _kind(here), _kind(there)
+    if axis != other_axis:
+        here.put_(bits, there.read(values))
+    elif axis == 1:
+        step = max(1, _CHUNK // max(1, len(numbers)))
+        for to, of in zip(bits.split(step), values.split(step), strict=True):
+            here.put_(to, there.read(of))
+    else:
+        step = _CHUNK if axis is None else max(1, _CHUNK // bits[0].numel())
+        for to, of in zip(numbers.split(step), places.split(step), strict=True):
+            _of(axis, to).put_(bits, _of(axis, of).read(values))
+
+
+def _kind(elements: Elements) -> tuple[int | None, torch.Tensor]:
+    """Axis and numbers; single elements have no axis: they are lines of a tensor that is one long row."""
+    if isinstance(elements, Lines):
+        return elements.axis, elements.numbers
+    assert isinstance(elements, Points)
+    return None, elements.places
+
+
+def _of(axis: int | None, numbers: torch.Tensor) -> Elements:
+    return Points(numbers) if axis is None else Lines(axis, numbers)
+
+
+def _matches(numbers: torch.Tensor, rising: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which numbers are among rising ones, at least one, and where there."""
+    found = np.searchsorted(rising.numpy(), numbers.numpy())
+    which = np.flatnonzero(np.take(rising.numpy(), found, mode="clip") == numbers.numpy())
+    return torch.from_numpy(which), torch.from_numpy(found[which])
 
 
 def off_places(mask: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from safeflux.record import GONE, Entry, standing_record
 from safeflux.removed import remove_masked_
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.turns import turns_of
-from safeflux.weights import find_transformer
+from safeflux.weights import check_not_compiled, find_transformer
 
 
 def guard(
@@ -68,6 +68,7 @@ def guard(
     """
     effective = load_policy(policy)
     transformer = find_transformer(model)
+    check_not_compiled(transformer)
     turns, masks = turns_of(transformer), open_store(store, keys)
     admitted = admit(effective, *adapters)
     with turns.drawing() if dry_run else turns.planning():

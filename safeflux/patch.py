@@ -1,7 +1,7 @@
 """What masks change in the tensors of a file: which rows, columns and single elements become zero. NumPy alone.
 
 A tensor is worked on some rows at a time, as a matrix of unsigned integers, so that no more than a few megabytes are
-ever held: in every float format a zero is all bits zero. In a packed format a number may be one of a block's integers.
+ever held: in every float format a zero is all bits zero. In a packed format it is a code in some bits of a block.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.codes import Layer, Places
 from safeflux.families import Layout
 from safeflux.floats import FORMATS, Format
 from safeflux.masks import MaskSet
@@ -21,7 +22,8 @@ from safeflux.sites import Site, Span, spans
 Form = Literal["both", "rows", "columns"]
 FORMS: tuple[Form, ...] = get_args(Form)
 Cells = npt.NDArray[np.unsignedinteger[Any]]
-Places = npt.NDArray[np.int64]
+Layered = Sequence[tuple[Layer, Places]]
+"""Which cells are changed, and how; rising, and no cell twice in a layer."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ def _chosen(found: Sequence[Span], form: Form) -> Iterable[Span]:
 
 @dataclass(frozen=True)
 class Patch:
-    """What becomes zero in one tensor, seen as a matrix of so many cells a row; numbers are sorted and unique."""
+    """What becomes zero in one tensor, seen as a matrix of so many cells a row."""
 
     num_cells: int
     rows: Places
-    columns: Places
-    points: Places
+    """Their numbers, sorted and unique."""
+    columns: Layered
+    """Cells of a row."""
+    points: Layered
     """Single cells, counted row by row."""
 
     @classmethod
@@ -79,16 +83,14 @@ class Patch:
         for spot in spots:
             start, off = spot.span.start, spot.bits.off()
             if len(spot.bits.shape) == 2:
-                parts["points"].append(format.cells_of(off + start * num_columns))
-            elif spot.span.axis:
-                parts["columns"].append(format.cells_of(off + start))
+                parts["points"].append(off + start * num_columns)
             else:
-                parts["rows"].append(off + start)
-        joined = {
-            kind: np.unique(np.concatenate(several)) if several else np.empty(0, np.int64)
-            for kind, several in parts.items()
-        }
-        return cls(num_columns * format.nbytes // (format.block * format.cell), **joined)
+                parts["columns" if spot.span.axis else "rows"].append(off + start)
+        rows, columns, points = (
+            np.unique(np.concatenate(several)) if several else np.empty(0, np.int64) for several in parts.values()
+        )
+        num_cells = num_columns * format.nbytes // (format.block * format.cell)
+        return cls(num_cells, rows, _layered(format, columns), _layered(format, points))
 
     def fill_(self, cells: Cells, first: int) -> None:
         """Set to zero what is masked in some rows, the first of which is number `first`; in place.
@@ -97,19 +99,28 @@ class Patch:
             cells: Unsigned integers of shape (rows, columns).
             first: Number of the first row in the tensor.
         """
-        if self.columns.size:
-            cells &= self._line.astype(cells.dtype)
-        if self.rows.size:
+        if self.columns:
+            stay, put = (line.astype(cells.dtype) for line in self._lines)
+            cells &= stay
+            if put.any():
+                cells |= put
+        for layer, places in self.points:
+            layer.fill_(cells.reshape(-1), between(places, first * self.num_cells, cells.size))
+        if self.rows.size:  # last: whatever else is masked there, all of their bytes are zero
             cells[between(self.rows, first, len(cells))] = 0
-        if self.points.size:
-            cells.reshape(-1)[between(self.points, first * self.num_cells, cells.size)] = 0
 
     @cached_property
-    def _line(self) -> npt.NDArray[np.int64]:
-        """One row with all bits set but in the masked columns; -1 is all bits of whatever it is cast to."""
-        line = np.full(self.num_cells, -1)
-        line[self.columns] = 0
-        return line
+    def _lines(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which bits of a row stay, and which are set: what columns make of ones (-1, however cast) and of zeros."""
+        lines = np.full(self.num_cells, -1), np.zeros(self.num_cells, np.int64)
+        for line in lines:
+            for layer, places in self.columns:
+                layer.fill_(line, places)
+        return lines
+
+
+def _layered(format: Format, numbers: Places) -> Layered:
+    return list(format.places(numbers)) if numbers.size else ()
 
 
 def between(numbers: Places, first: int, count: int) -> Places:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from safeflux.masks import MaskSet
 from safeflux.patch import Spot, spots
 from safeflux.plan import Plan
 from safeflux.status import State, Status, make_status
+from safeflux.stream import rows_of
 
 Flags = npt.NDArray[np.bool_]
 Rows = tuple[int, npt.NDArray[Any]]
@@ -62,6 +63,14 @@ def base_of(told: Mapping[str, Any] | None, base: str | os.PathLike[str] | None,
             "model (--base)"
         )
     return str(told["base"])
+
+
+def rows_in(found: Checkpoint, name: str) -> Iterator[Rows]:
+    """Yield a tensor of a model's files some rows at a time, zero where its numbers are."""
+    held = found.tensors[name]
+    with held.file.path.open("rb", buffering=0) as file:
+        for first, cells in rows_of(file, held.tensor):
+            yield first, held.tensor.format.nonzero(cells)
 
 
 def read_back(

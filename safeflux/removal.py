@@ -36,6 +36,10 @@ class Kept(NamedTuple):
     rows: Index | None
     columns: Index | None
 
+    def shape_of(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """What is left of a tensor's shape; a vector has rows alone."""
+        return tuple(old if index is None else len(index) for old, index in zip(whole, self, strict=False))
+
 
 @dataclass(frozen=True)
 class Axis:

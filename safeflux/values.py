@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from safeflux.weights import PLAIN, named_weights, offload_files
+from safeflux.weights import PLAIN, is_frozen, named_weights, offload_files
 
 
 class UnreadableError(Exception):
@@ -57,7 +57,8 @@ class Values:
         elif tensor.is_meta and name in self._maps:
             values = self._maps[name][name.rpartition(".")[2]]
         elif tensor.is_meta:
-            raise UnreadableError("holds no values now: the weights were offloaded")
+            lost = "a compiled graph took them and discarded these" if is_frozen(tensor) else "they were offloaded"
+            raise UnreadableError(f"holds no values now: {lost}")
         else:
             values = _plain(tensor)
         if values.shape != shape:

@@ -14,6 +14,7 @@ from safeflux.sites import Site, base_names, spans
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The types of tensors that are what they seem: not packed, not a shard."""
+_ORDER = "The order that works: load, guard, then torch.compile."
 
 
 def find_transformer(model: Any) -> torch.nn.Module:
@@ -26,8 +27,19 @@ def find_transformer(model: Any) -> torch.nn.Module:
     if not isinstance(transformer, torch.nn.Module):
         raise ModelError(f"expected a FLUX pipeline of diffusers or its transformer, got {type(model).__name__}")
     if uncompiled(transformer) is not transformer:
-        raise ModelError("this model is compiled already. The order that works: load, guard, then torch.compile.")
+        raise ModelError(f"this model is compiled already. {_ORDER}")
     return transformer
+
+
+def check_not_compiled(transformer: torch.nn.Module) -> None:
+    """Make sure that neither the module nor a part of it was compiled in place (`module.compile()`).
+
+    Raises:
+        ModelError: One was: of what a backend made of the weights nothing is known.
+    """
+    for name, module in transformer.named_modules():
+        if module._compiled_call_impl is not None:
+            raise ModelError(f"module {name or type(module).__name__!r} is compiled already. {_ORDER}")
 
 
 def uncompiled(transformer: Any) -> Any:
@@ -108,12 +120,37 @@ def check_in_memory(transformer: torch.nn.Module) -> None:
         )
 
 
+def is_frozen(tensor: torch.Tensor) -> bool:
+    """Whether torch.compile has put the values into a graph for good (`torch._inductor.config.freezing`).
+
+    Then a copy is what forward reads. Dynamo guards such a tensor by its identity, and notes that on it; of one whose
+    values it has discarded too, a husk stays.
+    """
+    return getattr(tensor, "_dynamo_static_input_type", None) == "guarded" or hasattr(tensor, "erased_name")
+
+
+def check_not_frozen(transformer: torch.nn.Module) -> None:
+    """Make sure that no compiled graph holds values of its own, which a write would not reach.
+
+    Raises:
+        ModelError: One does.
+    """
+    for name, tensor in named_weights(transformer).items():
+        if is_frozen(tensor):
+            raise ModelError(
+                f"tensor {name!r}: a compiled graph holds a copy of its values (torch._inductor.config.freezing), "
+                "which no write reaches. The order that works: load, guard, then compile; for another policy load the "
+                "model again, or compile without freezing."
+            )
+
+
 def check_writable(transformer: torch.nn.Module, sites: Iterable[Site]) -> None:
     """Make sure that every tensor of the sites holds plain floating-point values that can be written in place.
 
     Raises:
-        ModelError: A tensor is offloaded, quantised or sharded; the message gives the order that works.
+        ModelError: A tensor is offloaded, quantised, sharded or frozen; the message gives the order that works.
     """
+    check_not_frozen(transformer)
     check_in_memory(transformer)
     weights = named_weights(transformer)
     for site in sites:

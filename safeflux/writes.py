@@ -3,16 +3,19 @@
 Bits are handled as integers: zero is zero in every float format, and NaN is copied like any other value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
-from safeflux.elements import Elements, Lines, Points, off_places
+from safeflux.elements import Elements, Lines, Points, common, copy_, without
 from safeflux.masks import MaskSet, check_fit
 from safeflux.sites import Span, find_sites, spans
 from safeflux.weights import check_plain, named_weights
 
+_Shared = tuple[Elements, Elements]
+"""What two masks share, as `common` tells it."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -41,6 +44,32 @@ class Write(Place):
         """Save what a place has in a tensor's bits."""
         return cls(**vars(place), dtype=place.tensor.dtype, shape=place.tensor.shape, saved=place.elements.read(bits))
 
+    @classmethod
+    def over(cls, place: Place, old: Sequence["Write"], shared: Sequence[_Shared]) -> "Write":
+        """Save what a place of a masked tensor has; where old masks switched it off, what they saved."""
+        write = cls.of(place, as_bits(place.tensor))
+        added = torch.zeros_like(write.saved) if any(was.added is not None for was in old) else None
+        for was, (here, there) in zip(old, shared, strict=True):
+            copy_(write.saved, here, was.saved, there)
+            if added is not None and was.added is not None:
+                copy_(added, here, as_bits(was.added), there)
+        return write if added is None or not added.any() else replace(write, added=added.view(write.dtype))
+
+    def without(self, shared: Iterable[Elements]) -> "Part":
+        """What of it can be put back, and switched off again, while others stay masked that share elements with it."""
+        left, where, parts = without(self.elements, shared)
+        bits = self._restored()
+        if parts:
+            bits = bits.clone()
+            for part in parts:
+                part.fill_(bits)
+        return Part(self.tensor, left, bits, where)
+
+    @property
+    def width(self) -> int:
+        """Elements of one row of the tensor."""
+        return self.shape[1:].numel()
+
     def fill_(self) -> None:
         """Switch off."""
         self.elements.fill_(as_bits(self.tensor))
@@ -50,7 +79,10 @@ class Write(Place):
         self.elements.put_(as_bits(self.tensor), self._restored())
 
     def _restored(self) -> torch.Tensor:
-        return self.saved if self.added is None else as_bits(self.saved.view(self.dtype) + self.added)
+        if self.added is None:
+            return self.saved
+        restored = as_bits(self.saved.view(self.dtype) + self.added)
+        return torch.where(self.added == 0, self.saved, restored)  # since -0 + 0 is not -0
 
     def again(self, place: Place) -> "Write":
         """The same masked elements where the model has them now, together with what was written onto the zeros.
@@ -72,6 +104,9 @@ class Write(Place):
         return self.elements.are_zero(as_bits(tensor))
 
 
+_Place = TypeVar("_Place", bound=Place)
+
+
 def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
     """Check everything; yield all that is to be masked. Sites may share elements, so saving ends before writing."""
     sites = find_sites(transformer)
@@ -88,42 +123,82 @@ def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """Elements of one tensor that a swap writes, and their bits before and after."""
+class Part:
+    """Some of the elements of a mask, and the bits among which theirs are."""
 
     tensor: torch.Tensor
     elements: Elements
-    before: torch.Tensor
-    after: torch.Tensor
+    bits: torch.Tensor
+    where: Elements
+    """What reads theirs from these bits."""
 
-    def write_(self, bits: torch.Tensor) -> None:
-        """Write one of the two."""
-        self.elements.put_(as_bits(self.tensor), bits)
+    def fill_(self) -> None:
+        """Switch off."""
+        self.elements.fill_(as_bits(self.tensor))
+
+    def restore_(self) -> None:
+        """Put back; without a copy of all that is put back, for which there may be no memory."""
+        copy_(as_bits(self.tensor), self.elements, self.bits, self.where)
 
 
-def differences(old: Sequence[Write], new: Sequence[Place]) -> tuple[tuple[Write, ...], list[Change]]:
-    """What to save for new masks, and what to write for them where old ones are; copies one tensor at a time."""
-    # By object, not by name: two names may share a tensor.
-    by_tensor: dict[int, tuple[list[Write], list[Place]]] = {id(place.tensor): ([], []) for place in (*old, *new)}
-    for write in old:
-        by_tensor[id(write.tensor)][0].append(write)
-    for place in new:
-        by_tensor[id(place.tensor)][1].append(place)
-    writes, changes = [], []
-    for was, will_be in by_tensor.values():
-        tensor = (*was, *will_be)[0].tensor
-        now = as_bits(tensor)
-        original = now.clone()
-        for write in was:
-            write.elements.put_(original, write.saved)
-        after = original.clone()
-        for place in will_be:
-            writes.append(Write.of(place, original))
-            place.elements.fill_(after)
-        differ = Points(off_places((after == now).cpu()))
-        if differ.places.numel():
-            changes.append(Change(tensor, differ, differ.read(now), differ.read(after)))
-    return tuple(writes), changes
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """New masks in the place of old ones. What both switch off is never written, so it is never on in between."""
+
+    writes: tuple[Write, ...]
+    """The new masks, in the order of their places."""
+    off: tuple[Part, ...]
+    """Elements that the new masks alone switch off."""
+    on: tuple[Part, ...]
+    """Elements that the old masks alone switched off."""
+
+    @classmethod
+    def of(cls, old: Sequence[Write], new: Sequence[Place]) -> "Swap":
+        """Plan it, and save what has to be; only masked elements are read, however large their tensors are."""
+        was, will_be = _by_memory(old), _by_memory(new)
+        writes: dict[Place, Write] = {}
+        off: list[Part] = []
+        on: list[Part] = []
+        for memory in dict.fromkeys((*was, *will_be)):
+            before, after = was.get(memory, []), will_be.get(memory, [])
+            shared = [[common(place.elements, write.elements, write.width) for write in before] for place in after]
+            for place, with_old in zip(after, shared, strict=True):
+                writes[place] = Write.over(place, before, with_old)
+                off.append(writes[place].without(here for here, _ in with_old))
+            for n, write in enumerate(before):
+                on.append(write.without(with_old[n][1] for with_old in shared))
+        return cls(tuple(writes[place] for place in new), _not_empty(off), _not_empty(on))
+
+    def do_(self) -> None:
+        """Write; first what is switched off."""
+        for part in self.off:
+            part.fill_()
+        for part in self.on:
+            part.restore_()
+
+    def undo_(self) -> None:
+        """Put back what was there, from wherever `do_` stopped."""
+        for part in self.on:
+            part.fill_()
+        for part in self.off:
+            part.restore_()
+
+
+def _not_empty(parts: Sequence[Part]) -> tuple[Part, ...]:
+    return tuple(part for part in parts if len(part.elements))
+
+
+def _by_memory(masked: Sequence[_Place]) -> dict[Hashable, list[_Place]]:
+    found: dict[Hashable, list[_Place]] = {}
+    for place in masked:
+        found.setdefault(_memory(place), []).append(place)
+    return found
+
+
+def _memory(place: Place) -> Hashable:
+    """Which memory a place is in: two names may share a tensor, and two tensors their memory."""
+    tensor = place.tensor
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _elements(span: Span, off: torch.Tensor, shape: tuple[int, ...]) -> Elements:

@@ -1,34 +1,22 @@
-"""Guards and adapters, with the real PEFT: loaded before and after, fused, taken out again, listed by sha256."""
+"""Guards and adapters, with the real PEFT: loaded before and after, taken out again, swapped, listed by sha256."""
 
 import copy
 import hashlib
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig
+from peft import LoHaConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from safeflux.errors import ApplyError, MaskMismatchError, ModelError
+from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
 from safeflux.policy import Adapters, Policy
 from safeflux.status import State
-from safeflux.writes import as_bits
-from tests.policies import BLADES, BOTH
+from tests.lora import ALLOW, MASKED, QUIET, UNMASKED, lora
+from tests.policies import BOTH
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:There are modules"),  # diffusers, of a cast
-    pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),  # PEFT, of a second adapter
-    pytest.mark.filterwarnings("ignore:Adapter unknown was active"),
-]
-UNMASKED = ["to_q", "to_k"]
-MASKED = ["to_q", "add_k_proj", "context_embedder", "ff_context.net.2", "proj_mlp"]
-"""Layers that the masks of the tests do not touch, and some that they do."""
-ALLOW = Policy(name="allow", adapters=Adapters.ALLOW, categories=BOTH.categories)
-
-
-def lora(layers=MASKED, **options):
-    return LoraConfig(r=2, target_modules=layers, init_lora_weights=False, **options)
+pytestmark = QUIET
 
 
 @pytest.fixture(autouse=True)
@@ -92,109 +80,6 @@ def test_adapters_on_masked_layers_are_refused_before_and_found_after(transforme
     assert handle.verify().state is State.DEGRADED
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [lora(), lora(use_dora=True)], ids=["lora", "dora"])
-def test_a_fused_adapter_stays_and_what_is_masked_is_off(transformer, store, forward, config, dtype):
-    transformer.to(dtype)
-    handle = guard(transformer, ALLOW, store=store)
-    plain = forward(transformer)
-    transformer.add_adapter(config)
-    transformer.fuse_lora()
-    assert handle.verify().state is State.DEGRADED  # known at once: PEFT writes through `.data`, but keeps a list
-    handle.refresh()
-    assert handle.verify(deep=True).ok
-    assert handle.receipt()["adapters"]["context_embedder"] == {"adapters": ["default"], "fused": ["default"]}
-    drawn = forward(transformer)
-    assert drawn.isfinite().all()  # DoRA divides by the size of a row, which is 0 where all of it is masked
-    assert not torch.equal(drawn, plain)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_can_be_taken_out_of_the_weights_again(transformer, store, bits_of, dtype):
-    transformer.to(dtype)
-    base = bits_of(transformer)
-    handle = guard(transformer, ALLOW, store=store)
-    masked = bits_of(transformer)
-    transformer.add_adapter(lora())
-    transformer.fuse_lora()
-    handle.refresh()
-    transformer.unfuse_lora()
-    assert handle.verify().state is State.DEGRADED  # what was added is taken from zeros
-    handle.refresh()
-    assert handle.verify().state is State.DEGRADED  # it is on top of the masked layers now
-    transformer.unload_lora()
-    assert handle.verify(deep=True).ok
-    rounded = {name for name in base if any(layer in name for layer in MASKED)}  # fusing and unfusing is not exact
-    assert {name for name, bits in bits_of(transformer).items() if bits != masked[name]} <= rounded
-    handle.undo()
-    assert {name for name, bits in bits_of(transformer).items() if bits != base[name]} <= rounded
-
-
-def test_undo_after_a_fuse_gives_the_fused_model(transformer, base_transformer, store):
-    handle = guard(transformer, ALLOW, store=store)
-    expected = copy.deepcopy(base_transformer)
-    torch.manual_seed(1)
-    transformer.add_adapter(lora())
-    torch.manual_seed(1)
-    expected.add_adapter(lora())
-    for model in (transformer, expected):
-        model.fuse_lora()
-    handle.refresh()
-    handle.undo()
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(transformer.state_dict()[name], tensor), name
-
-
-def test_undo_after_fuse_and_unfuse_gives_back_the_masked_elements_bit_for_bit(transformer, base_transformer, store):
-    handle = guard(transformer, ALLOW, store=store)
-    writes = handle._entry.undo._writes
-    transformer.add_adapter(lora())
-    for change in (transformer.fuse_lora, transformer.unfuse_lora) * 2:
-        change()
-        handle.refresh()
-    transformer.unload_lora()
-    handle.undo()
-    base = dict(base_transformer.named_parameters())
-    for write in writes:
-        elements = write.elements
-        assert torch.equal(elements.read(as_bits(write.tensor)), elements.read(as_bits(base[write.name])))
-
-
-def test_fusing_and_unloading_leaves_a_trace_that_a_policy_without_adapters_sees(transformer, store):
-    handle = guard(transformer, BOTH, store=store)
-    transformer.add_adapter(lora(UNMASKED))
-    transformer.fuse_lora()
-    transformer.unload_lora()
-    assert handle.verify().ok  # nothing that is masked was touched
-    found = handle.verify(deep=True)
-    assert found.state is State.DEGRADED
-    assert "not masked have changed since the guard" in found.faults[0]
-    handle.refresh()
-    second = guard(transformer, BLADES, store=store)
-    assert handle.verify(deep=True).state is State.DEGRADED  # not forgotten by our own writes
-    second.undo()
-    handle.undo()
-
-
-def test_a_model_with_a_fused_adapter_is_refused_with_the_order_that_works(transformer, store):
-    transformer.add_adapter(lora(UNMASKED))
-    transformer.fuse_lora()
-    with pytest.raises(ModelError, match=r"'default' is fused.*unfuse_lora\(\)`, guard, fuse again.*refresh"):
-        guard(transformer, ALLOW, store=store)
-    transformer.unfuse_lora()
-    assert guard(transformer, ALLOW, store=store).verify().ok
-
-
-def test_a_model_with_an_adapter_fused_and_unloaded_is_another_base(transformer, store, bits_of):
-    transformer.add_adapter(lora(UNMASKED))
-    transformer.fuse_lora()
-    transformer.unload_lora()
-    before = bits_of(transformer)
-    with pytest.raises(MaskMismatchError, match="model with merged adapters"):
-        guard(transformer, ALLOW, store=store)
-    assert bits_of(transformer) == before
-
-
 @pytest.fixture
 def listed(transformer, tmp_path):
     """A file of an adapter, its sha256, and the policy that lists it."""
@@ -256,3 +141,65 @@ def test_a_hot_swapped_adapter_is_another_one(transformer, store, listed):
     other = {name: tensor + 0.1 for name, tensor in load_file(path).items()}
     load(transformer, other, hotswap=True)
     assert handle.verify(deep=True).state is State.DEGRADED
+
+
+@pytest.mark.parametrize(
+    "config",
+    [lora(UNMASKED, use_dora=True), LoHaConfig(r=2, target_modules=UNMASKED, init_weights=False)],
+    ids=["dora", "loha"],
+)
+def test_other_kinds_of_adapters_off_the_masked_layers_are_the_policys_choice_too(transformer, store, config):
+    loaded = copy.deepcopy(transformer)
+    loaded.add_adapter(config)
+    with pytest.raises(ModelError, match="adapters: deny"):
+        guard(loaded, BOTH, store=store)
+    assert guard(loaded, ALLOW, store=store).verify(deep=True).ok
+    other = copy.deepcopy(transformer)
+    strict = guard(other, BOTH, store=store)
+    other.add_adapter(config)
+    assert strict.verify().state is State.DEGRADED
+    handle = guard(transformer, ALLOW, store=store)
+    transformer.add_adapter(config)
+    for step in (transformer.fuse_lora, transformer.unfuse_lora, transformer.unload_lora):
+        assert handle.verify(deep=True).ok
+        step()
+    assert handle.verify(deep=True).ok
+
+
+def tensors_of(transformer, layers, seed):
+    """What a file of an adapter for these layers would hold."""
+    model = copy.deepcopy(transformer)
+    torch.manual_seed(seed)
+    model.add_adapter(lora(layers), adapter_name="style")
+    return get_peft_model_state_dict(model, adapter_name="style")
+
+
+def test_an_adapter_hot_swapped_before_the_guard_is_judged_as_it_is(transformer, store, listed):
+    path, policy = listed
+    load(transformer, tensors_of(transformer, UNMASKED, 1))
+    with pytest.raises(ModelError, match="of no file that was let in"):
+        guard(transformer, policy, store=store, adapters=[path])
+    load(transformer, load_file(path), hotswap=True)
+    handle = guard(transformer, policy, store=store, adapters=[path])
+    assert handle.verify(deep=True).ok
+    with pytest.raises(ModelError, match="adapters: deny"):
+        guard(transformer, BOTH, store=store)
+
+
+def test_hot_swapped_on_masked_layers_is_refused_before_the_guard(transformer, store, bits_of):
+    first, second = (tensors_of(transformer, MASKED, seed) for seed in (1, 2))
+    load(transformer, first)
+    load(transformer, second, hotswap=True)
+    before = bits_of(transformer)
+    with pytest.raises(ModelError, match="adapter style adds to masked"):
+        guard(transformer, ALLOW, store=store)
+    assert bits_of(transformer) == before
+
+
+def test_an_adapter_that_was_padded_for_hot_swaps_is_of_no_listed_file(transformer, store, listed):
+    path, policy = listed
+    transformer.enable_lora_hotswap(target_rank=4)
+    load(transformer, load_file(path))
+    with pytest.raises(ModelError, match="of no file that was let in"):
+        guard(transformer, policy, store=store, adapters=[path])
+    assert guard(transformer, ALLOW, store=store).verify(deep=True).ok

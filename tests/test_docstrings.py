@@ -16,6 +16,7 @@ MODULES = [
     if not module.name.endswith("__main__")
 ]
 WITH_EXAMPLES = {
+    "safeflux.codes",
     "safeflux.detectors",
     "safeflux.elements",
     "safeflux.floats",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safeflux.elements import Lines, Points, off_places
+from safeflux.elements import Lines, Points, common, copy_, off_places
 
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 
@@ -66,6 +66,25 @@ def test_a_bias_is_a_row_of_single_elements(dtype):
     assert bias.count_nonzero() == 18
     bias[5] = 1
     assert elements.nonzero(bias).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("layout", ["by rows", "by columns"])
+@pytest.mark.parametrize("axis", [0, 1, None], ids=["rows", "columns", "points"])
+def test_what_two_masks_share_is_copied_from_what_one_read_to_what_the_other_read(axis, layout):
+    shape = (1500, 1400)  # copied in more than one piece
+    bits = bits_like(shape, torch.int16, layout)
+    size = bits.numel() if axis is None else shape[axis]
+    one, other = (
+        Points(numbers) if axis is None else Lines(axis, numbers)
+        for numbers in (torch.arange(0, size - size // 5), torch.arange(size // 20, size))
+    )
+    mine, theirs = common(one, other, width=shape[1])
+    found = torch.zeros_like(one.read(bits))
+    copy_(found, mine, other.read(bits), theirs)
+    without_other = bits.clone()
+    other.fill_(without_other)
+    assert torch.equal(found, one.read(bits - without_other))
+    assert 0 < len(mine) == len(theirs) < len(one)
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (65,), (3, 5), (16, 16)])

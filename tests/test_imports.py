@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(safeflux.__file__).parent
 
 FLOORS = [
-    {"errors", "atomic", "floats", "machine", "runtime"},
-    {"families", "reference", "promptfile", "packed", "copying", "staging", "signkeys"},
+    {"errors", "atomic", "codes", "machine", "runtime"},
+    {"families", "floats", "reference", "promptfile", "packed", "copying", "staging", "signkeys"},
     {"sites", "yamlfile", "detectors", "signing"},
     {"audit", "policyschema", "masks", "maskbytes", "fingerprint", "layout", "watch", "turns", "elements"},
     {"weights", "tensorfile", "patch", "removal"},
@@ -29,9 +29,9 @@ FLOORS = [
     {"plan", "writes", "masktools"},
     {"modelplan", "status", "lock", "maskimport"},
     {"apply", "bakejob", "onnxfile", "readback"},
-    {"receipt", "record", "verifyfile", "onnxmask", "bake"},
-    {"handle", "subject", "compact", "onnxverify"},
-    {"removed", "compactfile"},
+    {"receipt", "record", "verifycompact", "onnxweights"},
+    {"handle", "subject", "compact", "onnxjob", "onnxverify"},
+    {"removed", "compactfile", "bake", "verifyfile"},
     {"guard", "onnxexport"},
     {"demo_result"},
     {"demo", "demo_grid"},
@@ -150,6 +150,11 @@ def test_policy_check_needs_no_torch():
     print(f"safeflux policy check: {seconds:.3f} s")
     assert "safeflux.policy" in loaded
     assert not loaded & {"torch", "numpy", "diffusers", "safetensors"}
+
+
+def test_baking_and_verifying_files_need_neither_torch_nor_an_extra():
+    loaded, _ = modules_after("import safeflux.bake, safeflux.verifyfile, safeflux.cli.bake")
+    assert not loaded & {"torch", "diffusers", "onnx", "gguf"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -35,6 +35,30 @@ def test_model_offload_moves_weights_and_keeps_them(transformer, store, forward)
     assert handle.verify(deep=True).ok
 
 
+@pytest.mark.filterwarnings("ignore:There are modules")  # diffusers, of the VAE and the like
+def test_a_pipeline_that_offloads_models_is_guarded_like_any_other(pipe, store, forward, bits_of):
+    plain, before = bits_of(pipe.transformer), forward(pipe.transformer)
+    pipe.enable_model_cpu_offload(device="cpu")
+    handle = guard(pipe, BOTH, store=store)
+    drawn = forward(pipe.transformer)
+    assert not torch.equal(drawn, before)
+    pipe.maybe_free_model_hooks()
+    assert handle.verify(deep=True).ok
+    assert torch.equal(forward(pipe.transformer), drawn)
+    handle.undo()
+    assert bits_of(pipe.transformer) == plain
+
+
+def test_on_a_device_without_values_nothing_can_be_told(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    transformer.to("meta")
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "holds no values now" in found.faults[0]
+    with pytest.raises(ApplyError, match="cannot undo"):
+        handle.undo()
+
+
 def test_sequential_offload_is_read_where_it_keeps_the_weights(transformer, store, forward):
     offloaded = cpu_offload(copy.deepcopy(transformer), execution_device=CPU)
     with pytest.raises(ModelError, match=r"meta device.*load, guard, then enable sequential"):
