@@ -54,3 +54,11 @@ class Processes:
     def from_first(self, value: Any) -> Any:
         """What the first process has, in each."""
         return value if self.count == 1 else broadcast_object_list([value])[0]
+
+    def leave(self) -> None:
+        """End the exchange, in all processes at once: none of the above works afterwards.
+
+        Gloo's threads may still hold tensors of the last exchange. A process that ends while they run may be aborted when they
+        ask for Python (pytorch/pytorch#179291), and the launcher then kills the process that is still writing.
+        """
+        self._state.destroy_process_group()

@@ -121,6 +121,7 @@ def run(
         for report in training.rounds():
             if processes.is_first:
                 progress(report, training.method.most)
+        processes.leave()
         return _finish(training, pipe) if processes.is_first else None
 
 
