@@ -19,7 +19,7 @@ from safeflux.record import GONE, Entry, Record, record_of
 from safeflux.status import State, Status, make_status
 from safeflux.store import Store, StoreLike, open_store
 from safeflux.turns import turns_of
-from safeflux.weights import check_not_frozen, find_transformer, uncompiled
+from safeflux.weights import check_reached, find_transformer, uncompiled
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,15 @@ class GuardHandle:
         Raises:
             ApplyError: Another policy was put on top and has to be undone first; or the weights were changed since, so
                 that nothing was written.
-            ModelError: A compiled graph holds a copy of the weights, which nothing that is written now would reach.
+            ModelError: A compiled graph, or group offload in the midst of a picture, draws from a copy of the weights,
+                which nothing that is written now would reach.
         """
         with turns_of(self._transformer).writing():
             entry, record = self._entry, record_of(self._transformer)
             if entry is None or entry.undo.is_done:
                 return
             self._check_on_top(entry, record)
-            check_not_frozen(self._transformer)
+            check_reached(self._transformer)
             with record.writing(self._transformer):
                 entry.undo.restore_()
                 if entry in record.entries:
@@ -176,7 +177,7 @@ class GuardHandle:
         """
         with turns_of(self._transformer).writing():
             entry = self._in_force("refresh")
-            check_not_frozen(self._transformer)
+            check_reached(self._transformer)
             for one in record_of(self._transformer).entries:
                 one.undo.refresh_()
                 one.seen = None

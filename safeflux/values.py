@@ -1,8 +1,8 @@
 """The values that forward multiplies with, wherever they are held now. Reads only.
 
 A parameter of a served model is often not what is read: sequential offload leaves it empty and keeps the values in a
-map, group offload to disk leaves garbage in it and keeps the values in a file, a quantiser puts a packed tensor in its
-place, FSDP a shard of it.
+map, group offload to disk leaves garbage in it and keeps the values in a file, with streams it loads a copy of its own,
+a quantiser puts a packed tensor in its place, FSDP a shard of it.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from safeflux.weights import PLAIN, is_frozen, named_weights, offload_files
+from safeflux.weights import PLAIN, is_frozen, named_weights, offload_copies, offload_files
 
 
 class UnreadableError(Exception):
@@ -28,6 +28,7 @@ class Values:
         self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in transformer.modules())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
         self._files = offload_files(transformer)
+        self._copies = offload_copies(transformer)
         self._maps = _offload_maps(transformer)
 
     def holders(self) -> dict[str, int]:
@@ -60,7 +61,7 @@ class Values:
             lost = "a compiled graph took them and discarded these" if is_frozen(tensor) else "they were offloaded"
             raise UnreadableError(f"holds no values now: {lost}")
         else:
-            values = _plain(tensor)
+            values = _plain(self._copies.get(id(tensor), tensor))
         if values.shape != shape:
             raise UnreadableError(f"has the shape {tuple(values.shape)} now: it was resized")
         return values

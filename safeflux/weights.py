@@ -1,6 +1,6 @@
 """Which tensors of a loaded model hold the weights, and whether they can be written in place. Writes nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +95,31 @@ class _InMemory:
         return picked.to(device="cpu", dtype=torch.float64).numpy()
 
 
-def offload_files(transformer: torch.nn.Module) -> dict[int, tuple[str, str]]:
-    """For each parameter (by object) that diffusers' group offload keeps on disk now: the file, and its key there."""
-    found = {}
+def _offload_groups(transformer: torch.nn.Module) -> Iterator[Any]:
+    """The groups of diffusers' group offload."""
     for module in transformer.modules():
         hook = getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).get("group_offloading")
-        group: Any = getattr(hook, "group", None)
-        if getattr(group, "offload_to_disk_path", None) and group._is_offloaded_to_disk:
-            for tensor, key in group.tensor_to_key.items():
-                found[id(tensor)] = (group.safetensors_file_path, key)
-    return found
+        if (group := getattr(hook, "group", None)) is not None:
+            yield group
+
+
+def offload_files(transformer: torch.nn.Module) -> dict[int, tuple[str, str]]:
+    """For each parameter (by object) that diffusers' group offload keeps on disk now: the file, and its key there."""
+    return {
+        id(tensor): (group.safetensors_file_path, key)
+        for group in _offload_groups(transformer)
+        if group.offload_to_disk_path and group._is_offloaded_to_disk
+        for tensor, key in group.tensor_to_key.items()
+    }
+
+
+def offload_copies(transformer: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """For each parameter (by object) under group offload with streams: the tensor on the CPU that forward loads.
+
+    Where the group is off its device, the parameter is in the same memory. Where it is on it, what is written to the
+    parameter is lost with it.
+    """
+    return {id(tensor): copy for group in _offload_groups(transformer) for tensor, copy in group.cpu_param_dict.items()}
 
 
 def check_in_memory(transformer: torch.nn.Module) -> None:
@@ -144,13 +159,32 @@ def check_not_frozen(transformer: torch.nn.Module) -> None:
             )
 
 
+def check_reached(transformer: torch.nn.Module) -> None:
+    """Make sure that what is written to the parameters is what forward reads.
+
+    Raises:
+        ModelError: A compiled graph, or group offload with streams, draws from copies.
+    """
+    check_not_frozen(transformer)
+    copies = offload_copies(transformer)
+    for name, tensor in named_weights(transformer).items():
+        copy = copies.get(id(tensor))
+        if copy is not None and type(tensor) in PLAIN and copy.data_ptr() != tensor.data_ptr():
+            raise ModelError(
+                f"tensor {name!r} is on {tensor.device}, and group offload with streams draws from a copy on "
+                f"{copy.device}, which no write reaches: a picture is being drawn, was given up halfway, or the model "
+                "was moved or cast since group offload was enabled. Draw a picture to its end, then try again; or "
+                "load, guard, cast, then enable group offload."
+            )
+
+
 def check_writable(transformer: torch.nn.Module, sites: Iterable[Site]) -> None:
     """Make sure that every tensor of the sites holds plain floating-point values that can be written in place.
 
     Raises:
         ModelError: A tensor is offloaded, quantised, sharded or frozen; the message gives the order that works.
     """
-    check_not_frozen(transformer)
+    check_reached(transformer)
     check_in_memory(transformer)
     weights = named_weights(transformer)
     for site in sites:

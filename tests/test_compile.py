@@ -4,10 +4,6 @@ Inductor compiles where there is a C++ compiler for what it generates; `aot_eage
 """
 
 import copy
-import os
-import shutil
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +14,10 @@ from safeflux.compactfile import load_compact
 from safeflux.errors import ModelError
 from safeflux.guard import guard
 from safeflux.status import State
+from tests.compiler import HAS_COMPILER
 from tests.policies import BLADES, BOTH
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-HAS_COMPILER = (
-    shutil.which(os.environ.get("CXX", "g++")) is not None
-    and Path(sysconfig.get_path("include"), "Python.h").exists()  # generated code includes it
-)
 BACKENDS = ["aot_eager", *([pytest.param("inductor", marks=pytest.mark.slow)] if HAS_COMPILER else [])]
 FROZEN = r"config\.freezing.*load the model again"
 

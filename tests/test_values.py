@@ -237,8 +237,8 @@ with torch.no_grad():
 assert not handle.verify(deep=True).ok
 print("rank", dist.get_rank(), "done", flush=True)
 dist.barrier()
-# The sharded models hold the group, so that gloo's threads outlive it. One that asks for Python while the interpreter ends
-# aborts the process (pytorch/pytorch#179291).
+# The sharded models hold the group, so that gloo's threads outlive it. One that asks for Python while the interpreter
+# ends aborts the process (pytorch/pytorch#179291).
 os._exit(0)
 """
 

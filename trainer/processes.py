@@ -58,7 +58,7 @@ class Processes:
     def leave(self) -> None:
         """End the exchange, in all processes at once: none of the above works afterwards.
 
-        Gloo's threads may still hold tensors of the last exchange. A process that ends while they run may be aborted when they
-        ask for Python (pytorch/pytorch#179291), and the launcher then kills the process that is still writing.
+        Gloo's threads may still hold tensors of the last exchange. A process that ends while they run may be aborted
+        when they ask for Python (pytorch/pytorch#179291), and the launcher then kills the one that is still writing.
         """
         self._state.destroy_process_group()
