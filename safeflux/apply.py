@@ -168,6 +168,12 @@ class Undo:
         faults += [
             f"{w.name}: was cast from {w.dtype} to {w.tensor.dtype}" for w in self._writes if w.tensor.dtype != w.dtype
         ]
+        now = Values(self._transformer)
+        faults += [
+            f"{w.name}: was offloaded, quantised or sharded since, and forward reads it elsewhere"
+            for w in self._writes
+            if not now.are_in(w.name, w.tensor)
+        ]
         if faults:
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise ApplyError(

@@ -55,16 +55,28 @@ class Values:
             raise UnreadableError("is gone: its layer was replaced")
         if place := self._files.get(id(tensor)):
             values = _from_file(*place)
-        elif tensor.is_meta and name in self._maps:
-            values = self._maps[name][name.rpartition(".")[2]]
-        elif tensor.is_meta:
+        elif (held := self._in_memory(name, tensor)) is not None:
+            values = _plain(held)
+        else:
             lost = "a compiled graph took them and discarded these" if is_frozen(tensor) else "they were offloaded"
             raise UnreadableError(f"holds no values now: {lost}")
-        else:
-            values = _plain(self._copies.get(id(tensor), tensor))
         if values.shape != shape:
             raise UnreadableError(f"has the shape {tuple(values.shape)} now: it was resized")
         return values
+
+    def are_in(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether the values lie in the memory of a tensor, so that forward reads what is written to it."""
+        now = self.tensors.get(name)
+        held = None if now is None or id(now) in self._files else self._in_memory(name, now)
+        if held is None or type(held) not in PLAIN:
+            return False
+        return held.device == tensor.device and held.data_ptr() == tensor.data_ptr()
+
+    def _in_memory(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """What forward loads the values from, or packed ones; None where they are not in memory."""
+        if tensor.is_meta:
+            return self._maps.get(name, {}).get(name.rpartition(".")[2])
+        return self._copies.get(id(tensor), tensor)
 
 
 def _is_of(value: object, package: str) -> bool:

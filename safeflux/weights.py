@@ -163,9 +163,10 @@ def check_reached(transformer: torch.nn.Module) -> None:
     """Make sure that what is written to the parameters is what forward reads.
 
     Raises:
-        ModelError: A compiled graph, or group offload with streams, draws from copies.
+        ModelError: A compiled graph or group offload with streams draws from copies, or group offload from files.
     """
     check_not_frozen(transformer)
+    check_in_memory(transformer)
     copies = offload_copies(transformer)
     for name, tensor in named_weights(transformer).items():
         copy = copies.get(id(tensor))
@@ -185,7 +186,6 @@ def check_writable(transformer: torch.nn.Module, sites: Iterable[Site]) -> None:
         ModelError: A tensor is offloaded, quantised, sharded or frozen; the message gives the order that works.
     """
     check_reached(transformer)
-    check_in_memory(transformer)
     weights = named_weights(transformer)
     for site in sites:
         for span in spans(site):

@@ -14,7 +14,7 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
 from safeflux.status import State
-from tests.policies import BOTH
+from tests.policies import BLADES, BOTH
 
 CPU = torch.device("cpu")
 
@@ -98,6 +98,11 @@ def test_group_offload_to_an_empty_folder_is_read_from_its_files(transformer, st
     assert torch.equal(forward(transformer), before)
     assert handle.verify(deep=True).ok
     assert handle.receipt()["held"].keys() == {"disk"}
+    for write in (handle.undo, handle.refresh, lambda: handle.swap(BLADES, store=store)):
+        with pytest.raises(ModelError, match="the weights are offloaded to"):
+            write()
+    assert torch.equal(forward(transformer), before)
+    assert handle.verify(deep=True).ok
 
 
 def test_group_offload_to_a_used_folder_brings_the_old_weights_back_and_is_found(
@@ -151,6 +156,9 @@ class TestQuantised:
         assert handle.receipt()["held"].keys() == {"memory", "Int8Tensor"}
         status = handle.status
         assert all(amount.in_force == amount.requested for amount in status.sites.values())
+        with pytest.raises(ApplyError, match=r"quantised.* since, and forward reads it elsewhere"):
+            handle.undo()
+        assert handle.verify(deep=True).ok
         transformer.context_embedder.weight = packed.context_embedder.weight
         assert handle.verify().state is State.DEGRADED
         with pytest.raises(ApplyError, match="cannot undo"):
@@ -182,6 +190,8 @@ class TestQuantised:
         handle = guard(transformer, BOTH, store=store)
         pack(transformer)
         assert handle.verify(deep=True).ok
+        with pytest.raises(ApplyError, match="forward reads it elsewhere"):
+            handle.undo()
         transformer.context_embedder = before.context_embedder
         assert handle.verify().state is State.DEGRADED
 
@@ -204,7 +214,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from safeflux.errors import ModelError
+from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
 from tests.conftest import build_transformer
 from tests.policies import BOTH
@@ -225,6 +235,12 @@ with torch.no_grad():
 assert handle.verify(deep=True).ok, handle.verify(deep=True)
 expected = torch.load(sys.argv[3], weights_only=True)
 assert torch.allclose(drawn, expected, atol=1e-6)
+try:
+    handle.undo()
+except ApplyError as error:
+    assert "sharded since, and forward reads it elsewhere" in str(error), error
+else:
+    raise AssertionError("an undo that changed nothing was told to be one")
 try:
     guard(plain, BOTH, store=sys.argv[1])
 except ModelError as error:

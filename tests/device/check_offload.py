@@ -5,7 +5,7 @@ import torch
 from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
-from safeflux.errors import ModelError
+from safeflux.errors import ApplyError, ModelError
 from safeflux.guard import guard
 from safeflux.status import State
 from tests.policies import BLADES, BOTH
@@ -114,6 +114,15 @@ def test_sequential_offload(transformer, store, drawn, device, expected):
     torch.testing.assert_close(drawn(transformer), expected["both"])
     assert handle.verify(deep=True).ok
     assert handle.receipt()["held"].keys() == {"offload map"}
+
+
+def test_sequential_offload_from_the_device_leaves_nothing_to_undo(transformer, store, drawn, device, expected):
+    handle = guard(transformer.to(device), BOTH, store=store)
+    cpu_offload(transformer, execution_device=device)  # copies to the CPU, and forward loads the copies
+    with pytest.raises(ApplyError, match=r"offloaded.* since, and forward reads it elsewhere"):
+        handle.undo()
+    torch.testing.assert_close(drawn(transformer), expected["both"])
+    assert handle.verify(deep=True).ok
 
 
 def draw(pipe):
