@@ -127,8 +127,10 @@ at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& to) {
 
 const at::Tensor& resize(const at::Tensor& self, c10::IntArrayRef size, std::optional<c10::MemoryFormat>) {
   auto needed = at::detail::computeStorageNbytesContiguous(size, self.itemsize(), self.storage_offset());
-  if (needed > self.storage().nbytes())
-    self.storage().set_data_ptr(memory.allocate(needed)), self.storage().set_nbytes(needed);
+  if (needed > self.storage().nbytes()) {  // what was there is lost: only outputs are resized
+    self.storage().set_data_ptr(memory.allocate(needed));
+    self.storage().set_nbytes(needed);
+  }
   self.unsafeGetTensorImpl()->set_sizes_contiguous(size);
   return self;
 }
