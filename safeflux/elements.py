@@ -105,8 +105,8 @@ class Points:
     """Where they lie in the tensor, counted row by row; int64."""
 
     def read(self, bits: torch.Tensor) -> torch.Tensor:
-        """See `Elements`."""
-        return bits.take(self.places.to(bits.device))
+        """See `Elements`; torch's `take` is several times as slow."""
+        return bits.reshape(-1).index_select(0, self.places.to(bits.device))
 
     def fill_(self, bits: torch.Tensor) -> None:
         """See `Elements`."""
@@ -118,7 +118,7 @@ class Points:
 
     def are_zero(self, bits: torch.Tensor) -> bool:
         """See `Elements`."""
-        return not any(bits.take(part.to(bits.device)).count_nonzero() for part in self.places.split(_CHUNK))
+        return not any(Points(part).read(bits).count_nonzero() for part in self.places.split(_CHUNK))
 
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """See `Elements`."""
