@@ -2,9 +2,12 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
+import pytest
 from click.testing import CliRunner
 
 from safeflux.cli import main
@@ -13,6 +16,11 @@ from safeflux.reference.measure import Rate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))))
+COMMANDS = sorted(
+    {shown.strip() for page in PAGES for shown in re.findall(r"^ *safeflux [^#&\n]+", page, re.MULTILINE)}
+)
+"""Every command line of ours that the README and the pages show on a line of its own."""
 
 
 def rates_of(report: Any) -> set[str]:
@@ -45,3 +53,16 @@ def test_the_policy_loads_and_its_misspelling_gives_the_error_that_is_shown(tmp_
     got = [line.partition("    # ")[0].rstrip() for line in result.stderr.splitlines()]
     assert result.exit_code == 1
     assert got == expected
+
+
+@pytest.mark.parametrize("shown", COMMANDS)
+def test_every_command_that_is_shown_is_one_with_these_options(shown):
+    command, context, words = main, click.Context(main), shlex.split(shown)[1:]
+    while isinstance(command, click.Group):
+        name, command, words = command.resolve_command(context, words)
+        context = click.Context(command, info_name=name, parent=context)
+    command.make_parser(context).parse_args(words)  # an unknown option raises
+
+
+def test_commands_are_shown():
+    assert len(COMMANDS) > 15
