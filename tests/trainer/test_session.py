@@ -229,7 +229,7 @@ def test_a_model_without_a_judge_is_trained_on_its_losses_alone(tmp_path):
 
 
 def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
-    changes = {"target_found": "1", "saliency.last_rounds": "0"}
+    changes = {"target_found": "1", "saliency.last_rounds": "0", "categories.fluent-style.erase_pairs": "6"}
     settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
     result = run(plan_run(["weapons", "fluent-style"], None, settings, {}), tmp_path, lambda report, most: None)
     assert result.reaches_target
