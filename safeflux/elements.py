@@ -71,9 +71,9 @@ class Lines:
         step = max(1, _CHUNK // max(1, bits[0].numel()))
         if self.axis == 1:
             line = self._line(bits)
-            return not any((rows & line).count_nonzero() for rows in bits.split(step))
+            return all(_are_zero(rows & line) for rows in bits.split(step))
         numbers = self.numbers.to(bits.device)
-        return not any(bits.index_select(0, part).count_nonzero() for part in numbers.split(step))
+        return all(_are_zero(bits.index_select(0, part)) for part in numbers.split(step))
 
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """See `Elements`."""
@@ -118,7 +118,7 @@ class Points:
 
     def are_zero(self, bits: torch.Tensor) -> bool:
         """See `Elements`."""
-        return not any(Points(part).read(bits).count_nonzero() for part in self.places.split(_CHUNK))
+        return all(_are_zero(Points(part).read(bits)) for part in self.places.split(_CHUNK))
 
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """See `Elements`."""
@@ -192,6 +192,12 @@ def copy_(bits: torch.Tensor, here: Elements, values: torch.Tensor, there: Eleme
         step = _CHUNK if axis is None else max(1, _CHUNK // bits[0].numel())
         for to, of in zip(numbers.split(step), places.split(step), strict=True):
             _of(axis, to).put_(bits, _of(axis, of).read(values))
+
+
+def _are_zero(copied: torch.Tensor) -> bool:
+    """Whether a copy of elements is all zero; eight bytes at a time, which is faster."""
+    flat = copied.reshape(-1)
+    return not (flat.view(torch.int64) if copied.nbytes % 8 == 0 else flat).count_nonzero()
 
 
 def _kind(elements: Elements) -> tuple[int | None, torch.Tensor]:

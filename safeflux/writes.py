@@ -103,6 +103,15 @@ class Write(Place):
         """Whether all of it is zero in a tensor."""
         return self.elements.are_zero(as_bits(tensor))
 
+    def check_off(self) -> None:
+        """Read back what was filled.
+
+        Raises:
+            RuntimeError: Something of it is not zero.
+        """
+        if not self.is_off(self.tensor):
+            raise RuntimeError(f"tensor {self.name!r}: masked elements read back as non-zero")
+
 
 _Place = TypeVar("_Place", bound=Place)
 
