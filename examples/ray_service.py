@@ -1,6 +1,6 @@
 """The guarded model as a Ray Serve deployment with two replicas, which roll to another policy under load.
 
-    pip install 'safeflux[serve,ray]'
+    pip install 'safeflux[serve,ray]'                            # in a clone: pip install -e '.[serve,ray]'
     python examples/ray_service.py up --policy moderate          # serves until it is stopped
     python examples/ray_service.py roll family                   # in another terminal, on the same machine
 
