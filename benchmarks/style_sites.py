@@ -2,10 +2,10 @@
 
     python -m benchmarks.style_sites --report benchmarks/reports/style_sites.json
 
-The embedded model's art style is learned on three of four of the neutral things that mask training knows, by the same
-steps, prompts and noises, with masks of single weights, of weights and neurons, and of the image stream's neurons
-alone. The fourth thing in each row is kept from training; no thing of the evaluation is asked. Each mask is then asked
-for the style, and for the other styles, on both sorts of things: is the style found, is the thing right.
+The embedded model's art style is learned on three of four of the neutral things that mask training knows, from the
+same prompts and noises, with masks of single weights, of weights and neurons, and of the image stream's neurons alone.
+Each mask is then asked for the style, and for the other styles, on things of its training and on the fourth part: is
+the style found, is the thing right. Things that are held out for the evaluation are not asked.
 About 12 minutes a mask on one core; a run that was cut off goes on.
 """
 
