@@ -24,7 +24,7 @@ from benchmarks.timing import write_report
 from safeflux.apply import apply_masks_
 from safeflux.maskfile import load_masks
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Ask, Rate, concept_right, draw, in_turn, single_asks
+from safeflux.reference.measure import Ask, Rate, draw, in_turn, is_right, is_style_right, single_asks
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import Concept, known_concepts, vocabulary
 
@@ -81,14 +81,13 @@ def questions() -> Questions:
 
 def answers(pipe: Any, judge: Judge, asked: Questions) -> dict[str, Any]:
     """How often the style that was asked for is found, and the thing right."""
-    found, styles = {}, vocabulary().styles
+    found = {}
     for k, (name, asks) in enumerate(asked.items()):
         images = draw(pipe, [ask.prompt for ask in asks], FIRST_SEED + 10_000 * k)
-        said = judge(images).styles.argmax(axis=1)
-        in_style = Rate.of(styles[one] == ask.style for one, ask in zip(said, asks, strict=True))
-        right = concept_right(judge, images, asks)
-        click.echo(f"  {name}: style found {in_style}, thing right {right}")
-        found[name] = {"style": in_style.to_json(), "thing": right.to_json()}
+        verdicts = judge(images)
+        style, thing = Rate.of(is_style_right(verdicts, asks)), Rate.of(is_right(verdicts, asks))
+        click.echo(f"  {name}: style found {style}, thing right {thing}")
+        found[name] = {"style": style.to_json(), "thing": thing.to_json()}
     return found
 
 

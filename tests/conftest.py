@@ -34,6 +34,15 @@ SMALL: dict[str, Any] = {
     "joint_attention_dim": 24,
 }
 """2 double and 2 single blocks, 32 wide."""
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
+"""4 channels of as many pixels as the picture has."""
 
 
 def build_transformer(seed: int) -> FluxTransformer2DModel:
@@ -70,15 +79,7 @@ def flux2_transformer() -> Flux2Transformer2DModel:
 def pipe(transformer: FluxTransformer2DModel) -> FluxPipeline:
     """A pipeline without text encoders: it is called with embeddings."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        block_out_channels=(8,),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        shift_factor=0.0,
-    )
+    vae = AutoencoderKL(**VAE, shift_factor=0.0)
     no_text: Any = None
     pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, no_text, no_text, no_text, no_text, transformer)
     pipe.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""The kinds of FLUX pipelines that diffusers has: guarded each draws another picture, and the old one once undone."""
+"""The kin of FluxPipeline in diffusers: guarded each draws another picture, and the old one once undone."""
 
 import diffusers
 import pytest
@@ -17,7 +17,7 @@ from safeflux.policy import Category, Policy
 from safeflux.sites import find_sites
 from safeflux.status import State
 from safeflux.weights import fingerprint
-from tests.conftest import SMALL
+from tests.conftest import SMALL, VAE
 
 POLICY = Policy(name="all", categories={"weapons": Category(masks=("blades",))})
 SIDE = 8
@@ -27,7 +27,6 @@ CONTROL = {"control_image": IMAGE["image"].flip(2)}
 STRENGTH = {"strength": 1.0}
 KONTEXT = {"max_area": SIDE * SIDE, "_auto_resize": False}
 CALLS = {
-    "FluxPipeline": (16, {}),
     "FluxImg2ImgPipeline": (16, IMAGE | STRENGTH),
     "FluxInpaintPipeline": (16, IMAGE | REGION | STRENGTH),
     "FluxFillPipeline": (36, IMAGE | REGION),
@@ -48,9 +47,7 @@ def build(kind, channels, vae):
     if kind.startswith("Flux2"):
         parts = ("text_encoder", "tokenizer")
         transformer = Flux2Transformer2DModel(**shape, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4))
-        blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-        sizes = {"block_out_channels": (8,), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
-        vae = AutoencoderKLFlux2(**blocks, **sizes)
+        vae = AutoencoderKLFlux2(**VAE)
     else:
         parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         transformer = FluxTransformer2DModel(**shape, pooled_projection_dim=20, axes_dims_rope=(4, 6, 6))

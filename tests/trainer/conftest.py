@@ -34,9 +34,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.conftest import VAE
+
 HEIGHT, WIDTH, BATCH, LENGTH = 8, 12, 2, 3
 ROWS, COLUMNS = HEIGHT // 2, WIDTH // 2
-VAE = {"block_out_channels": (8,), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
 
 
 @dataclass
@@ -96,9 +97,8 @@ def flux1(transformer: FluxTransformer2DModel, kind: type, settings: dict[str, A
     torch.manual_seed(3)
     if guidance:
         transformer = FluxTransformer2DModel(**{**transformer.config, "guidance_embeds": True}).eval()
-    coders = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
     pipe = kind(
-        vae=AutoencoderKL(**VAE, **coders, shift_factor=0.1, scaling_factor=0.7),
+        vae=AutoencoderKL(**VAE, shift_factor=0.1, scaling_factor=0.7),
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         transformer=transformer,
         **dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
@@ -168,9 +168,8 @@ def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False)
     """FLUX.2 with a small language model of its own sort."""
     torch.manual_seed(5)
     is_klein = kind is Flux2KleinPipeline
-    coders = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
     pipe = kind(
-        vae=AutoencoderKLFlux2(**VAE, **coders).eval(),
+        vae=AutoencoderKLFlux2(**VAE).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         transformer=transformer,
         text_encoder=language_model(is_klein),
