@@ -1,6 +1,6 @@
 """The bits of several sites as one flat vector, which is what the methods work on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,10 @@ class Bits:
         """The reverse of `join`."""
         parts = vector.split([site.num_bits for site in self.sites.values()])
         return {name: part.reshape(site.shape) for (name, site), part in zip(self.sites.items(), parts, strict=True)}
+
+    def of_sites(self, names: Collection[str]) -> torch.Tensor:
+        """True for the bits of the named sites; bool (bits,)."""
+        return self.join({name: torch.full(site.shape, name in names) for name, site in self.sites.items()})
 
     def factors(self, vector: torch.Tensor) -> Factors:
         """A vector of bits or of relaxed gates as factors that take gradients."""

@@ -53,6 +53,8 @@ class CategoryConfig(Part):
     """How the target is drawn; without, by the anchor in every step."""
     erase_pairs: Count | None = None
     """Erase prompts, each with its anchor and its own noise; without, as many as `prompts.erase_pairs`."""
+    sites: Words = ("*",)
+    """Which of the run's sites its mask may touch, as patterns of their names; each must match a site of the model."""
 
     @model_validator(mode="after")
     def _complete(self) -> "CategoryConfig":

@@ -24,6 +24,11 @@ OF_A_STYLE = 2048
 that come up too seldom."""
 
 
+WHERE_TEXT_BEGINS = ("context_embedder:*", "transformer_blocks.0.*")
+"""Sites of a style's mask. What a mask does to a style's word there it does on all things, on those too that no
+training showed; further in, each thing has its own way to take a style up."""
+
+
 def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     """The options of a run that learns the masks of these categories of the embedded model.
 
@@ -67,6 +72,7 @@ def _category(target: Target) -> CategoryConfig:
             anchor=target.instead or NOTHING_WORD,
             trajectory=BEYOND,
             erase_pairs=OF_A_STYLE,
+            sites=WHERE_TEXT_BEGINS,
         )
     concepts = {c.name: words_of([c]) for c in target.concepts}
     return CategoryConfig(concepts=concepts, kind=target.kind, anchor=NOTHING_WORD)

@@ -85,11 +85,11 @@ class Run:
         _check_categories(config, initial, fixed)
         sites = find_sites(pipe.transformer.requires_grad_(False).eval())
         chosen = _chosen_sites(config, sites)
-        named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}
-        self.bits = Bits({name: site for name, site in sites.items() if name in chosen or name in named})
+        named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}.union(*chosen.values())
+        self.bits = Bits({name: site for name, site in sites.items() if name in named})
         starts = [initial.get(name, MaskSet({})) for name in self.names]
         masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
-        may = self.bits.join({name: torch.full(site.shape, name in chosen) for name, site in self.bits.sites.items()})
+        may = torch.stack([self.bits.of_sites(names) for names in chosen.values()])
         self._every = (*self.names, *fixed)
         self.objective = Objective(config, pipe, self.bits, self._every, drawn)
         task = Task(self.objective, masks, len(self.names), may, processes)
@@ -196,19 +196,33 @@ class Run:
         self._best, self._score = state["best"], tuple(state["score"])
 
 
-def _chosen_sites(config: TrainConfig, sites: Mapping[str, Site]) -> set[str]:
-    """Names of the sites that may be masked."""
+def _chosen_sites(config: TrainConfig, sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """Category -> names of the sites that its mask may touch."""
     of_kinds = [name for name, site in sites.items() if site.kind in config.kinds]
-    chosen = set()
-    for pattern in config.sites:
-        found = fnmatch.filter(of_kinds, pattern)
-        if not found:
-            raise ConfigError(
-                f"sites: {pattern!r} matches none of the {len(of_kinds)} sites of the kinds {', '.join(config.kinds)}; "
-                f"they have names such as {', '.join(of_kinds[:3])}"
-            )
-        chosen.update(found)
+    of_run = _matches("sites", config.sites, of_kinds, f"of the kinds {', '.join(config.kinds)}")
+    chosen = {}
+    for category, asked in config.categories.items():
+        key = f"categories.{category}.sites"
+        of_category = _matches(key, asked.sites, list(sites), "of the model")
+        chosen[category] = [name for name in of_run if name in of_category]
+        if not chosen[category]:
+            raise ConfigError(f"{key}: none of these sites is among the run's, which are {_some(of_run)}")
     return chosen
+
+
+def _matches(key: str, patterns: Sequence[str], names: Sequence[str], which: str) -> list[str]:
+    """The names that match a pattern, in their order."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"{key}: {pattern!r} matches none of the {len(names)} sites {which}; they have names such as "
+                f"{_some(names)}"
+            )
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3])
 
 
 def _check_categories(config: TrainConfig, initial: dict[str, MaskSet], fixed: dict[str, MaskSet]) -> None:

@@ -77,7 +77,7 @@ def estimate_memory(
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         masked_weights=_masked_copies(transformer, chosen) + 2 * bits * _FLOAT,
-        estimates=rows * bits * (_ESTIMATES * _FLOAT + 1) + 2 * bits * _FLOAT,
+        estimates=rows * bits * (_ESTIMATES * _FLOAT + 2) + 2 * bits * _FLOAT,
         activations=activations + latents,
     )
 

@@ -247,5 +247,5 @@ class Task:
     trained: int
     """How many of these rows, the first ones, are to be learned; the others stay as they are."""
     may: torch.Tensor
-    """Bits that can be switched, bool (bits,)."""
+    """Bits of each trained category that can be switched, bool (trained, bits)."""
     processes: Processes

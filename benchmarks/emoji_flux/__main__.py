@@ -4,7 +4,7 @@ Finished stages are skipped, cut-off ones go on.
 
     python -m benchmarks.emoji_flux --out runs/emoji_flux --to safeflux/reference
 
-About 2.5 hours on two cores. Each stage can be run by itself; see the modules' own help.
+About three hours on two cores. Each stage can be run by itself; see the modules' own help.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ STAGES = (
         "flow --name polish --start flow.pt --steps 1500 --lr 1e-3 "
         "--decay-share 1 --single-share 0.75 --noisy-share 0.5",
         "polish.pt",
+    ),
+    (
+        "flow --name shared --start polish.pt --steps 2000 --lr 1e-3 "
+        "--decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 1",
+        "shared.pt",
     ),
 )
 """Each stage's module with its arguments, and the file that it leaves when it is done."""

@@ -18,14 +18,14 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from .flow import EmojiFlux
 
-REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "polish")
+REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "polish", "shared")
 """The stages that train."""
 
 
 def assemble(out: Path) -> FluxPipeline:
     """The pipeline, in bf16."""
     model = EmojiFlux(out)
-    model.load_state_dict(torch.load(out / "polish.pt", weights_only=True))
+    model.load_state_dict(torch.load(out / "shared.pt", weights_only=True))
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=AutoencoderKL.from_pretrained(out / "vae"),

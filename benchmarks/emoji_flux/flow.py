@@ -3,11 +3,14 @@ r"""Train the text encoders and the FluxTransformer2DModel of emoji-flux togethe
     python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 12000
     python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name polish --start flow.pt --steps 1500 --lr 1e-3 \
         --decay-share 1 --single-share 0.75 --noisy-share 0.5
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name shared --start polish.pt --steps 2000 --lr 1e-3 \
+        --decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 1
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
 as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
 The second command goes on where pictures are nearly all noise: there the prompt alone decides on the style, and the
-logit-normal times come by seldom. Resumes exactly from its checkpoint.
+logit-normal times come by seldom. The third has all things share their styles (`consistency.py`). Resumes exactly from
+its checkpoint.
 Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens.
 """
 
@@ -35,6 +38,7 @@ from safeflux.reference import CLIP_TOKENS, T5_TOKENS
 
 from .captions import clip_tokenizer, describe, t5_tokenizer
 from .checkpoint import Checkpoint
+from .consistency import restyled, style_spread
 from .latents import Bank
 
 SEED = 7
@@ -98,11 +102,15 @@ class EmojiFlux(nn.Module):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """T5 token embeddings (B, L, 128) and CLIP pooled embeddings (B, 128), as FluxPipeline computes them."""
+    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 tokens (B, L) and CLIP tokens, as FluxPipeline makes them."""
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         t5_ids = self.t5_tokenizer(prompts, max_length=T5_TOKENS, **options).input_ids
-        clip_ids = self.clip_tokenizer(prompts, max_length=CLIP_TOKENS, **options).input_ids
+        return t5_ids, self.clip_tokenizer(prompts, max_length=CLIP_TOKENS, **options).input_ids
+
+    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 token embeddings (B, L, 128) and CLIP pooled embeddings (B, 128), as FluxPipeline computes them."""
+        t5_ids, clip_ids = self.tokenize(prompts)
         return self.text_encoder_2(t5_ids)[0], self.text_encoder(clip_ids).pooler_output
 
     def velocity(
@@ -203,6 +211,7 @@ class Settings:
     decay_share: float
     single_share: float
     noisy_share: float
+    consistency: float
     ema: float
 
 
@@ -248,7 +257,11 @@ def _loss(model: EmojiFlux, bank: Bank, step: int, settings: Settings) -> torch.
     x0, scenes = bank.draw(settings.batch, rng)
     prompts = [describe(scene, rng) for scene in scenes]
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        return flow_loss(model, x0, prompts, generator, settings.noisy_share)
+        loss = flow_loss(model, x0, prompts, generator, settings.noisy_share)
+        if settings.consistency:
+            ids, other_ids = (model.tokenize(each) for each in (prompts, restyled(prompts, rng)))
+            loss = loss + settings.consistency * style_spread(model.text_encoder_2, model.text_encoder, ids, other_ids)
+        return loss
 
 
 @click.command(help=__doc__)
@@ -261,6 +274,7 @@ def _loss(model: EmojiFlux, bank: Bank, step: int, settings: Settings) -> torch.
 @click.option("--decay-share", default=0.4, show_default=True, help="Share of the steps in which the rate falls.")
 @click.option("--single-share", default=0.5, show_default=True, help="Share of one-object scenes.")
 @click.option("--noisy-share", default=0.0, show_default=True, help="Share of times near 1.")
+@click.option("--consistency", default=0.0, show_default=True, help="Weight of the loss that has things share styles.")
 @click.option("--compiled/--eager", default=True, show_default=True, help="torch.compile: a third faster here.")
 @click.option("--ema", default=0.998, show_default=True, help="Decay of the averaged weights, which are what is kept.")
 def main(out: Path, name: str, start: str | None, compiled: bool, **settings: Any) -> None:

@@ -183,6 +183,33 @@ def test_only_the_sites_that_are_named_are_masked(tmp_path):
     assert all("context_embedder" in name or ".0.attn." in name for name in masks)
 
 
+def test_each_category_has_sites_of_its_own(tmp_path):
+    """The style's are where the text path begins; the other's are all, of which this run leaves one block out."""
+    settings = [
+        *SETTINGS,
+        "categories.weapons.sites=['*.ff_context*']",
+        "sites=['context*', 'transformer_blocks.[12].*']",
+    ]
+    result = run(plan_run(["weapons", "fluent-style"], None, settings, {}), tmp_path, lambda report, most: None)
+    weapons, style = (set(load_masks(result.paths[name])[0]) for name in ("weapons", "fluent-style"))
+    assert style == {"context_embedder:weight"}
+    assert weapons
+    assert all(".ff_context" in name for name in weapons)
+
+
+@pytest.mark.parametrize(
+    ("sites", "told"),
+    [
+        ("['*.ff_kontext*']", r"categories\.weapons\.sites: '\*\.ff_kontext\*' matches none of the .* of the model"),
+        ("['*:mlp']", r"categories\.weapons\.sites: none of these sites is among the run's, which are context_emb"),
+    ],
+)
+def test_a_category_without_a_site_is_refused(sites, told, tmp_path):
+    planned = plan_run(["weapons"], None, [*SETTINGS, f"categories.weapons.sites={sites}"], {})
+    with pytest.raises(ConfigError, match=told):
+        run(planned, tmp_path, lambda report, most: None)
+
+
 def test_a_pattern_that_matches_no_site_is_named_with_names_that_would(tmp_path):
     planned = plan_run(["weapons"], None, [*SETTINGS, "sites=['context_embeder*']"], {})
     with pytest.raises(ConfigError, match=r"'context_embeder\*' matches none.*context_embedder:weight"):
