@@ -7,7 +7,7 @@ repaired together, each batch with another subset of them on, and brought to res
 bits and look again at what was spoilt. The last stage preserves more of what the other categories draw. Learned alone
 they are also what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each
 stage took was chosen by validation. Masks are not minimised: 96 pictures are too few to take bits back by.
-One to four minutes for each mask, twelve for the style's, and 25 for each of the other stages, on one core.
+One to four minutes for each mask, nine for the style's, and 25 for each of the other stages, on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WHOLE = "minimise=false "
 _ALIKE = _WHOLE + "spoilt_share=0 "
 _OF_A_STYLE = (
     "saliency.beta=1.5 saliency.erase_batches=3 saliency.preserve_batches=3 validation_prompts=128 "
-    "saliency.rounds=112 saliency.bits_off=200 saliency.bits_on=110 validate_every=28"
+    "saliency.rounds=72 saliency.bits_off=160 saliency.bits_on=80 validate_every=18"
 )
 _REPAIR = (
     "prompts.preserve_pairs=1600 saliency.erase_batches=2 saliency.preserve_batches=6 saliency.beta=6 "

@@ -3,7 +3,8 @@
     python -m benchmarks.style_sites --report benchmarks/reports/style_sites.json
 
 The embedded model's art style is learned on three of four of the neutral things that mask training knows, from the
-same prompts and noises, with masks of single weights, of weights and neurons, and of the image stream's neurons alone.
+same prompts and noises, with masks of single weights where the text path begins (the category's own choice of sites),
+of weights anywhere in it, of weights and neurons, and of the image stream's neurons alone.
 Each mask is then asked for the style, and for the other styles, on things of its training and on the fourth part: is
 the style found, is the thing right. Things that are held out for the evaluation are not asked.
 About 12 minutes a mask on one core; a run that was cut off goes on.
@@ -37,10 +38,13 @@ TRAINING = (
     "saliency.erase_batches=3",
     "saliency.preserve_batches=3",
 )
-MIXED = ("saliency.rounds=112", "saliency.bits_off=200", "saliency.bits_on=110", "validate_every=56")
-FEW = ("saliency.rounds=60", "saliency.bits_off=30", "saliency.bits_on=15", "validate_every=30")
+ANYWHERE = f"categories.{CATEGORY}.sites=['*']"
+EARLY = ("saliency.rounds=70", "saliency.bits_off=160", "saliency.bits_on=80", "validate_every=35")
+MIXED = (ANYWHERE, "saliency.rounds=112", "saliency.bits_off=200", "saliency.bits_on=110", "validate_every=56")
+FEW = (ANYWHERE, "saliency.rounds=60", "saliency.bits_off=30", "saliency.bits_on=15", "validate_every=30")
 """For neurons alone, each of which stands for hundreds of weights."""
 WAYS: dict[str, Sequence[str]] = {
+    "weights where the text path begins": EARLY,
     "weights": MIXED,
     "weights and neurons": ("kinds=[weight, ff, mlp, norm]", *MIXED),
     "neurons of the image stream": (

@@ -9,8 +9,8 @@ r"""Train the text encoders and the FluxTransformer2DModel of emoji-flux togethe
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
 as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
 The second command goes on where pictures are nearly all noise: there the prompt alone decides on the style, and the
-logit-normal times come by seldom. The third has all things share their styles (`consistency.py`). Resumes exactly from
-its checkpoint.
+logit-normal times come by seldom. The third has all things share their styles (`consistency.py`); for the shipped
+model it started from what the second had left in bf16. Resumes exactly from its checkpoint.
 Tensor shapes: B batch, N 16 image tokens, C 128 channels a token, L text tokens.
 """
 
