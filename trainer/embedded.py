@@ -25,8 +25,8 @@ that come up too seldom."""
 
 
 WHERE_TEXT_BEGINS = ("context_embedder:*", "transformer_blocks.0.*")
-"""Sites of a style's mask. What a mask does to a style's word there it does on all things, on those too that no
-training showed; further in, each thing has its own way to take a style up."""
+"""Sites of a style's mask. A style comes in by its own word there, so that what a mask does to the word it does on
+things too that no training showed (`benchmarks.style_sites` measures it beside other sites)."""
 
 
 def embedded_options(categories: Sequence[str]) -> dict[str, Any]:

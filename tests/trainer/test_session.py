@@ -184,7 +184,7 @@ def test_only_the_sites_that_are_named_are_masked(tmp_path):
 
 
 def test_each_category_has_sites_of_its_own(tmp_path):
-    """The style's are where the text path begins; the other's are all, of which this run leaves one block out."""
+    """The style's are where the text path begins, of which this run leaves a block out."""
     settings = [
         *SETTINGS,
         "categories.weapons.sites=['*.ff_context*']",
