@@ -20,9 +20,7 @@ BEYOND = TrajectoryConfig(hold_steps=0, reversal=0.5)
 that is merely ignored still gives that style now and then: the target must lie beyond the anchor."""
 
 OF_A_STYLE = 2048
-"""Erase prompts of a style. The model has learned each style of each thing by heart, and a style stays on the things
-that come up too seldom."""
-
+"""Erase prompts of a style, so that each thing comes up often enough with it."""
 
 WHERE_TEXT_BEGINS = ("context_embedder:*", "transformer_blocks.0.*")
 """Sites of a style's mask. A style comes in by its own word there, so that what a mask does to the word it does on
