@@ -4,8 +4,8 @@
 
 Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
 repaired together, each batch with another subset of them on, and brought to rest by rounds that switch fewer and fewer
-bits and look again at what was spoilt. The last stage preserves more of what the other categories draw. Learned alone
-they are also what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each
+bits and look again at what was spoilt; `polish` preserves more of what the other categories draw. The style, of which
+most is left then, goes through a few more rounds beside the others, which stay as they are. Learned alone they are also what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each
 stage took was chosen by validation. Masks are not minimised: 96 pictures are too few to take bits back by.
 One to four minutes for each mask, nine for the style's, and 25 for each of the other stages, on one core.
 """
@@ -45,6 +45,11 @@ _POLISH = _WHOLE + (
     "saliency.beta=8 saliency.rounds=4 saliency.warm_up=3 saliency.last_rounds=24 saliency.bits_off=60 "
     "saliency.bits_on=70 validate_every=14 validation_prompts=96 seed=2"
 )
+_BESIDE = _WHOLE + (
+    "saliency.beta=3 saliency.erase_batches=4 saliency.preserve_batches=6 saliency.rounds=24 saliency.warm_up=3 "
+    "saliency.last_rounds=12 saliency.bits_off=60 saliency.bits_on=40 target_found=0.005 validate_every=12 "
+    "validation_prompts=256 seed=3"
+)
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
 STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), _ALIKE + "validation_prompts=96") for name in THINGS),
@@ -53,14 +58,19 @@ STAGES: tuple[Stage, ...] = (
     ("rest", EVERY, ("repair",), _REST.format(rounds=39, off=90, on=110, seed=0)),
     ("catalogue", EVERY, ("rest",), _REST.format(rounds=36, off=70, on=80, seed=1)),
     ("polish", EVERY, ("catalogue",), _POLISH),
+    ("style", (STYLE,), ("polish",), _BESIDE),
 )
-"""Name, categories, the stages whose masks it starts from, and what it sets beside the defaults."""
+"""Name, categories, the stages whose masks it starts from, and what it sets beside the defaults. What these stages made
+for other categories stays as it is, beside the masks that are learned."""
 
 
 def command(out: Path, name: str, categories: Sequence[str], starts: Sequence[str], settings: str) -> list[str]:
     """The `safeflux train` of one stage."""
-    initial = [out / start / f"{c}.safetensors" for c in categories for start in starts if _makes(start, c)]
-    options = [("--category", c) for c in categories] + [("--initial", str(path)) for path in initial]
+    made = [(c, start) for c in EVERY for start in starts if _makes(start, c)]
+    options = [("--category", c) for c in categories]
+    options += [
+        ("--initial" if c in categories else "--with", str(out / start / f"{c}.safetensors")) for c, start in made
+    ]
     options += [("--set", setting) for setting in settings.split()]
     return ["train", "--out", str(out / name), *(part for option in options for part in option)]
 

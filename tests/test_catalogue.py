@@ -24,12 +24,14 @@ def test_there_is_a_mask_and_a_card_for_every_target():
 
 
 def test_the_masks_have_the_configuration_of_the_commands_that_made_them():
-    name, *rest = STAGES[-1]
-    verb, *arguments = command(Path("runs"), name, *rest)
-    given = train.make_context(verb, arguments).params
-    planned = plan_run(given["categories"], None, given["settings"], {"initial": given["initial"]})
-    digests = {load_masks(path)[1].config_sha256 for path in MASKS.glob("*.safetensors")}
-    assert digests == {config_digest(planned)}
+    made = {category: (name, categories, *rest) for name, categories, *rest in STAGES for category in categories}
+    assert set(made) == set(vocabulary().targets)
+    for category, stage in made.items():
+        verb, *arguments = command(Path("runs"), *stage)
+        given = train.make_context(verb, arguments).params
+        starts = {"initial": given["initial"], "together_with": given["together_with"]}
+        planned = plan_run(given["categories"], None, given["settings"], starts)
+        assert load_masks(MASKS / f"{category}.safetensors")[1].config_sha256 == config_digest(planned)
 
 
 def test_every_card_tells_the_figures_inside_its_mask():
