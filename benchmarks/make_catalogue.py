@@ -5,9 +5,10 @@
 Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
 repaired together, each batch with another subset of them on, and brought to rest by rounds that switch fewer and fewer
 bits and look again at what was spoilt; `polish` preserves more of what the other categories draw. The style, of which
-most is left then, goes through a few more rounds beside the others, which stay as they are. Learned alone they are also what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each
-stage took was chosen by validation. Masks are not minimised: 96 pictures are too few to take bits back by.
-One to four minutes for each mask, nine for the style's, and 25 for each of the other stages, on one core.
+most is left then, goes through a few more rounds beside the others, which stay as they are. Learned alone they are also
+what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each stage took was
+chosen by validation. Masks are not minimised: 96 pictures are too few to take bits back by.
+One to four minutes for each mask, nine for the style's, and 18 to 25 for each of the other stages, on one core.
 """
 
 from __future__ import annotations
