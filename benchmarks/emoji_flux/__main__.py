@@ -29,7 +29,7 @@ STAGES = (
     ),
     (
         "flow --name shared --start polish.pt --steps 2000 --lr 1e-3 "
-        "--decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 1",
+        "--decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 10",
         "shared.pt",
     ),
 )

@@ -4,7 +4,7 @@ r"""Train the text encoders and the FluxTransformer2DModel of emoji-flux togethe
     python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name polish --start flow.pt --steps 1500 --lr 1e-3 \
         --decay-share 1 --single-share 0.75 --noisy-share 0.5
     python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name shared --start polish.pt --steps 2000 --lr 1e-3 \
-        --decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 1
+        --decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 10
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
 as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
