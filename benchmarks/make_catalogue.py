@@ -4,11 +4,11 @@
 
 Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
 repaired together, each batch with another subset of them on, and brought to rest by rounds that switch fewer and fewer
-bits and look again at what was spoilt; `polish` preserves more of what the other categories draw. The style, of which
-most is left then, goes through a few more rounds beside the others, which stay as they are. Learned alone they are also
-what the others are compared with (`benchmarks.catalogue --against runs/alone`). How many rounds each stage took was
-chosen by validation. Masks are not minimised: 96 pictures are too few to take bits back by.
-One to four minutes for each mask, nine for the style's, and 18 to 25 for each of the other stages, on one core.
+bits and look again at what was spoilt. The style, of which most is left then, goes through a few more rounds beside the
+others, which stay as they are. Learned alone they are also what the others are compared with
+(`benchmarks.catalogue --against runs/alone`). How many stages and rounds there are was chosen by validation. Masks are
+not minimised: 96 pictures are too few to take bits back by.
+One to four minutes for each mask alone, 25 for each joint stage, 13 for the style's, on one core.
 """
 
 from __future__ import annotations
@@ -38,17 +38,12 @@ _REPAIR = (
 )
 _REST = _WHOLE + (
     "prompts.erase_pairs=1024 saliency.erase_batches=2 saliency.preserve_batches=8 saliency.beta=6 "
-    "saliency.rounds=4 saliency.warm_up=3 saliency.last_rounds={rounds} saliency.bits_off={off} saliency.bits_on={on} "
-    "validate_every=15 validation_prompts=96 seed={seed}"
-)
-_POLISH = _WHOLE + (
-    "prompts.erase_pairs=1024 prompts.category_share=0.4 saliency.erase_batches=2 saliency.preserve_batches=8 "
-    "saliency.beta=8 saliency.rounds=4 saliency.warm_up=3 saliency.last_rounds=24 saliency.bits_off=60 "
-    "saliency.bits_on=70 validate_every=14 validation_prompts=96 seed=2"
+    "saliency.rounds=4 saliency.warm_up=3 saliency.last_rounds=39 saliency.bits_off=90 saliency.bits_on=110 "
+    "validate_every=15 validation_prompts=96"
 )
 _BESIDE = _WHOLE + (
-    "saliency.beta=3 saliency.erase_batches=4 saliency.preserve_batches=6 saliency.rounds=24 saliency.warm_up=3 "
-    "saliency.last_rounds=12 saliency.bits_off=60 saliency.bits_on=40 target_found=0.005 validate_every=12 "
+    "saliency.beta=3 saliency.erase_batches=4 saliency.preserve_batches=6 saliency.rounds=16 saliency.warm_up=3 "
+    "saliency.last_rounds=10 saliency.bits_off=60 saliency.bits_on=40 target_found=0.005 validate_every=13 "
     "validation_prompts=256 seed=3"
 )
 Stage = tuple[str, Sequence[str], tuple[str, ...], str]
@@ -56,10 +51,8 @@ STAGES: tuple[Stage, ...] = (
     *((f"{ALONE}/{name}", (name,), (), _ALIKE + "validation_prompts=96") for name in THINGS),
     (f"{ALONE}/{STYLE}", (STYLE,), (), _ALIKE + _OF_A_STYLE),
     ("repair", EVERY, tuple(f"{ALONE}/{name}" for name in EVERY), _ALIKE + _REPAIR),
-    ("rest", EVERY, ("repair",), _REST.format(rounds=39, off=90, on=110, seed=0)),
-    ("catalogue", EVERY, ("rest",), _REST.format(rounds=36, off=70, on=80, seed=1)),
-    ("polish", EVERY, ("catalogue",), _POLISH),
-    ("style", (STYLE,), ("polish",), _BESIDE),
+    ("catalogue", EVERY, ("repair",), _REST),
+    ("style", (STYLE,), ("catalogue",), _BESIDE),
 )
 """Name, categories, the stages whose masks it starts from, and what it sets beside the defaults. What these stages made
 for other categories stays as it is, beside the masks that are learned."""

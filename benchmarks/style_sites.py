@@ -1,6 +1,6 @@
 """Which sites can erase an art style: a mask of each kind, measured on things that it was trained with and on others.
 
-    python -m benchmarks.style_sites --report benchmarks/reports/style_sites.json
+    python -m benchmarks.style_sites --report runs/style_sites.json
 
 The embedded model's art style is learned on three of four of the neutral things that mask training knows, from the
 same prompts and noises, with masks of single weights where the text path begins (the category's own choice of sites),
