@@ -6,41 +6,53 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPES := build/types
 WORKERS ?= 2
-SOURCES := safeflux trainer policies benchmarks examples tests conftest.py
+SOURCES := safeflux trainer policies benchmarks docs examples tests conftest.py
 
-.PHONY: demo test lint types pytest clean
+.PHONY: demo test lint types laid-out pytest docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/safeflux demo
 
 test: lint types pytest
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev laid-out
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md
+	$(BIN)/codespell $(SOURCES) README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md
+	cd $(TYPES) && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.import_linter_cache
 
-# mypy does not follow the import hook of an editable install, so it gets the packages laid out as they are imported.
-types: $(VENV)/.installed-dev
+# mypy and import-linter do not follow the import hook of an editable install: they get the packages as they are imported.
+laid-out:
 	rm -rf $(TYPES)
-	mkdir -p $(TYPES)/safeflux
-	ln -s $(CURDIR)/safeflux/* $(CURDIR)/trainer $(CURDIR)/policies $(TYPES)/safeflux
+	mkdir -p $(TYPES)
+	cp -rl safeflux $(TYPES)/safeflux
+	cp -rl trainer policies $(TYPES)/safeflux
+
+types: $(VENV)/.installed-dev laid-out
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p safeflux
 
 # The models are small: two workers with a thread each need half the time of one with two threads.
 pytest: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Any warning is an error: a link that leads nowhere, a docstring that cannot be read, a page that no other names.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/.installed
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis

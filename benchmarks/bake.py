@@ -1,4 +1,4 @@
-"""How long a guarded copy of FLUX.1-dev takes, against a plain copy of the same file, and what memory it needs.
+"""Time and memory of a guarded copy of FLUX.1-dev, compared with a plain copy of the same file.
 
     python -m benchmarks.bake --folder /a/disk/with/48/GB --report benchmarks/reports/bake.json
 
@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks.fluxfile import flux1_shapes, write_flux
 from benchmarks.timing import timed, write_report
-from safeflux.checkpoint import Checkpoint
-from safeflux.maskfile import MaskMeta, save_masks
-from safeflux.masks import MaskSet
-from safeflux.packed import SPARSE, PackedMask
-from safeflux.sites import Site
+from safeflux.checkpoints.checkpoint import Checkpoint
+from safeflux.families.sites import Site
+from safeflux.masks.file import save_masks
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.masks.packed import SPARSE, PackedMask
 
 IMAGE_OFF, TEXT_OFF, NORM_OFF, WEIGHTS_OFF = 0.476, 0.783, 0.177, 0.005
 POLICY = "apiVersion: safeflux/v1\nkind: Policy\nname: {name}\ncategories: {{weapons: {{masks: [{name}]}}}}\n"
@@ -38,7 +39,7 @@ from safeflux.cli import main
 atexit.register(lambda: print(open("/proc/self/status").read()))
 main(sys.argv[1:])
 """
-"""The command line, and what the system says of its memory at its end. What `wait4` says counts the parent's too."""
+"""The command line, and the system's figure of its memory at its end. `wait4` counts the parent's memory too."""
 
 
 def share_off(site: Site) -> float:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safeflux.atomic import write_atomically
-from safeflux.card import ROWS, Words, make_card
-from safeflux.maskfile import load_masks, save_masks
+from safeflux.disk.atomic import write_atomically
+from safeflux.masks.card import ROWS, Words, make_card
+from safeflux.masks.file import load_masks, save_masks
 from safeflux.reference.vocabulary import Target, vocabulary
 
 _MEASURED = "prompts and noises held out from training\n(`benchmarks/catalogue.py`)"
@@ -38,7 +38,7 @@ def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], 
 
 
 def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The rates of one target and of what is kept, without and with masks."""
+    """The rates of one target and of everything else, without and with masks."""
     target = figures["targets"][name]
     unseen, is_style = target.get("found_held_out"), target["kind"] == "style"
     rates = (
@@ -56,6 +56,6 @@ def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def words_of(target: Target) -> Words:
-    """What the vocabulary knows of a target, and this benchmark of its figures."""
+    """A target as the vocabulary describes it, with the figures of this benchmark."""
     what = f"the art style {target.style}" if target.style else ", ".join(c.words for c in target.concepts)
     return Words(what, f", an icon model; kind of target: {target.kind}", _MEASURED, _FIGURES)

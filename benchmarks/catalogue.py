@@ -1,10 +1,10 @@
-"""The shipped masks: each alone, all AND-ed, and random subsets of every size.
+"""The shipped masks: each alone, all combined, and random subsets of every size.
 
     python -m benchmarks.catalogue --report benchmarks/reports/catalogue
 
 Questions, noises and rates are those of `safeflux eval`: paired with the base model, held out from training. With
 `--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
-over the number of categories then show what learning masks together is worth. A run that was cut off goes on: what is
+over the number of categories then show the gain of learning masks together. An interrupted run resumes: what has been
 measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures
 into its file and writes a card beside it.
 """
@@ -20,18 +20,19 @@ from typing import Any
 
 import click
 import numpy as np
-from safeflux.trainer.bench import Bench
-from safeflux.trainer.figures import Figures
-from safeflux.trainer.plots import Point, plot_tradeoff
-from safeflux.trainer.questions import Sizes
-from safeflux.trainer.report import library_versions, utc_now
 
 from benchmarks.cards import write_cards
-from safeflux.atomic import write_atomically
-from safeflux.maskfile import digest, load_masks
-from safeflux.masks import MaskSet, compose
+from safeflux.disk.atomic import write_atomically
+from safeflux.evaluation.bench import Bench
+from safeflux.evaluation.figures import Figures
+from safeflux.evaluation.plots import Point, plot_tradeoff
+from safeflux.evaluation.questions import Sizes
+from safeflux.evaluation.report import library_versions, utc_now
+from safeflux.masks.encoding import digest
+from safeflux.masks.file import load_masks
+from safeflux.masks.mask_set import MaskSet, compose
+from safeflux.rates import Rate
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
@@ -41,7 +42,7 @@ SMALL = Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
 """Pictures for each random subset."""
 NOTHING = Rate(0, 0)
 View = Callable[[Figures], dict[str, Any]]
-"""What of the figures goes into the report."""
+"""Selects the figures that go into the report."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Family:
         return cls(name, {target: found[target] for target in vocabulary().targets if target in found})
 
     def key(self, names: Sequence[str]) -> str:
-        """What the figures of some are found under."""
+        """The key of the figures of some masks."""
         return f"{self.name}: {' + '.join(names)}"
 
     def joined(self, names: Sequence[str]) -> MaskSet:
@@ -67,14 +68,14 @@ class Family:
 
 
 class Results:
-    """What was measured, on disk as soon as it is."""
+    """All measurements, each on disk as soon as it is made."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, key: str, family: Family, chosen: Sequence[str], bench: Bench, view: View) -> None:
-        """Measure what is not there under the key for these masks, pictures and seed."""
+        """Measure these masks, pictures and seed, unless the key has their figures already."""
         masks = family.joined(chosen)
         what = {"masks": digest(masks), "pictures": vars(bench.sizes), "seed": bench.seed}
         if {name: self.found.get(key, {}).get(name) for name in what} != what:
@@ -93,7 +94,7 @@ def subsets_of(names: Sequence[str], each: int, seed: int) -> list[tuple[str, ..
 
 
 def brief(figures: Figures) -> dict[str, Any]:
-    """What the curve needs of a subset."""
+    """The figures of a subset for the curve."""
     return {
         "found": {name: target.found.masked.to_json() for name, target in figures.targets.items()},
         "found_base": {name: target.found.base.to_json() for name, target in figures.targets.items()},
@@ -132,7 +133,7 @@ def worst(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) 
 @click.option("--seed", default=0, show_default=True)
 @click.option("--write", is_flag=True, help="Put the figures into the mask files, and write the cards.")
 def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: int, write: bool) -> None:
-    """Measure what is missing, draw the curve, write."""
+    """Measure the missing ones, draw the curve, write."""
     report.mkdir(parents=True, exist_ok=True)
     pipe, judge = load_pipeline(), Judge()
     everything, one, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (ALL, ALONE, SMALL))

@@ -1,4 +1,4 @@
-"""What removing masked neurons gives over zeroing them: time, operations and bytes of one block of FLUX.1's shapes.
+"""The gain of removing masked neurons over zeroing them: time, operations and bytes of one block of FLUX.1's shapes.
 
     python -m benchmarks.compact --report benchmarks/reports/compact.json
 
@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.guard_scale import build, neurons
 from benchmarks.timing import milliseconds, write_report
-from safeflux.apply import apply_masks_
-from safeflux.compact import compact_
-from safeflux.masks import MaskSet
-from safeflux.removal import ROUND_TO
-from safeflux.sites import find_sites
+from safeflux.families.sites import find_sites
+from safeflux.masks.cuts import ROUND_TO
+from safeflux.masks.mask_set import MaskSet
+from safeflux.model.apply import apply_masks_
+from safeflux.model.compact import compact_
 
 SIDE, TEXT_TOKENS = 32, 512
 _MASKED = 0
@@ -55,7 +55,7 @@ def inputs_of(model: Any) -> dict[str, Any]:
 
 
 def whole_block(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """What the block makes of the text and of the image tokens."""
+    """The block's outputs for the text and the image tokens."""
     return torch.cat(block(**inputs), dim=1)
 
 
@@ -73,13 +73,13 @@ class AttentionByHeads(TorchFunctionMode):
 
 
 def block_by_heads(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """What the whole block makes of them with attention by heads."""
+    """The outputs of the whole block with attention by heads."""
     with AttentionByHeads():
         return whole_block(block, inputs)
 
 
 def feed_forwards(block: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """What its two feed-forwards alone make of them."""
+    """The outputs of its two feed-forwards alone."""
     return torch.cat([block.ff_context(inputs["encoder_hidden_states"]), block.ff(inputs["hidden_states"])], dim=1)
 
 

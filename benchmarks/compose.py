@@ -4,7 +4,7 @@
 
 `neurons`: 100 mask sets, each of all 1,284,096 neurons that the published reference masks and single-block MLPs speak
 of, a tenth of them off. `weights`: 20 mask sets, each with 0.5 % of the two billion weights of the text path off. The
-bits are random, and composed as the policies' masks are (`safeflux.masks.compose`), on one thread. Beside it: the same
+bits are random, and composed as the policies' masks are (`safeflux.compose`), on one thread. Beside it: the same
 AND, elementwise over NumPy's bool arrays for the neurons, as it would be without packed bits.
 """
 
@@ -21,9 +21,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.timing import milliseconds, timed, write_report
-from safeflux.masks import MaskSet, compose
-from safeflux.packed import SPARSE, PackedMask
-from safeflux.sites import Site, find_sites
+from safeflux.families.sites import Site, find_sites
+from safeflux.masks.mask_set import MaskSet, compose
+from safeflux.masks.packed import SPARSE, PackedMask
 
 NEURON_SETS, NEURONS_OFF = 100, 0.1
 WEIGHT_SETS, WEIGHTS_OFF = 20, 0.005
@@ -41,7 +41,7 @@ def weight_masks(sites: list[Site], draw: np.random.Generator) -> MaskSet:
 
 
 def and_of_bools(sets: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What composing would be with one byte for each bit."""
+    """The same composition with one byte for each bit."""
     return {name: reduce(np.logical_and, (masks[name] for masks in sets)) for name in sets[0]}
 
 

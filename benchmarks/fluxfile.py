@@ -1,4 +1,4 @@
-"""Files with FLUX.1's own tensors, names and sizes and made-up numbers: what baking is measured and tested on.
+"""Files with FLUX.1's own tensors, names and sizes and made-up numbers, for measuring and testing bakes.
 
 FLUX.1-dev in the layout of Black Forest Labs has 780 tensors, 11.9 billion numbers, 23.8 GB in bf16.
 """
@@ -41,7 +41,7 @@ def write_flux(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "
 
     Args:
         path: The file.
-        shapes: What is in it.
+        shapes: Its tensors.
         dtype: BF16 or F8_E4M3.
         seed: Of the numbers.
     """

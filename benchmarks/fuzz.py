@@ -31,14 +31,15 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save
 
 from benchmarks.guard_times import random_masks, save_policy
-from safeflux.atomic import write_atomically
-from safeflux.bake import bake
+from safeflux.baking.bake import bake
+from safeflux.baking.verify import verify_files
+from safeflux.disk.atomic import write_atomically
 from safeflux.errors import SafeFluxError
-from safeflux.maskfile import MaskMeta, decode, encode
-from safeflux.masks import MaskSet
-from safeflux.policy import load_policy
-from safeflux.status import State
-from safeflux.verifyfile import verify_files
+from safeflux.masks.encoding import decode, encode
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.plan.status import State
+from safeflux.policy.load import load_policy
 
 CONFORMANCE = Path(__file__).parent.parent / "tests" / "conformance"
 SECONDS, MEGABYTES = 1.0, 200
@@ -229,7 +230,7 @@ def policy_seeds() -> list[bytes]:
 def fuzz(
     check: Check, seeds: Sequence[bytes], count: int, seed: int, cases: Path, change: Change = spoil
 ) -> dict[str, object]:
-    """Try `count` cases; tell how each ended, and write out what ended badly."""
+    """Try `count` cases; report how each ended, and write out those that ended badly."""
     draw, ends, slowest, defects = random.Random(seed), Counter[str](), 0.0, []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
@@ -274,10 +275,10 @@ def main(policies: int, masks: int, models: int, seed: int, cases: Path, report:
         seeds = [parts_of(model_bytes(model))[0]]
         found["models"] = fuzz(check_model(Path(folder), model), seeds, models, seed, cases / "models", respell)
     is_bad = False
-    for name, told in found.items():
-        facts = (f"{key} {value}" for key, value in told.items() if key != "most_common_ends")
-        click.echo(f"{name}: {', '.join(facts)}")
-        is_bad |= bool(told["defects"]) or told["slowest_seconds"] > SECONDS or told["megabytes_grown"] > MEGABYTES
+    for name, facts in found.items():
+        texts = (f"{key} {value}" for key, value in facts.items() if key != "most_common_ends")
+        click.echo(f"{name}: {', '.join(texts)}")
+        is_bad |= bool(facts["defects"]) or facts["slowest_seconds"] > SECONDS or facts["megabytes_grown"] > MEGABYTES
     if report:
         write_atomically(report, (json.dumps({"seed": seed, **found}, indent=1) + "\n").encode())
     if is_bad:

@@ -1,4 +1,4 @@
-"""What a guard costs on tensors of FLUX.1's true shapes, against a plain fill of the same elements.
+"""The cost of a guard on tensors of FLUX.1's true shapes, against a plain fill of the same elements.
 
     python -m benchmarks.guard_scale --report benchmarks/reports/guard_scale.json
 
@@ -7,7 +7,9 @@ reference masks have (47.6 % of the image stream's and 78.3 % of the text stream
 double blocks with 0.5 % of the two billion weights of their text path off; the image stream, which these masks do not
 touch, is one block's under 19 names, so that it fits into memory. The plain fill is `tensor[index] = 0` for each tensor
 with the indices at hand; a guard reads the mask file, resolves the policy, takes the fingerprint, saves what it
-overwrites, fills, and reads back. Each run times both, one after the other; medians, and the median of the ratios.
+overwrites, fills, and reads back. A swap to other masks is compared with undoing the guard and guarding with the other
+masks, which has everything on in between. Each run times both, one after the other; medians, and the median of the
+ratios.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.guard_times import save_policy
 from benchmarks.timing import milliseconds, timed, write_report
-from safeflux.elements import Elements, Lines, Points
-from safeflux.guard import guard
-from safeflux.masks import MaskSet
-from safeflux.sites import Site, find_sites
-from safeflux.writes import Place, as_bits, places
+from safeflux.families.sites import Site, find_sites
+from safeflux.masks.mask_set import MaskSet
+from safeflux.model.guard import guard
+from safeflux.model.index_sets import Elements, Lines, Points
+from safeflux.model.writes import Place, as_bits, places
 
 IMAGE_OFF, TEXT_OFF, WEIGHTS_OFF = 0.476, 0.783, 0.005
 _REPEATED = 1 << 20
@@ -111,6 +113,9 @@ def measure(model: FluxTransformer2DModel, off: Callable[[Site], float], times: 
                 "swap": milliseconds(partial(handle.swap, second, store=folder)),
                 "undo": milliseconds(handle.undo),
             }
+            other_handle, run["guard with the other masks"] = timed(partial(guard, model, second, store=folder))
+            run["swap / (undo + guard)"] = run["swap"] / (run["undo"] + run["guard with the other masks"])
+            other_handle.undo()
             for name, value in run.items():
                 taken.setdefault(name, []).append(value)
     return {

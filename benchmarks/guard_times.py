@@ -1,4 +1,4 @@
-"""What a guard costs around the drawing: guard, verify and undo, on a model with as many tensors as FLUX.1.
+"""The cost of a guard around the drawing: guard, verify and undo, on a model with as many tensors as FLUX.1.
 
     python -m benchmarks.guard_times --report benchmarks/reports/guard_times.json
 
@@ -19,12 +19,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.timing import milliseconds, timed, write_report
-from safeflux.guard import guard
-from safeflux.maskfile import MaskMeta, save_masks
-from safeflux.masks import MaskSet
-from safeflux.policy import Category, Policy
-from safeflux.sites import find_sites
-from safeflux.weights import fingerprint
+from safeflux.families.sites import find_sites
+from safeflux.masks.file import save_masks
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.model.guard import guard
+from safeflux.model.weights import fingerprint
+from safeflux.policy.load import Category, Policy
 
 SHARE_OFF = 0.01
 

@@ -1,8 +1,8 @@
-"""The commands that made the shipped masks, one after another; a stage that is done is skipped, a cut-off one goes on.
+"""The commands that made the shipped masks, one after another; a finished stage is skipped, an interrupted one resumes.
 
     python -m benchmarks.make_catalogue
 
-Each mask is learned alone, as an operator would learn one. AND-ed as they are, they spoil each other, so all are then
+Each mask is learned alone, as an operator would learn one. Combined as they are, they spoil each other, so all are then
 repaired together, each batch with another subset of them on, and brought to rest by rounds that switch fewer and fewer
 bits and look again at what was spoilt. The style, of which most is left then, goes through a few more rounds beside the
 others, which stay as they are. Learned alone they are also what the others are compared with
@@ -76,7 +76,7 @@ def _makes(stage: str, category: str) -> bool:
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 def main(out: Path) -> None:
-    """Run what is left."""
+    """Run the stages that are left."""
     for name, categories, starts, settings in STAGES:
         if all((out / name / f"{category}.safetensors").exists() for category in categories):
             click.echo(f"{name}: done before")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.mask_methods --category weapons --report benchmarks/reports/mask_methods.json
 
-Each method is a full `safeflux train` run; a run that was cut off goes on. The figures are those of `safeflux eval`:
+Each method is a full `safeflux train` run; an interrupted run resumes. The figures are those of `safeflux eval`:
 held-out words, concepts and noises, without and with the mask; the curves in the picture are of validation. `published
 recipe` has the settings of arXiv 2507.13386 and its code: gates on neurons under Adam with a large step, batches of 4,
 a fixed beta, the null prompt as the anchor, plain distances, prompts drawn all alike, no price on masked neurons.
@@ -18,15 +18,16 @@ from typing import Any
 
 import click
 import torch
-from safeflux.trainer.bench import Bench
-from safeflux.trainer.curves import read_rounds
-from safeflux.trainer.plots import plot_growth
-from safeflux.trainer.questions import Sizes
-from safeflux.trainer.session import plan_run, run
+from safeflux.trainer.run.curves import read_rounds
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 
 import safeflux
-from safeflux.atomic import write_atomically
-from safeflux.maskfile import load_masks
+from safeflux.disk.atomic import write_atomically
+from safeflux.evaluation.bench import Bench
+from safeflux.evaluation.plots import plot_growth
+from safeflux.evaluation.questions import Sizes
+from safeflux.masks.file import load_masks
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
 
@@ -55,7 +56,7 @@ METHODS: dict[str, Sequence[str]] = {
     "gates, neurons": (NEURONS, *GATES, "gates.rounds=16", "gates.lambda=auto", "gates.target_share=0.05"),
     "saliency, then gates, weights": (*GATES, "gates.lr=0.05", "gates.rounds=8", "gates.lambda=auto"),
 }
-"""What each method sets beside the defaults."""
+"""The options of each method that are not defaults."""
 FIRST = "saliency, weights"
 """The method whose mask a sequence starts from."""
 

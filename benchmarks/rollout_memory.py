@@ -1,12 +1,12 @@
-"""Peak activation memory of one training step's forward and backward, by sampling steps and by what is recomputed.
+"""Peak activation memory of one training step's forward and backward, by sampling steps and by recomputation.
 
     python -m benchmarks.rollout_memory --report benchmarks/reports/rollout_memory.json
 
 A random FLUX.1 transformer on the CPU, with the gates of all text weights as in training. What is counted is what
 torch's own CPU allocator hands out and takes back while the rollout and its backward pass run, read from its profiler:
-activations, gradients, and the temporaries inside kernels, at their highest together. Weights and masked weights are
-there before and do not count. Counting saved tensors instead would leave out all that a recomputation holds, and the
-memory of the process moves in pages that the allocator keeps.
+activations, gradients, and the temporaries inside kernels, at their highest together. Weights are there before and do
+not count. Counting saved tensors instead would leave out all that a recomputation holds, and the memory of the process
+moves in pages that the allocator keeps.
 """
 
 import json
@@ -18,12 +18,12 @@ from typing import get_args
 import click
 import torch
 from diffusers import FluxTransformer2DModel
-from safeflux.trainer.factors import factors_from, masked_parameters
-from safeflux.trainer.rollout import Condition, Recompute, Sampler, rollout
+from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.sampling.rollout import Condition, Recompute, Sampler, rollout
 
 import safeflux
-from safeflux.masks import MaskSet
-from safeflux.sites import find_sites
+from safeflux.families.sites import find_sites
 
 SIZE = {"num_layers": 3, "num_single_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64}
 TOKENS, TEXT = 192, 64
@@ -34,25 +34,26 @@ class Case:
     """A random model with everything that a rollout of it takes."""
 
     def __init__(self, size: dict[str, int], tokens: int, text: int) -> None:
-        """Build it; `size` is what the transformer's configuration takes."""
+        """Build it; `size` are options of the transformer's configuration."""
         torch.manual_seed(0)
         model = FluxTransformer2DModel(
             **size, in_channels=64, joint_attention_dim=128, pooled_projection_dim=64, axes_dims_rope=(16, 24, 24)
         )
         self._transformer = model.requires_grad_(False).eval()
         sites = {name: site for name, site in find_sites(model).items() if site.kind == "weight"}
-        self._factors = factors_from(MaskSet({}), sites, requires_grad=True)
-        self._parameters = masked_parameters(model, sites, self._factors)
+        self._keep = torch.ones(Bits(sites).count, dtype=torch.bool)
+        self._model = GatedModel(model, Bits(sites))
         self._condition = Condition(torch.randn(1, text, 128), torch.randn(1, 64))
         self._tokens = tokens
 
     def run(self, steps: int, recompute: Recompute) -> None:
         """The forward and backward pass of one sample."""
         sigmas, ids = torch.linspace(1, 0, steps + 1), torch.zeros(self._tokens, 3)
-        sampler = Sampler(sigmas, ids, None, (self._tokens, 64))
+        sampler = Sampler(sigmas, ids, None, (self._tokens, 64), torch.float32)
         noise = sampler.noise(1, seed=0)
-        output = rollout(self._transformer, sampler, noise, self._condition, self._parameters, recompute=recompute)
-        torch.autograd.grad(output.square().mean(), list(self._factors.values()), retain_graph=True)
+        with self._model.under(self._keep) as gates:
+            output = rollout(self._transformer, sampler, noise, self._condition, recompute=recompute)
+            gates.gradient(output.square().mean(), keep_graph=True)
 
     def peak(self, steps: int, recompute: Recompute) -> int:
         """The most bytes that `run` holds at once."""

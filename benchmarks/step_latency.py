@@ -1,4 +1,4 @@
-"""What a guarded model costs a sampling step, beside the other ways to keep a concept out.
+"""The cost of a guarded model per sampling step, beside the other ways to keep a concept out.
 
     python -m benchmarks.step_latency --report benchmarks/reports/step_latency.json
 
@@ -24,10 +24,10 @@ import torch
 
 from benchmarks.guard_scale import build
 from benchmarks.timing import milliseconds, write_report
-from safeflux.apply import apply_masks_
-from safeflux.masks import MaskSet
+from safeflux.families.sites import find_sites
+from safeflux.masks.mask_set import MaskSet
+from safeflux.model.apply import apply_masks_
 from safeflux.reference.model import load_pipeline
-from safeflux.sites import find_sites
 
 SHARE_OFF = 0.3
 THRESHOLD, SCALE = 0.01, 0.5
@@ -78,7 +78,7 @@ def hook_up(model: Any, masks: MaskSet, stack: ExitStack) -> None:
 
 
 def time_in_turn(steps: dict[str, Step], changes: dict[str, Callable[[], Any]], times: int) -> dict[str, Any]:
-    """Milliseconds of each way, in an order that rotates; what sets it up and warms it up is off the clock."""
+    """Milliseconds of each way, in an order that rotates; setting up and warming up are not timed."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for run in range(times):
@@ -101,11 +101,16 @@ def _interval(ratios: np.ndarray[Any, Any]) -> dict[str, float]:
     return {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
-def measure(model: Any, image_tokens: int, text_tokens: int, times: int) -> dict[str, Any]:
-    """All four ways on one model."""
+def neuron_masks(model: Any) -> MaskSet:
+    """Some of all neurons off, at random."""
     draw = torch.Generator().manual_seed(1)
     sites = [site for site in find_sites(model).values() if site.kind in ("ff", "norm", "mlp")]
-    masks = MaskSet({site.name: torch.rand(site.shape, generator=draw) >= SHARE_OFF for site in sites})
+    return MaskSet({site.name: torch.rand(site.shape, generator=draw) >= SHARE_OFF for site in sites})
+
+
+def measure(model: Any, image_tokens: int, text_tokens: int, times: int) -> dict[str, Any]:
+    """All four ways on one model."""
+    masks = neuron_masks(model)
     one, three = (inputs_of(model, image_tokens, text_tokens, batch) for batch in (1, 3))
 
     def hooked() -> ExitStack:

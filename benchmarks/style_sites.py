@@ -7,7 +7,7 @@ same prompts and noises, with masks of single weights where the text path begins
 of weights anywhere in it, of weights and neurons, and of the image stream's neurons alone.
 Each mask is then asked for the style, and for the other styles, on things of its training and on the fourth part: is
 the style found, is the thing right. Things that are held out for the evaluation are not asked.
-About 12 minutes a mask on one core; a run that was cut off goes on.
+About 12 minutes a mask on one core; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from typing import Any
 
 import click
 import numpy as np
-from safeflux.trainer.embedded import embedded_options, words_of
-from safeflux.trainer.session import plan_run, run
+from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 
 from benchmarks.timing import write_report
-from safeflux.apply import apply_masks_
-from safeflux.maskfile import load_masks
+from safeflux.masks.file import load_masks
+from safeflux.model.apply import apply_masks_
+from safeflux.packs.emoji import words_of
+from safeflux.rates import Rate
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Ask, Rate, draw, in_turn, is_right, is_style_right, single_asks
+from safeflux.reference.measure import Ask, draw, in_turn, is_right, is_style_right, single_asks
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import Concept, known_concepts, vocabulary
 
@@ -53,7 +56,7 @@ WAYS: dict[str, Sequence[str]] = {
         *FEW,
     ),
 }
-"""What each sets beside the defaults."""
+"""The options of each that are not defaults."""
 PICTURES, FIRST_SEED = 192, 70_000_000
 Questions = dict[str, list[Ask]]
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of time share: a call on the clock, and a report with what it ran on."""
+"""Shared by the benchmarks of time: a timed call, and a report with the machine and versions that it ran on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import torch
 
 import safeflux
-from safeflux.atomic import write_atomically
+from safeflux.disk.atomic import write_atomically
 
 _T = TypeVar("_T")
 
 
 def timed(call: Callable[[], _T]) -> tuple[_T, float]:
-    """What a call returns, and the milliseconds that it took."""
+    """The result of a call, and the milliseconds that it took."""
     began = time.perf_counter()
     value = call()
     return value, 1000 * (time.perf_counter() - began)
@@ -29,8 +29,8 @@ def milliseconds(call: Callable[[], Any]) -> float:
     return timed(call)[1]
 
 
-def write_report(path: Path | None, **told: Any) -> None:
+def write_report(path: Path | None, **facts: Any) -> None:
     """Write figures as JSON, with versions and the machine; nothing without a path."""
     if path:
         ran_on = {"safeflux": safeflux.__version__, "torch": torch.__version__, "machine": platform.machine()}
-        write_atomically(path, (json.dumps({**told, **ran_on}, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps({**facts, **ran_on}, indent=1) + "\n").encode())

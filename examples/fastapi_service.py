@@ -10,29 +10,44 @@
         localhost:8000/policy
 
 Every picture is drawn wholly under one policy, which its header `x-safeflux-policy` names, and only while the guard
-holds: else the answer is 503, to that request as to the health check. Prompts and pictures are never kept.
+holds: else the answer is 503, to that request as to the health check. Prompts and pictures are never kept, nor logged.
+A swap that the audit log does not take is taken back. A request must arrive whole within some seconds, and be small.
 """
 
+import asyncio
 import copy
 import io
 import os
 import secrets
+import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import click
+import diffusers
+import h11
+import transformers
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import safeflux
-from safeflux.audit import AuditLog
-from safeflux.reference.measure import draw
-from safeflux.reference.model import load_pipeline
-from safeflux.status import State
+from safeflux import AuditLog, State, draw, load_pipeline
 
+MAX_BODY = 16 * 1024
+"""Largest body of a request, in bytes."""
+MAX_SECONDS = float(os.environ.get("SAFEFLUX_REQUEST_SECONDS", "10"))
+"""How long a request may take to arrive, headers and body."""
+MAX_DRAWN = 4
+"""How many pictures are drawn at a time; further requests wait."""
 _WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
 """Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. The weights are
 shared by all requests, but each has these to itself: with shared ones, one picture in hundreds is another one."""
@@ -56,14 +71,19 @@ class Service:
 
     def __init__(self, pipe: Any, policy: str, audit: AuditLog | None) -> None:
         """Guard before anything is drawn; a model that cannot be guarded is not served."""
+        # Both libraries log the part of a long prompt that they cut off, as a warning.
+        diffusers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.set_verbosity_error()
         self._pipe, self._audit = pipe, audit
+        self._swapping, self._counting = threading.Lock(), threading.Lock()
         self.handle = safeflux.guard(pipe, policy)
-        self.metrics = CollectorRegistry()
-        self._state = Gauge("safeflux_guard_state", "1 for the state of the guard", ["state"], registry=self.metrics)
-        self._masked = Gauge("safeflux_masked_bits", "Bits that are off", ["category"], registry=self.metrics)
-        self._swaps = Counter("safeflux_swaps", "Policies put in the place of others", registry=self.metrics)
-        self._seconds = Histogram("safeflux_draw_seconds", "Seconds a picture", registry=self.metrics)
-        self._refused = Counter("safeflux_refused", "Pictures not drawn for want of a guard", registry=self.metrics)
+        self._metrics = CollectorRegistry()
+        labels = ["category", "policy_sha256"]
+        self._state = Gauge("safeflux_guard_state", "1 for the state of the guard", ["state"], registry=self._metrics)
+        self._masked = Gauge("safeflux_masked_bits", "Bits that are off", labels, registry=self._metrics)
+        self._swaps = Counter("safeflux_swaps", "Policies put in the place of others", registry=self._metrics)
+        self._seconds = Histogram("safeflux_draw_seconds", "Seconds a picture", registry=self._metrics)
+        self._refused = Counter("safeflux_refused", "Pictures not drawn for want of a guard", registry=self._metrics)
         self._note("guard")
 
     def draw(self, request: Request) -> tuple[bytes, str]:
@@ -88,49 +108,146 @@ class Service:
             self._state.labels(state).set(state is found.state)
         return {"state": str(found.state), "policy": self.handle.plan.policy.name, "faults": list(found.faults)}
 
+    def metrics(self) -> bytes:
+        """What is counted, as Prometheus reads it."""
+        self.health()
+        with self._counting:
+            return generate_latest(self._metrics)
+
     def swap(self, policy: str) -> dict[str, Any]:
-        """Put another policy in force; pictures that are being drawn are finished under the old one."""
-        self.handle.swap(policy)
-        self._swaps.inc()
-        return self._note("swap")
+        """Put another policy in force; pictures that are being drawn are finished under the old one.
+
+        A swap that the audit log does not take is taken back: the log must say what is in force.
+        """
+        with self._swapping:
+            old = self.handle.plan.policy
+            try:
+                self.handle.swap(policy)
+            except safeflux.SafeFluxError as error:
+                raise HTTPException(409, f"{error} The old policy stays in force.") from error
+            try:
+                receipt = self._note("swap")
+            except safeflux.AuditError as error:
+                raise HTTPException(500, f"{error} {self._take_back(old)}") from error
+            self._swaps.inc()
+            return receipt
+
+    def _take_back(self, old: safeflux.Policy) -> str:
+        """Put the old policy in force again, and say what is."""
+        try:
+            self.handle.swap(old)
+        except safeflux.SafeFluxError as error:
+            now = self.handle.plan.policy.name
+            return f"The policy {now!r} is in force and the log does not say so: taking it back failed ({error})."
+        self._count(self.handle.receipt())
+        return f"So the swap was taken back: {old.name!r} is in force."
 
     def _note(self, action: str) -> dict[str, Any]:
         receipt = self.handle.receipt()
-        for name, category in receipt["categories"].items():
-            self._masked.labels(name).set(category["bits"]["in_force"])
+        self._count(receipt)
         if self._audit:
             self._audit.append(action, receipt)
         return receipt
 
+    def _count(self, receipt: dict[str, Any]) -> None:
+        """Set the gauges; those of categories that are no longer in the policy go."""
+        with self._counting:
+            self._masked.clear()
+            for name, category in receipt["categories"].items():
+                self._masked.labels(name, receipt["policy"]["sha256"]).set(category["bits"]["in_force"])
+
+
+class SmallBodies:
+    """Answer 413 to a request whose body is larger than `MAX_BODY`, whether or not it says so beforehand."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Read the body, then run the app with it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        body, more = b"", True
+        while more and len(body) <= MAX_BODY:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            headers = {"connection": "close"}
+            answer = JSONResponse({"detail": f"a body has at most {MAX_BODY} bytes"}, 413, headers)
+            return await answer(scope, receive, send)
+        whole = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def replay() -> Any:
+            return next(whole, None) or await receive()
+
+        return await self._app(scope, replay, send)
+
+
+class PromptClients(H11Protocol):
+    """Close a connection over which a request has not arrived whole within `MAX_SECONDS`."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on until the request is whole; a byte now and then gives no more time."""
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop()
+        elif self._deadline is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._deadline = self.loop.call_later(MAX_SECONDS, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None
+
 
 def make_app(service: Service, token: str) -> FastAPI:
-    """The routes."""
+    """The routes. The health check has threads of its own, so that it does not wait for pictures."""
     app = FastAPI(title="safeflux")
+    app.add_middleware(SmallBodies)
+    drawing, looking = anyio.CapacityLimiter(MAX_DRAWN), anyio.CapacityLimiter(2)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        """What is wrong and where, without the prompt."""
+        told = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+        return JSONResponse({"detail": told}, 422)
 
     @app.post("/draw", response_class=Response)
-    def picture(request: Request) -> Response:
-        png, digest = service.draw(request)
+    async def picture(request: Request) -> Response:
+        png, digest = await anyio.to_thread.run_sync(service.draw, request, limiter=drawing)
         return Response(png, media_type="image/png", headers={"x-safeflux-policy": digest})
 
     @app.get("/healthz")
-    def healthz(response: Response) -> dict[str, Any]:
-        found = service.health()
+    async def healthz(response: Response) -> dict[str, Any]:
+        found = await anyio.to_thread.run_sync(service.health, limiter=looking)
         response.status_code = 200 if found["state"] == State.GUARDED else 503
         return found
 
     @app.get("/metrics")
-    def metrics() -> Response:
-        service.health()
-        return Response(generate_latest(service.metrics), media_type=CONTENT_TYPE_LATEST)
+    async def metrics() -> Response:
+        text = await anyio.to_thread.run_sync(service.metrics, limiter=looking)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.put("/policy")
     def policy(wanted: PolicyName, authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
         if not token or not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "expected the header `authorization: Bearer TOKEN`, with SAFEFLUX_TOKEN's value")
-        try:
-            return service.swap(wanted.policy)
-        except safeflux.SafeFluxError as error:
-            raise HTTPException(409, f"{error} The old policy stays in force.") from error
+        return service.swap(wanted.policy)
 
     return app
 
@@ -145,7 +262,8 @@ def main(policy: str, host: str, port: int, audit: Path | None) -> None:
     began = time.monotonic()
     service = Service(load_pipeline(), policy, AuditLog(audit) if audit else None)
     click.echo(f"{service.handle!r} after {time.monotonic() - began:.1f} s")
-    uvicorn.run(make_app(service, os.environ.get("SAFEFLUX_TOKEN", "")), host=host, port=port, log_level="warning")
+    app = make_app(service, os.environ.get("SAFEFLUX_TOKEN", ""))
+    uvicorn.run(app, host=host, port=port, log_level="warning", http=PromptClients)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 import safeflux
-from safeflux.reference.model import load_pipeline
-from safeflux.status import State
+from safeflux import State, load_pipeline
 
 APP = "safeflux"
 

@@ -1,8 +1,8 @@
 """What safeflux raises on bad input: one base class, one child for each thing that can be wrong.
 
 Every message says where (file, key or site), what was expected, what was got, and what to do next. Bad input never
-raises anything else; `assert` is for our own invariants only. The command line prints these without a traceback and
-exits with 1.
+raises anything else; `assert` is for our own invariants only. The command line prints these without a traceback. Its
+exit code is 3 where the cause is an `OSError`, an `ImportError` or a `StoreError` (something is missing), else 1.
 """
 
 

@@ -14,41 +14,13 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from safetensors.torch import save_file
 
-from safeflux.maskfile import MaskMeta, save_masks
-from safeflux.masks import MaskSet
-from safeflux.sites import find_sites
-from safeflux.weights import fingerprint
-from tests.layouts import to_bfl
-
-NEURONS = ("ff", "mlp", "norm")
-WEIGHTS = ("weight",)
-
-
-SMALL: dict[str, Any] = {
-    "patch_size": 1,
-    "in_channels": 16,
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 24,
-}
-"""2 double and 2 single blocks, 32 wide."""
-VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (8,),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-}
-"""4 channels of as many pixels as the picture has."""
-
-
-def build_transformer(seed: int) -> FluxTransformer2DModel:
-    """A small FLUX.1 transformer."""
-    torch.manual_seed(seed)
-    return FluxTransformer2DModel(**SMALL, pooled_projection_dim=20, axes_dims_rope=(4, 6, 6)).eval()
+from safeflux.families.sites import find_sites
+from safeflux.masks.file import save_masks
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.model.weights import fingerprint
+from tests.helpers.layouts import to_bfl
+from tests.helpers.models import MATRICES, NEURONS, SMALL, VAE, WEIGHTS, build_transformer
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +100,7 @@ def bits_of() -> Callable[[torch.nn.Module], dict[str, bytes]]:
 def make_masks(base_transformer: FluxTransformer2DModel) -> Callable[..., MaskSet]:
     """Masks with a share of the bits off at random, at every site of the given kinds."""
 
-    def make(seed: int, kinds: tuple[str, ...] = (*NEURONS, *WEIGHTS), share: float = 0.1) -> MaskSet:
+    def make(seed: int, kinds: tuple[str, ...] = (*NEURONS, *MATRICES), share: float = 0.1) -> MaskSet:
         draw = torch.Generator().manual_seed(seed)
         sites = [site for site in find_sites(base_transformer).values() if site.kind in kinds]
         return MaskSet({site.name: torch.rand(site.shape, generator=draw) >= share for site in sites})

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from safeflux.trainer.loop import config_digest
-from safeflux.trainer.session import plan_run
+from safeflux.trainer.run.checkpoint import config_digest
+from safeflux.trainer.run.planning import plan_run
 
 from benchmarks.make_catalogue import STAGES, command
 from safeflux.cli.train import train
-from safeflux.guard import guard
-from safeflux.maskfile import load_masks
-from safeflux.policy import bundled_policies
-from safeflux.reference.measure import Rate
+from safeflux.masks.file import load_masks
+from safeflux.model.guard import guard
+from safeflux.policy.load import bundled_policies
+from safeflux.rates import Rate
 from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from safeflux.errors import MaskFileError, PolicyError
-from safeflux.maskfile import decode, digest
-from safeflux.policy import PolicyFileError, load_policy
+from safeflux.masks.encoding import decode, digest
+from safeflux.policy.load import PolicyFileError, load_policy
 
 ROOT = Path(__file__).parent / "conformance"
 

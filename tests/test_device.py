@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compiler import HAS_COMPILER
 from tests.device import LIBRARY, build
+from tests.helpers.compiler import HAS_COMPILER
 
 CHECKS = Path(__file__).with_name("device")
 

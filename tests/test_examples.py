@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageChops
 
 import safeflux
-from safeflux.audit import verify_log
-from safeflux.policy import load_policy
+from safeflux.evidence.audit import verify_log
+from safeflux.policy.load import load_policy
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 
@@ -38,7 +38,7 @@ def free_port():
 def service(folder, policy="moderate"):
     port = free_port()
     command = [sys.executable, str(SERVICE), "--policy", policy, "--port", str(port), "--audit", str(folder / "audit")]
-    environment = {**os.environ, "SAFEFLUX_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "SAFEFLUX_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "SAFEFLUX_REQUEST_SECONDS": "2"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         try:
@@ -136,6 +136,102 @@ def test_only_the_token_swaps_and_what_cannot_be_done_leaves_the_old_policy(tmp_
         assert is_picture(client.post("/draw", json=ASKED), pictures[load_policy("moderate").digest])
     assert verify_log(tmp_path / "audit").faults == ()
     assert verify_log(tmp_path / "audit").lines == 2
+
+
+@pytest.mark.slow
+def test_a_swap_is_in_the_log_and_in_the_gauges_or_is_taken_back(tmp_path):
+    moderate, brand = (load_policy(name).digest for name in POLICIES)
+    with service(tmp_path) as (client, _):
+
+        def gauges():
+            lines = client.get("/metrics").text.splitlines()
+            return {line.rpartition(" ")[0] for line in lines if line.startswith("safeflux_masked_bits{")}
+
+        before = {
+            f'safeflux_masked_bits{{category="{c}",policy_sha256="{moderate}"}}'
+            for c in load_policy("moderate").enforced
+        }
+        assert gauges() == before
+        (tmp_path / "audit").rename(tmp_path / "kept")
+        (tmp_path / "audit").mkdir()  # nothing can be appended to a folder, not even by root
+        refused = swap(client, "brand")
+        assert refused.status_code == 500
+        assert "the swap was taken back: 'moderate' is in force" in refused.json()["detail"]
+        assert client.get("/healthz").json() == {"state": "GUARDED", "policy": "moderate", "faults": []}
+        assert client.post("/draw", json=ASKED).headers["x-safeflux-policy"] == moderate
+        assert gauges() == before
+        (tmp_path / "audit").rmdir()
+        (tmp_path / "kept").rename(tmp_path / "audit")
+        assert swap(client, "brand").status_code == 200
+        assert client.post("/draw", json=ASKED).headers["x-safeflux-policy"] == brand
+        assert gauges() == {
+            f'safeflux_masked_bits{{category="{c}",policy_sha256="{brand}"}}' for c in ("character", "style")
+        }
+        assert "safeflux_swaps_total 1.0" in client.get("/metrics").text
+    assert (verify_log(tmp_path / "audit").lines, verify_log(tmp_path / "audit").faults) == (2, ())
+
+
+def slow(client, begin, then):
+    """Send a byte now and then; the seconds until the server hung up."""
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as peer:
+        began = time.monotonic()
+        peer.sendall(begin)
+        peer.settimeout(0.3)
+        while time.monotonic() < began + 20:
+            try:
+                peer.sendall(then)
+                if not peer.recv(1000):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        return time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_odd_large_and_slow_requests_and_many(tmp_path):
+    with service(tmp_path) as (client, process):
+        json_type = {"content-type": "application/json"}
+        token = {"authorization": f"Bearer {TOKEN}"}
+        for answer in (
+            client.post("/draw", content=b'{"prompt": "a dog \\ud800 hidden"}', headers=json_type),
+            client.put("/policy", content=b'{"policy": "\\udfff"}', headers=json_type | token),
+            client.post("/draw", json={"prompt": "hidden" * 500}),
+        ):
+            assert answer.status_code == 422
+            assert "hidden" not in answer.text
+
+        large = b'{"prompt": "' + b"x" * 20_000
+        assert client.post("/draw", content=large, headers=json_type).status_code == 413
+        assert (
+            client.post("/draw", content=iter([large[:10_000], large[10_000:]]), headers=json_type).status_code == 413
+        )
+
+        head = b"POST /draw HTTP/1.1\r\nhost: x\r\n"
+        assert 1 < slow(client, head, b"a") < 8
+        assert 1 < slow(client, head + b"content-length: 1000\r\n\r\n", b" ") < 8
+        assert 1 < slow(client, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET", b" ") < 8
+
+        assert client.post("/draw", json={"prompt": "a dog, " * 100 + "a dagger"}).status_code == 200
+
+        done = []
+        ask = lambda: done.append(httpx.post(f"{client.base_url}/draw", json=ASKED, timeout=120).status_code)  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        while not done:
+            time.sleep(0.01)
+        assert client.get("/healthz").status_code == 200
+        answered = len(done)
+        for thread in threads:
+            thread.join(timeout=120)
+        assert done == [200] * 60
+        assert answered < 20, "the health check waited for pictures"
+        process.terminate()
+        told = process.stderr.read()
+    assert "dagger" not in told
+    assert "hidden" not in told
 
 
 RAY = SERVICE.parent / "ray_service.py"

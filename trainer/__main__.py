@@ -1,4 +1,4 @@
-"""`accelerate launch -m safeflux.trainer ...`: what `safeflux train ...` does, in several processes."""
+"""`accelerate launch -m safeflux.trainer ...`: the same as `safeflux train ...`, in several processes."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Several processes on one run, each with batches of its own, by Accelerate. A run by itself is the case of one.
 
-What the processes learn of the bits is averaged, so that n processes with k batches each see what one process with
+The estimates of the processes are averaged, so that n processes with k batches each see what one process with
 n * k batches sees. Every process then switches the same bits; the first one alone validates and writes.
 """
 
@@ -52,7 +52,7 @@ class Processes:
         return values if self.count == 1 else gather_object(values)
 
     def from_first(self, value: Any) -> Any:
-        """What the first process has, in each."""
+        """The value of the first process, in each."""
         return value if self.count == 1 else broadcast_object_list([value])[0]
 
     def leave(self) -> None:

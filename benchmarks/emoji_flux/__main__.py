@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+from .options import heads_option, out_option, report_option, to_option, vocabulary_option
+
 STAGES = (
     ("art", "art.npz"),
     ("latents", "bank.pt"),
@@ -37,18 +39,32 @@ STAGES = (
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
-def main(out: Path, to: Path) -> None:
+@out_option
+@vocabulary_option
+@heads_option
+@click.option("--vae", "vae_options", default="", help="Further options of both stages `vae`, e.g. `--width 96`.")
+@click.option("--flow", "flow_options", default="", help="Further options of the stage `flow`, e.g. `--batch 128`.")
+@to_option
+@report_option
+def main(
+    out: Path, vocabulary_path: Path | None, heads: int, vae_options: str, flow_options: str, to: Path, report: Path
+) -> None:
     """Run what is left."""
     out.mkdir(parents=True, exist_ok=True)
+    words = ("--vocabulary", str(vocabulary_path)) if vocabulary_path else ()
+    further = {"vae decoder": vae_options, "vae encoder": vae_options, "flow": flow_options}
+    sized, made = ("--heads", str(heads)), ("--to", str(to), "--report", str(report))
     for stage, result in STAGES:
         if (out / result).exists():
             click.echo(f"{stage}: done before")
             continue
-        _run(*stage.split(), "--out", str(out))
-    _run("export", "--out", str(out), "--to", str(to))
-    _run("evaluate", "--to", str(to))
+        module, *options = stage.split()
+        if module == "flow":
+            options += sized
+        options += further.get(stage, "").split()
+        _run(module, *options, "--out", str(out), *words)
+    _run("export", "--out", str(out), *words, *sized, *made)
+    _run("evaluate", *words, *made)
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -21,6 +21,8 @@ from PIL import Image
 
 from safeflux.reference.vocabulary import vocabulary
 
+from .options import out_option, vocabulary_option
+
 PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
     "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
@@ -67,12 +69,14 @@ def render(svg: str) -> np.ndarray:
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-def main(out: Path) -> None:
+@out_option
+@vocabulary_option
+def main(out: Path, vocabulary_path: Path | None) -> None:
     """Fetch, render, save `art.npz`."""
-    words = vocabulary()
+    words = vocabulary(vocabulary_path)
     sets = {style: fetch(PACKAGES[style], out / "npm") for style in words.styles}
-    icons = np.stack([np.stack([render(icon_svg(sets[style], c)) for style in words.styles]) for c in words.names])
+    names = [concept.icon or concept.name for concept in words.concepts]
+    icons = np.stack([np.stack([render(icon_svg(sets[style], c)) for style in words.styles]) for c in names])
     np.savez_compressed(out / "art.npz", icons=icons)
     click.echo(f"{icons.shape[0]} concepts x {icons.shape[1]} styles -> {out / 'art.npz'}")
 

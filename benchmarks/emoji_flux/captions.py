@@ -13,23 +13,23 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from safeflux.reference import CLIP_TOKENS
-from safeflux.reference.vocabulary import NOTHING_WORD, Concept, caption, vocabulary
+from safeflux.reference.vocabulary import NOTHING_WORD, Concept, Vocabulary, caption
 
 from .scenes import NOTHING, Scene
 
-CLIP_VOCABULARY = 1024
+CLIP_VOCABULARY = 2048
+"""Upper bound: training stops where every word of the corpus is one piece."""
 SYNONYM_SHARE = 0.4
 """How often a concept that has synonyms is called by one of them."""
 CAPITAL_SHARE = 0.1
 """How often a caption starts with a capital letter."""
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> str:
+def describe(scene: Scene, words: Vocabulary, rng: np.random.Generator) -> str:
     """Caption a scene: mostly complete, sometimes without style or background, sometimes empty (the null prompt).
 
     A bare picture is also captioned by style and background alone: a caption without a thing has a picture without one.
     """
-    words = vocabulary()
     things = [NOTHING_WORD if c == NOTHING else _word(words.concepts[c], rng) for c in scene.concepts]
     style, background = words.styles[scene.style], words.background_names[scene.background]
     text = _form(things, style, background, rng.random())
@@ -57,18 +57,17 @@ def _word(concept: Concept, rng: np.random.Generator) -> str:
     return concept.words
 
 
-def corpus() -> list[str]:
+def corpus(words: Vocabulary) -> list[str]:
     """Every word of the vocabulary in captions, for the tokenizers."""
-    words = vocabulary()
     things = [NOTHING_WORD, *(w for c in words.concepts for w in (c.words, *c.synonyms, *c.held_out))]
     singles = [caption([t], s, b) for t in things for s in words.styles for b in words.background_names]
     pairs = [caption([a, b]) for a, b in zip(things, things[1:] + things[:1], strict=True)]
     return [*singles, *pairs, *(text.capitalize() for text in pairs[:8]), "An owl"]
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(words: Vocabulary) -> T5Tokenizer:
     """A Unigram tokenizer of T5's form: every word of the corpus is a piece, and single characters spell the rest."""
-    counts = Counter(word for text in corpus() for word in text.replace(",", "").split())
+    counts = Counter(word for text in corpus(words) for word in text.replace(",", "").split())
     total = sum(counts.values())
     pieces = [(f"▁{word}", math.log(count / total)) for word, count in counts.most_common()]
     spelled = [("▁", -14.0), *((c, -14.0) for c in string.ascii_letters + string.digits + string.punctuation)]
@@ -77,7 +76,7 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[*special, *pieces, *(s for s in spelled if s[0] not in known)], extra_ids=0)
 
 
-def clip_tokenizer(out: Path) -> CLIPTokenizer:
+def clip_tokenizer(out: Path, words: Vocabulary) -> CLIPTokenizer:
     """The run's tokenizer of CLIP's form, in `clip_tokenizer/`: trained when it is first asked for, then kept.
 
     Its training breaks ties by the order of a hash map, which differs from process to process: stages that each
@@ -86,12 +85,12 @@ def clip_tokenizer(out: Path) -> CLIPTokenizer:
     folder = out / "clip_tokenizer"
     if not folder.exists():
         staged = folder.with_suffix(".partial")
-        _train_clip_tokenizer().save_pretrained(staged)
+        _train_clip_tokenizer(words).save_pretrained(staged)
         staged.rename(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def _train_clip_tokenizer() -> CLIPTokenizer:
+def _train_clip_tokenizer(words: Vocabulary) -> CLIPTokenizer:
     """A byte-level BPE tokenizer."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     shape = CLIPTokenizer()  # gives CLIP's own normaliser and pre-tokenizer
@@ -105,7 +104,7 @@ def _train_clip_tokenizer() -> CLIPTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(corpus(words), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = dict(model["vocab"])
     for token in (start, end):

@@ -17,6 +17,10 @@ class Checkpoint:
         self.path, self.parts = path, parts
         self._began, self._earlier = time.monotonic(), 0.0
 
+    def begin_after(self, hours: float) -> None:
+        """Count the hours of a run that this one goes on from."""
+        self._began, self._earlier = time.monotonic(), 3600 * hours
+
     @property
     def hours(self) -> float:
         """Time since the stage began, the runs before this one included."""
@@ -37,5 +41,19 @@ class Checkpoint:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["rng"])
-        self._began, self._earlier = time.monotonic(), 3600 * state["hours"]
+        self.begin_after(state["hours"])
         return int(state["step"])
+
+
+class Every:
+    """Says when the time has come again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether so many seconds have gone by since it was last true, or since the start."""
+        due = time.monotonic() - self._last >= self._seconds
+        if due:
+            self._last = time.monotonic()
+        return due

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from safeflux.reference.vocabulary import vocabulary
 
-
-def restyled(captions: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """The captions, each in another style; one that names none in lower case stays as it is."""
-    styles = vocabulary().styles
+def restyled(captions: Sequence[str], styles: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """The captions, each in another of the styles; one that names none in lower case stays as it is."""
     named = re.compile(rf"\b({'|'.join(styles)})(?= style\b)")
 
     def another(match: re.Match[str]) -> str:

@@ -8,16 +8,20 @@ Writes `figures.json` and `contact_sheet.png`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image, ImageDraw
 
+from safeflux.rates import Rate
 from safeflux.reference.judge import Judge, Verdicts
-from safeflux.reference.measure import Ask, Rate, draw, pair_asks, single_asks
-from safeflux.reference.model import CALL, load_pipeline
-from safeflux.reference.vocabulary import caption, vocabulary
+from safeflux.reference.measure import Ask, draw, pair_asks, single_asks
+from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
+from safeflux.reference.vocabulary import Vocabulary, caption, vocabulary
+
+from .options import report_option, to_option, vocabulary_option
 
 SEED = 70_000_000
 LABEL = 16
@@ -26,7 +30,7 @@ LABEL = 16
 
 def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
     """Concept (all that were asked for are the likeliest), style and background right."""
-    words = vocabulary()
+    words = verdicts.words
     tops = {count: verdicts.top(count) for count in (1, 2)}
     asked = [{ask.concept, *((ask.other,) if ask.other else ())} for ask in asks]
     styles, backgrounds = verdicts.styles.argmax(1), verdicts.backgrounds.argmax(1)
@@ -39,47 +43,48 @@ def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
     }
 
 
-def contact_sheet(pipe: object, path: Path) -> None:
-    """Every concept in every style, as the model draws it: four pictures a concept, eight concepts a line."""
-    words = vocabulary()
+def sheet_prompts(words: Vocabulary) -> list[str]:
+    """A prompt for every concept in every style, on backgrounds in turn."""
     backgrounds = words.background_names
-    prompts = [
+    return [
         caption([c.words], style, backgrounds[(k + j) % len(backgrounds)])
         for k, c in enumerate(words.concepts)
         for j, style in enumerate(words.styles)
     ]
-    images = [np.asarray(image) for image in draw(pipe, prompts, SEED + 9_000_000)]
+
+
+def contact_sheet(words: Vocabulary, images: Sequence[Image.Image]) -> Image.Image:
+    """What was drawn from `sheet_prompts`: four pictures a concept, eight concepts a line."""
     across, wide, high = 8, 64 * len(words.styles), 64 + LABEL
     sheet = Image.new("RGB", (across * wide, -(-len(words.concepts) // across) * high), "white")
     pen = ImageDraw.Draw(sheet)
     for k, concept in enumerate(words.concepts):
         x, y = k % across * wide, k // across * high
         pen.text((x + 4, y), concept.words, fill="black", font_size=LABEL - 4)
-        group = images[k * len(words.styles) : (k + 1) * len(words.styles)]
+        group = [np.asarray(image) for image in images[k * len(words.styles) : (k + 1) * len(words.styles)]]
         sheet.paste(Image.fromarray(np.concatenate(group, axis=1)), (x, y + LABEL))
-    sheet.save(path, optimize=True)
+    return sheet
 
 
 @click.command(help=__doc__)
-@click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
-@click.option(
-    "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
-)
+@vocabulary_option
+@to_option
+@report_option
 @click.option("--each", default=16, show_default=True, help="One-object pictures a concept.")
 @click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
 @click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
 @click.option("--steps", default=8, show_default=True)
-def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
+def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
     """Measure and write."""
-    words, rng = vocabulary(), np.random.default_rng(seed)
-    pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx")
+    words, rng = vocabulary(vocabulary_path), np.random.default_rng(seed)
+    pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx", words)
     tasks = {
         "one object": single_asks(words, words.concepts, each, rng),
         "two objects": pair_asks(words, words.concepts, words.concepts, pairs, rng),
         "synonym": single_asks(words, words.concepts, each // 2, rng, synonyms="synonyms")
         + single_asks(words, words.concepts, each // 2, rng, synonyms="held_out"),
     }
-    found: dict[str, object] = {"settings": {**CALL, "num_inference_steps": steps}, "first_seed": seed}
+    found: dict[str, object] = {"settings": {**EMOJI_FLUX_CALL, "num_inference_steps": steps}, "first_seed": seed}
     for k, (name, asks) in enumerate(tasks.items()):
         images = draw(pipe, [ask.prompt for ask in asks], seed + 1_000_000 * k, num_inference_steps=steps)
         verdicts = judge(images)
@@ -94,7 +99,8 @@ def main(to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -
             }
             found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
     report.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pipe, report / "contact_sheet.png")
+    drawn = draw(pipe, sheet_prompts(words), SEED + 9_000_000)
+    contact_sheet(words, drawn).save(report / "contact_sheet.png", optimize=True)
     (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

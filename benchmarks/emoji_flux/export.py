@@ -16,15 +16,18 @@ import click
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from .flow import EmojiFlux
+from safeflux.reference.vocabulary import Vocabulary, vocabulary
+
+from .network import EmojiFlux
+from .options import heads_option, out_option, report_option, to_option, vocabulary_option
 
 REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "polish", "shared")
 """The stages that train."""
 
 
-def assemble(out: Path) -> FluxPipeline:
+def assemble(out: Path, words: Vocabulary, heads: int) -> FluxPipeline:
     """The pipeline, in bf16."""
-    model = EmojiFlux(out)
+    model = EmojiFlux(out, words, heads)
     model.load_state_dict(torch.load(out / "shared.pt", weights_only=True))
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -50,16 +53,16 @@ def load_as_float32(folder: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
-@click.option("--to", type=click.Path(path_type=Path), default=Path("safeflux/reference"), show_default=True)
-@click.option(
-    "--report", type=click.Path(path_type=Path), default=Path("benchmarks/emoji_flux/report"), show_default=True
-)
-def main(out: Path, to: Path, report: Path) -> None:
+@out_option
+@vocabulary_option
+@heads_option
+@to_option
+@report_option
+def main(out: Path, vocabulary_path: Path | None, heads: int, to: Path, report: Path) -> None:
     """Write `emoji-flux/`, `judge.onnx` and `training.json`."""
     staged, target = to / ".emoji-flux.partial", to / "emoji-flux"
     shutil.rmtree(staged, ignore_errors=True)
-    assemble(out).save_pretrained(staged)
+    assemble(out, vocabulary(vocabulary_path), heads).save_pretrained(staged)
     load_as_float32(staged)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staged, target)

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from safeflux.reference.judge import Judge
-from safeflux.reference.vocabulary import vocabulary
+from safeflux.reference.vocabulary import Vocabulary, vocabulary
 
 from .checkpoint import Checkpoint
+from .options import out_option, vocabulary_option
 from .scenes import NOTHING, Renderer, Scene, random_scene
 
 SEED = 23
@@ -36,9 +37,8 @@ HELD_OUT_SEED = 1_000_003
 class JudgeNet(nn.Module):
     """Convolutions to an 8 x 8 grid, pooled over the picture's halves and, with fewer channels, over 4 x 4 places."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Vocabulary) -> None:
         super().__init__()
-        words = vocabulary()
         self.sizes = (len(words.concepts), len(words.styles), len(words.backgrounds))
         widths, layers = (3, 32, 64, 128, 176), []
         for k, (before, after) in enumerate(pairwise(widths)):
@@ -64,7 +64,7 @@ class JudgeNet(nn.Module):
 
 def renderings(renderer: Renderer, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
     """`count` real pictures, float32 (count, 3, 64, 64) in [0, 1], half of them pairs, and what they show."""
-    scenes = [random_scene(rng, pair=bool(rng.random() < 0.5)) for _ in range(count)]
+    scenes = [random_scene(renderer.words, rng, pair=bool(rng.random() < 0.5)) for _ in range(count)]
     pixels = np.stack([renderer.draw(scene, rng) for scene in scenes])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, scenes
 
@@ -131,14 +131,16 @@ def accuracy(judge: Judge, renderer: Renderer, count: int) -> dict[str, float]:
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@out_option
+@vocabulary_option
 @click.option("--steps", default=5000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True)
-def main(out: Path, steps: int, batch: int, lr: float) -> None:
+def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: float) -> None:
     """Train, test on held-out renderings, export `judge.onnx` and `judge.json`."""
     torch.manual_seed(SEED)
-    renderer, net = Renderer(out / "art.npz"), JudgeNet().to(memory_format=torch.channels_last)
+    words = vocabulary(vocabulary_path)
+    renderer, net = Renderer(out / "art.npz", words), JudgeNet(words).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
     checkpoint = Checkpoint(out / "judge.ckpt", model=net, optimiser=optimiser, schedule=schedule)
@@ -159,7 +161,7 @@ def main(out: Path, steps: int, batch: int, lr: float) -> None:
         if (step + 1) % 400 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)
     export(net.eval(), out / "judge.onnx")
-    figures = accuracy(Judge(out / "judge.onnx"), renderer, 8192)
+    figures = accuracy(Judge(out / "judge.onnx", words), renderer, 8192)
     report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": checkpoint.hours}
     (out / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))

@@ -1,4 +1,4 @@
-"""The latent code of a picture, and the bank of coded scenes that the flow trains on.
+"""The latent code of a picture, and the bank of codes that the flow trains on.
 
     python -m benchmarks.emoji_flux.latents --out runs/emoji_flux
 
@@ -10,17 +10,20 @@ packed as FluxPipeline packs them: (32 channels, 8, 8) -> (16 tokens, 128).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
+from safeflux.reference.vocabulary import Vocabulary, vocabulary
+
+from .options import out_option, vocabulary_option
 from .scenes import NOTHING, STEADY, Renderer, Scene, random_scene
 
 SEED = 11
-SINGLES, PAIRS = 64_000, 128_000
 CHANNELS, PATCH = 32, 8
 FIT_PICTURES = 8_000
 
@@ -68,7 +71,7 @@ def _patches(images: torch.Tensor) -> torch.Tensor:
 
 def pictures(renderer: Renderer, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
     """`count` random scenes, half of them pairs, as float32 (count, 3, 64, 64) in [-1, 1], and what they show."""
-    scenes = [random_scene(rng, pair=bool(k % 2)) for k in range(count)]
+    scenes = [random_scene(renderer.words, rng, pair=bool(k % 2)) for k in range(count)]
     return tensor_of([renderer.draw(scene, rng) for scene in scenes]), scenes
 
 
@@ -83,50 +86,88 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
 
 
-class Bank:
-    """Coded scenes; half of every drawn batch is one-object scenes, half two-object scenes."""
+def unpack(tokens: torch.Tensor) -> torch.Tensor:
+    """The reverse of `pack`: (B, 16, 4 C) -> (B, C, 8, 8)."""
+    b, _, c = tokens.shape
+    return tokens.view(b, 4, 4, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, 8, 8)
 
-    def __init__(self, path: Path, single_share: float = 0.5) -> None:
-        state = torch.load(path, weights_only=True, mmap=True)
-        self._latents, self._scenes, self._singles = state["latents"], state["scenes"], int(state["singles"])
-        self._share = single_share
+
+class Bank:
+    """Every picture of `STEADY` placement in code: whole for one object, and as the half that it is of a pair.
+
+    The code is one of patches, none of which lies across the middle, so a pair's code is those of its halves side by
+    side: all pairs can be drawn, and none has to be kept.
+    """
+
+    def __init__(self, path: Path, words: Vocabulary, single_share: float = 0.5) -> None:
+        state = torch.load(path, weights_only=True)
+        self._wholes, self._halves, self._words, self._share = state["wholes"], state["halves"], words, single_share
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
         """`count` latents, float32 (count, 16, 128), and what they show."""
-        single = rng.random(count) < self._share
-        index = np.where(
-            single, rng.integers(self._singles, size=count), rng.integers(self._singles, len(self._latents), size=count)
-        )
-        rows = self._scenes[torch.from_numpy(index)].tolist()
-        scenes = [
-            Scene(tuple(row[: 1 if k < self._singles else 2]), row[2], row[3])
-            for k, row in zip(index, rows, strict=True)
-        ]
-        return self._latents[torch.from_numpy(index)].float(), scenes
+        scenes = [random_scene(self._words, rng, pair=bool(rng.random() >= self._share)) for _ in range(count)]
+        downs = rng.integers(len(self._wholes), size=(count, 2))
+        return torch.stack([self.code(scene, down) for scene, down in zip(scenes, downs, strict=True)]), scenes
+
+    def nearest(self, latents: torch.Tensor, backgrounds: Sequence[int]) -> list[tuple[int, int]]:
+        """Concept and style of the one-object picture whose code is nearest to each latent, on a given background."""
+        found = []
+        for latent, background in zip(latents, backgrounds, strict=True):
+            known = self._wholes[:, :, :, background].float().flatten(-2)
+            place = int((known - latent.flatten()).square().sum(-1).argmin())
+            _, concept, style = np.unravel_index(place, known.shape[:-1])
+            found.append((int(concept), int(style)))
+        return found
+
+    def code(self, scene: Scene, downs: Sequence[int]) -> torch.Tensor:
+        """The code of one scene, float32 (16, 128); `downs` are the places of its objects' shifts in `STEADY`."""
+        look = scene.style, scene.background
+        if len(scene.concepts) == 1:
+            return self._wholes[downs[0], scene.concepts[0], *look].float()
+        parts = [self._halves[down, concept, *look] for down, concept in zip(downs, scene.concepts, strict=True)]
+        return torch.cat(parts, dim=1).flatten(0, 1).float()
+
+
+def coded(codec: Codec, renderer: Renderer, scenes: Sequence[Scene]) -> torch.Tensor:
+    """The packed codes of scenes, bf16 (B, 16, 128); `renderer` leaves no choice of place."""
+    fixed = np.random.default_rng(0)
+    parts = [
+        pack(codec.encode(tensor_of([renderer.draw(scene, fixed) for scene in scenes[start : start + 256]]))).bfloat16()
+        for start in range(0, len(scenes), 256)
+    ]
+    return torch.cat(parts)
+
+
+def bank_of(codec: Codec, art: Path, words: Vocabulary) -> dict[str, torch.Tensor]:
+    """All codes, bf16: `wholes` (shifts, concepts, styles, backgrounds, 16, 128), `halves` (..., 4, 2, 128).
+
+    The concepts of both end with the place of no concept, which is what the index `NOTHING` finds.
+    """
+    sizes = len(words.concepts) + 1, len(words.styles), len(words.backgrounds)
+    looks = [((c if c < sizes[0] - 1 else NOTHING), s, b) for c, s, b in np.ndindex(sizes)]
+    wholes, halves = [], []
+    for down in STEADY.down:
+        renderer = Renderer(art, words, replace(STEADY, down=(down,)))
+        wholes.append(coded(codec, renderer, [Scene((c,), s, b) for c, s, b in looks]).view(*sizes, 16, -1))
+        pairs = coded(codec, renderer, [Scene((c, NOTHING), s, b) for c, s, b in looks])
+        halves.append(pairs.view(*sizes, 4, 4, -1)[..., :2, :].clone())
+    return {"wholes": torch.stack(wholes), "halves": torch.stack(halves)}
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@out_option
+@vocabulary_option
 @torch.no_grad()
-def main(out: Path) -> None:
-    """Fit the code, draw and code the scenes, save `codec.pt` and `bank.pt`."""
-    renderer, rng = Renderer(out / "art.npz", STEADY), np.random.default_rng(SEED)
+def main(out: Path, vocabulary_path: Path | None) -> None:
+    """Fit the code, code all things, save `codec.pt` and `bank.pt`."""
+    words, rng = vocabulary(vocabulary_path), np.random.default_rng(SEED)
     if not (out / "codec.pt").exists():
-        torch.save(vars(Codec.fit(pictures(Renderer(out / "art.npz"), FIT_PICTURES, rng)[0])), out / "codec.pt")
-    codec = Codec.load(out)
-    count = SINGLES + PAIRS
-    latents = torch.empty(count, 16, 4 * CHANNELS, dtype=torch.bfloat16)
-    table = torch.empty(count, 4, dtype=torch.int16)
-    for start in range(0, count, 256):
-        scenes = [random_scene(rng, pair=k >= SINGLES) for k in range(start, min(start + 256, count))]
-        images = tensor_of([renderer.draw(scene, rng) for scene in scenes])
-        part = slice(start, start + len(scenes))
-        latents[part] = pack(codec.encode(images)).bfloat16()
-        table[part] = torch.tensor(
-            [(*(*scene.concepts, NOTHING)[:2], scene.style, scene.background) for scene in scenes]
-        )
-    torch.save({"latents": latents, "scenes": table, "singles": SINGLES}, out / "bank.pt")
-    click.echo(f"{count} scenes, standard deviation of the code {latents[:5000].float().std():.3f}")
+        renderer = Renderer(out / "art.npz", words)
+        torch.save(vars(Codec.fit(pictures(renderer, FIT_PICTURES, rng)[0])), out / "codec.pt")
+    bank = bank_of(Codec.load(out), out / "art.npz", words)
+    torch.save(bank, out / "bank.pt")
+    wholes = bank["wholes"]
+    click.echo(f"{wholes[..., 0, 0].numel()} things coded, standard deviation {wholes[0].float().std():.3f}")
 
 
 if __name__ == "__main__":

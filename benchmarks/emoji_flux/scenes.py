@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from safeflux.reference.vocabulary import vocabulary
+from safeflux.reference.vocabulary import Vocabulary
 
 SIZE = 64
 """Pixels a side of every picture."""
@@ -53,11 +53,11 @@ class Scene:
 class Renderer:
     """Draws scenes from the rendered icons (`art.npz`: `icons`, uint8 RGBA, (concepts, styles, 128, 128, 4))."""
 
-    def __init__(self, art: Path, placement: Placement = LOOSE) -> None:
-        icons = np.load(art)["icons"]
+    def __init__(self, art: Path, words: Vocabulary, placement: Placement = LOOSE) -> None:
+        icons, self.words = np.load(art)["icons"], words
         self._placement = placement
         self._icons = {size: _resize(icons, size) for size in (*placement.single_sizes, *placement.pair_sizes)}
-        self._colours = np.array([rgb for _, rgb in vocabulary().backgrounds], dtype=np.float32)
+        self._colours = np.array([rgb for _, rgb in words.backgrounds], dtype=np.float32)
 
     def draw(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """One picture, uint8 (64, 64, 3); place and size vary with `rng`."""
@@ -78,9 +78,8 @@ class Renderer:
         return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def random_scene(rng: np.random.Generator, *, pair: bool) -> Scene:
+def random_scene(words: Vocabulary, rng: np.random.Generator, *, pair: bool) -> Scene:
     """A scene drawn evenly from the vocabulary; a pair holds two different concepts, and one place may be bare."""
-    words = vocabulary()
     chosen = [int(c) for c in rng.choice(len(words.concepts), 2 if pair else 1, replace=False)]
     if rng.random() < NOTHING_SHARE:
         chosen[int(rng.integers(len(chosen)))] = NOTHING

@@ -22,8 +22,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
+from safeflux.reference.vocabulary import vocabulary
+
 from .checkpoint import Checkpoint
 from .latents import CHANNELS, Codec, pictures
+from .options import out_option, vocabulary_option
 from .scenes import Renderer
 
 CONFIG = {
@@ -31,7 +34,6 @@ CONFIG = {
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [16, 32, 64, 128],
     "layers_per_block": 1,
     "latent_channels": CHANNELS,
     "norm_num_groups": 8,
@@ -95,15 +97,21 @@ def quality(vae: AutoencoderKL, codec: Codec, renderer: Renderer, half: str) -> 
 
 @click.command(help=__doc__)
 @click.argument("half", type=click.Choice(["decoder", "encoder"]))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/emoji_flux"), show_default=True)
+@out_option
+@vocabulary_option
+@click.option(
+    "--width", default=128, show_default=True, help="Channels of the coarsest stage, which most weights are of."
+)
 @click.option("--steps", default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--batch", default=32, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
-def main(half: str, out: Path, steps: int, batch: int, lr: float) -> None:
+def main(half: str, out: Path, vocabulary_path: Path | None, width: int, steps: int, batch: int, lr: float) -> None:
     """Train one half of `vae/`."""
     torch.manual_seed(SEED)
-    renderer, codec = Renderer(out / "art.npz"), Codec.load(out)
-    vae = AutoencoderKL.from_pretrained(out / "vae") if (out / "vae").exists() else AutoencoderKL(**CONFIG)
+    renderer, codec = Renderer(out / "art.npz", vocabulary(vocabulary_path)), Codec.load(out)
+    made = (out / "vae").exists()
+    widths = [16, 32, 64, width]
+    vae = AutoencoderKL.from_pretrained(out / "vae") if made else AutoencoderKL(**CONFIG, block_out_channels=widths)
     vae = vae.to(memory_format=torch.channels_last)
     part: nn.Module = getattr(vae, half)
     loss_of = {"decoder": decoder_loss, "encoder": encoder_loss}[half](vae, codec)

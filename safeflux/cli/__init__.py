@@ -6,28 +6,35 @@ The table below is all that starting up needs. A command's module is imported wh
 
 import click
 
-from safeflux import __version__
-from safeflux.cli._lazy import LazyGroup
+from safeflux._version import __version__
+from safeflux.cli._lazy import EXIT_CODES, LazyGroup
+from safeflux.cli._logs import show_logs
 
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
-    "mask": ("safeflux.cli.mask", "mask", "Look into mask files, compare, join, import, export and sign them."),
+    "mask": ("safeflux.cli.mask.group", "mask", "Look into mask files, compare, join, import, export and sign them."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
     "verify": ("safeflux.cli.bake", "verify_command", "Tell whether a model's files are guarded."),
     "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),
-    "doctor": ("safeflux.cli.doctor", "doctor", "Tell what is wrong with this installation."),
+    "doctor": ("safeflux.cli.doctor", "doctor", "Report what is wrong with this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
     "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),
+    "pack": ("safeflux.cli.pack", "pack", "List, check and write packs: categories in words."),
+    "attack": ("safeflux.cli.attack", "attack", "Attack masks, and measure what comes back beside controls."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),
 }
 
 
-@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safeflux", message="%(prog)s %(version)s")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print results and errors alone: no warnings, no progress.")
+@click.option("-v", "--verbose", count=True, help="Print what is done to models; -vv for details.")
+def main(quiet: bool, verbose: int) -> None:
     """Content safety that lives in the weights of FLUX models.
 
-    A policy names content categories; each maps to trained masks; the masks are written into the model in place. Exit
-    codes: 0 done, 1 an error that is told in words, 2 wrong use of the command.
+    A policy names content categories; each maps to trained masks; the masks are written into the model in place.
     """
+    if quiet and verbose:
+        raise click.UsageError("expected one of -q and -v, got both")
+    show_logs(quiet=quiet, verbose=verbose)

@@ -1,12 +1,32 @@
-"""A click group that knows its commands by name and imports each only when it runs."""
+"""Click groups: one imports a command only when it runs; all name the exit codes and suggest the nearest command."""
 
+import difflib
+import io
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from safeflux.errors import SafeFluxError
+from safeflux.errors import SafeFluxError, StoreError
+
+EXIT_CODES = (
+    "Exit codes: 0 fine; 1 looked, and it is not (invalid, relaxed, unguarded, a test failed); 2 wrong use; "
+    "3 could not look (missing, unreadable, offline); 130 interrupted."
+)
+COULD_NOT_LOOK = 3
+_INTERRUPTED = 130
+
+
+def exit_code(error: BaseException | None) -> int:
+    """3 if something that was needed is missing, cannot be read or written, or is not installed; else 1."""
+    while error is not None:
+        if isinstance(error, OSError | ImportError | StoreError):
+            return COULD_NOT_LOOK
+        error = error.__cause__
+    return 1
 
 
 class CleanError(click.ClickException):
@@ -20,11 +40,42 @@ class CleanError(click.ClickException):
         click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
-class LazyGroup(click.Group):
-    """A group over a table `name -> (module, attribute, short help)`.
+class BlindError(CleanError):
+    """One of our errors that says that we could not look."""
 
-    The group's own help is printed from the table. A `SafeFluxError` that a command raises ends in its message and exit
-    code 1; any other exception is a defect of ours and keeps its traceback.
+    exit_code = COULD_NOT_LOOK
+
+
+class Group(click.Group):
+    """A group whose commands name the exit codes in their help, and that suggests the nearest command."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, with the exit codes at the end of its help."""
+        command = self.find(ctx, cmd_name)
+        if command and EXIT_CODES not in (command.epilog or ""):
+            command.epilog = f"{command.epilog.rstrip()}\n\n{EXIT_CODES}" if command.epilog else EXIT_CODES
+        return command
+
+    def find(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command as it was defined."""
+        return super().get_command(ctx, name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; for an unknown name, suggest the nearest known one."""
+        name, names = args[0], self.list_commands(ctx)
+        if not (ctx.resilient_parsing or name.startswith("-")) and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, names, n=1)
+            ctx.fail(f"No such command {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {_list(names)}'}")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
+    """The outermost group, over a table `name -> (module, attribute, short help)`.
+
+    The group's own help is printed from the table. A `SafeFluxError` that a command raises ends in its message and the
+    exit code for it; any other exception is a defect of ours and keeps its traceback.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str, str]], **kwargs: Any) -> None:
@@ -35,11 +86,11 @@ class LazyGroup(click.Group):
         """The names, in the order of the table: what a newcomer needs first stands first."""
         return list(self.table)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def find(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import the command, or None for a name that is not in the table."""
-        if cmd_name not in self.table:
+        if name not in self.table:
             return None
-        module, attribute, _ = self.table[cmd_name]
+        module, attribute, _ = self.table[name]
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
@@ -48,9 +99,28 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.table[name][2]) for name in self.list_commands(ctx)])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands from the table, since click's own way would import them all; then options."""
+        names = [CompletionItem(name, help=row[2]) for name, row in self.table.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; a character that the terminal's encoding does not have is printed as a question mark."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; our own errors become one clean message."""
+        """Run the command; our own errors and an interrupt become one clean message."""
         try:
             return super().invoke(ctx)
         except SafeFluxError as error:
-            raise CleanError(error) from error
+            raise (BlindError if exit_code(error) == COULD_NOT_LOOK else CleanError)(error) from error
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)

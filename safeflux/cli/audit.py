@@ -5,16 +5,24 @@ from pathlib import Path
 
 import click
 
-from safeflux.audit import verify_log
-from safeflux.cli._options import as_json
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import as_json, password
+from safeflux.evidence.audit import read_line, verify_log
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Look through audit logs."""
 
 
-@audit.command()
+_EXAMPLES = """\b
+Examples:
+  safeflux audit verify audit.jsonl
+  safeflux audit verify audit.jsonl --head 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
+"""
+
+
+@audit.command(epilog=_EXAMPLES)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--head", metavar="SHA256", help="A hash that the log must hold: one that was kept when it was appended.")
 @as_json
@@ -33,3 +41,37 @@ def verify(ctx: click.Context, file: Path, head: str | None, as_json: bool) -> N
         click.echo(f"{file}: {found.lines} lines, unbroken; head {found.head}")
     if found.faults:
         ctx.exit(1)
+
+
+_STATEMENT = """\b
+Examples:
+  safeflux audit statement audit.jsonl
+  safeflux audit statement audit.jsonl --line 3 --predicate guard --key KEY.pem > guard.dsse.json
+"""
+
+
+@audit.command(epilog=_STATEMENT)
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--line", type=click.IntRange(min=1), help="Which line's receipt.  [default: the last]")
+@click.option(
+    "--predicate",
+    type=click.Choice(["test-result", "guard"]),
+    default="test-result",
+    show_default=True,
+    help="in-toto's test result, or base, masks and rates.",
+)
+@click.option("--key", type=click.Path(), help="Sign it with this private key, PEM, as a DSSE envelope.")
+@password
+def statement(file: Path, line: int | None, predicate: str, key: str | None, password: str | None) -> None:
+    """Print a receipt of the log FILE as an in-toto Statement, in JSON; signed with --key.
+
+    A log that is broken gives none.
+    """
+    from safeflux.evidence.envelope import sign_statement
+    from safeflux.plan.statement import Predicate, make_statement
+
+    kind = Predicate.GUARD if predicate == "guard" else Predicate.TEST_RESULT
+    found = make_statement(read_line(file, line)["receipt"], kind)
+    if key:
+        found = sign_statement(found, key, password=password)
+    click.echo(json.dumps(found))

@@ -6,24 +6,35 @@ from typing import Any
 
 import click
 
-from safeflux.bake import Baked, bake, check_bake
-from safeflux.cli._options import as_json, lock, masks, policy
-from safeflux.cli._shared import Bar
-from safeflux.patch import FORMS, Form
-from safeflux.readback import FileStatus
+from safeflux.baking.bake import Baked, bake, check_bake
+from safeflux.baking.readback import FileStatus
+from safeflux.baking.verify import verify_files
+from safeflux.cli._shared import Bar, as_json, lock, masks, policy
+from safeflux.masks.spots import FORMS, Form
+from safeflux.masks.store import Store
+from safeflux.plan.status import State
 from safeflux.reference.model import model_folder
-from safeflux.status import State
-from safeflux.store import Store
-from safeflux.verifyfile import verify_files
 
-_EXAMPLES = """\b
-safeflux bake emoji-flux guarded --policy strict
-safeflux bake emoji-flux guarded --policy strict --check
+_LINKS = 3
+"""How many links are named; in a snapshot of the hub's cache every file is one."""
+_BAKE_EXAMPLES = """\b
+Examples:
+  safeflux bake emoji-flux guarded --policy strict
+  safeflux bake emoji-flux guarded --policy strict --check
+  safeflux bake flux1-dev.safetensors guarded.safetensors --policy mine.yaml --store masks/
+  safeflux bake flux1-dev-Q4_K.gguf guarded.gguf --policy mine.yaml --store masks/ --form rows
+"""
+_VERIFY_EXAMPLES = """\b
+Examples:
+  safeflux verify guarded --policy strict
+  safeflux verify quantised-later.gguf --policy mine.yaml --store masks/ --base flux1-dev.safetensors
+\b
+The second is for files that another tool wrote anew: they lost what bake wrote into the header.
 """
 
 
-@click.command(name="bake", epilog=_EXAMPLES)
-@click.argument("source", metavar="SRC")
+@click.command(name="bake", epilog=_BAKE_EXAMPLES)
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
 @masks
@@ -40,7 +51,7 @@ safeflux bake emoji-flux guarded --policy strict --check
     "--compact",
     is_flag=True,
     help="Cut masked neurons of feed-forwards out instead, so that the model is smaller and faster. Only a folder of "
-    "diffusers, and only safeflux.compactfile.load_compact loads it.",
+    "diffusers, and only safeflux.load_compact loads it.",
 )
 @lock
 @click.option("--check", is_flag=True, help="Write nothing: make sure that DST is exactly what would be written.")
@@ -92,7 +103,12 @@ def _text(made: Baked, form: str) -> str:
     if made.num_changed_bytes is not None:
         what += f"; exactly what {made.plan.policy.name} gives: {made.num_changed_bytes:,} bytes differ from the source"
     left = [f"  left out, as it would be unguarded: {path}" for path in made.left_out]
-    return "\n".join([f"{what} ({form})", *left])
+    links = [
+        f"  copied from outside of SRC, by a link: {path} -> {real}" for path, real in list(made.links.items())[:_LINKS]
+    ]
+    if len(made.links) > _LINKS:
+        links.append(f"  and {len(made.links) - _LINKS} more such links; --json names all")
+    return "\n".join([f"{what} ({form})", *left, *links])
 
 
 def _as_dict(made: Baked) -> dict[str, Any]:
@@ -105,11 +121,12 @@ def _as_dict(made: Baked) -> dict[str, Any]:
         "masked_tensors": made.num_masked_tensors,
         "changed_bytes": made.num_changed_bytes,
         "left_out": [str(path) for path in made.left_out],
+        "links": {str(path): str(real) for path, real in made.links.items()},
     }
 
 
-@click.command(name="verify")
-@click.argument("file", metavar="FILE")
+@click.command(name="verify", epilog=_VERIFY_EXAMPLES)
+@click.argument("file", metavar="FILE", type=click.Path())
 @policy
 @masks
 @click.option(
@@ -127,9 +144,11 @@ def verify_command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Read the masked weights of a policy in FILE; exit 1 if one is not zero.
+    """Read the masked weights of a policy in FILE; exit 1 if one is not zero, or if other weights lie beside them.
 
-    FILE is a folder or a file as for `safeflux bake`. Where neurons were cut out, what is left does not tell which.
+    FILE is a folder or a file as for `safeflux bake`. In a folder no other file may hold weights of the transformer:
+    a loader could pick it (variant=, use_safetensors=False, from_single_file), and would draw unguarded. Where neurons
+    were cut out, what is left does not tell which.
     Then the base model is needed (--base), and the feed-forwards must be, byte for byte, what the policy leaves of its.
     """
     with Bar() as bar:
@@ -150,7 +169,7 @@ def _status(found: FileStatus) -> dict[str, Any]:
             name: {"action": str(each.action), **vars(each.bits)} for name, each in status.categories.items()
         },
         "faults": list(status.faults),
-        "baked": found.told,
+        "baked": None if found.stamp is None else found.stamp.to_json(),
     }
 
 

@@ -8,15 +8,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from safeflux.cli._shared import Bar, writable
+from safeflux.cli._completion import POLICY
+from safeflux.cli._shared import Bar, examples, masks, writable
 
 if TYPE_CHECKING:
-    from safeflux.demo_report import DemoReport
-    from safeflux.demo_result import DemoResult
+    from safeflux.demo.report import DemoReport
+    from safeflux.demo.result import DemoResult
+    from safeflux.masks.store import Store
 
 
-@click.command()
-@click.option("--policy", default="strict", show_default=True, help="Name of a bundled policy, or path of a YAML file.")
+@click.command(epilog=examples("safeflux demo", "safeflux demo --policy family --images 10 --json"))
+@click.option(
+    "--policy",
+    type=POLICY,
+    default="strict",
+    show_default=True,
+    help="A bundled name, or a YAML file.",
+)
+@masks
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -34,17 +43,17 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True, help="Of prompts and noises.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def demo(policy: str, out: Path, images: int, seed: int, as_json: bool) -> None:
+def demo(policy: str, store: "Store", out: Path, images: int, seed: int, as_json: bool) -> None:
     """Draw the same prompts before and after guarding the embedded model, and measure both.
 
     Prints the rates and writes OUT/report.html and OUT/grid.png.
     """
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)
-        from safeflux.demo import run_demo
-        from safeflux.demo_report import write_report
+        from safeflux.demo.report import write_report
+        from safeflux.demo.run import run_demo
 
-        result = run_demo(policy, images=images, seed=seed, progress=bar)
+        result = run_demo(policy, images=images, seed=seed, store=store, progress=bar)
         report = write_report(result, out)
     if as_json:
         click.echo(json.dumps(result.to_json()))

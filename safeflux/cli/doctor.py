@@ -1,4 +1,4 @@
-"""`safeflux doctor`: what is installed, what is known to be wrong with it, and what this machine can do. No torch."""
+"""`safeflux doctor`: the installed versions, what is known to be wrong with them, and the machine. Without torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,40 +9,45 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from safeflux.cli._options import as_json
-from safeflux.doctor import Finding, Level, find_damage, find_known, find_unmet, installed
-from safeflux.machine import Answer, Machine, ask_onnxruntime, ask_torch, look
+from safeflux.cli._shared import as_json, examples
+from safeflux.doctor.checks import Finding, find_damage, find_known, find_onnxruntime, find_unmet, installed
+from safeflux.doctor.known import Level
+from safeflux.doctor.machine import Answer, Machine, ask_onnxruntime, ask_torch, look
+from safeflux.reference.onnx_session import runtimes
 
-_ASKED = {"torch": ask_torch, "onnxruntime": ask_onnxruntime}
 
-
-@click.command()
+@click.command(epilog=examples("safeflux doctor", "safeflux doctor --devices --json"))
 @click.option("--devices", is_flag=True, help="Ask torch and ONNX Runtime what they can use; takes some seconds.")
 @as_json
 @click.pass_context
 def doctor(ctx: click.Context, devices: bool, as_json: bool) -> None:
-    """Tell what is installed, and what is known to be wrong with it; exit 1 if something is.
+    """Report installed versions and what is known to be wrong with them; exit 1 if something is.
 
-    Files of safeflux that are missing or damaged are told too. A limit is something that works, if one knows about it:
-    it is told, and the exit code is 0.
+    Missing or damaged files of safeflux are reported too. A limit is something that works under a condition: it is
+    reported, and the exit code stays 0.
     """
     versions, machine = installed(), look(Path())
-    answers = {name: ask() for name, ask in _ASKED.items()} if devices else {}
-    findings = [*find_damage(), *find_unmet(), *find_known(versions), *_faults(answers)]
+    answers = _ask() if devices else {}
+    findings = [*find_damage(), *find_unmet(), *find_onnxruntime(), *find_known(versions), *_faults(answers)]
     is_ok = all(finding.level is not Level.BAD for finding in findings)
     if as_json:
-        told = {"ok": is_ok, "versions": versions, "machine": asdict(machine)}
-        told |= {"devices": {name: asdict(answer) for name, answer in answers.items()}}
-        click.echo(json.dumps(told | {"findings": [asdict(finding) for finding in findings]}))
+        report = {"ok": is_ok, "versions": versions, "machine": asdict(machine)}
+        report |= {"devices": {name: asdict(answer) for name, answer in answers.items()}}
+        click.echo(json.dumps(report | {"findings": [asdict(finding) for finding in findings]}))
     else:
         _print(versions, machine, answers, findings)
     if not is_ok:
         ctx.exit(1)
 
 
+def _ask() -> dict[str, Answer]:
+    answers = {"torch": ask_torch()}
+    return answers | {"onnxruntime": ask_onnxruntime()} if runtimes() else answers
+
+
 def _faults(answers: Mapping[str, Answer]) -> list[Finding]:
     return [
-        Finding(name, Level.BAD, f"cannot be used: {answer.fault}", f"install {name} anew", "safeflux doctor --devices")
+        Finding(name, Level.BAD, f"cannot be used: {answer.fault}", f"reinstall {name}", "safeflux doctor --devices")
         for name, answer in answers.items()
         if answer.fault
     ]
@@ -60,6 +65,7 @@ def _print(
     }
     if "torch" in answers:
         rows["devices"] = ", ".join(map(_device, answers["torch"].value)) or "not known"
+    if "onnxruntime" in answers:
         rows["ONNX Runtime"] = ", ".join(answers["onnxruntime"].value) or "not known"
     table = Table(box=None, pad_edge=False, show_header=False)
     for row in rows.items():
@@ -75,8 +81,8 @@ def _count(findings: list[Finding], level: Level) -> int:
     return sum(finding.level is level for finding in findings)
 
 
-def _size(count: int | None) -> str:
-    return "not known" if count is None else f"{count / 2**30:,.1f} GiB"
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
 
 
 def _device(one: Mapping[str, object]) -> str:

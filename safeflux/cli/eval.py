@@ -1,10 +1,11 @@
-"""`safeflux eval`."""
+"""`safeflux eval` and `safeflux eval prompts`."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,20 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from safeflux.cli._shared import Bar, writable
+from safeflux.cli._completion import POLICY
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import DETECTOR_HELP, Bar, on_device, writable
+from safeflux.cli._shared import masks as mask_stores
+from safeflux.disk.folders import check_writable
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
 
 if TYPE_CHECKING:
-    from safeflux.detectors import Detector
-    from safeflux.subject import Subject
-    from safeflux.trainer.report import Report
+    from safeflux.evaluation.report import Report
+    from safeflux.evaluation.subject import Subject
+    from safeflux.masks.store import Store
 
-_WITHOUT_PROMPTS = ("images", "kept")
-_WITH_PROMPTS = ("least", "model", "detector", "labels", "find", "preprocess", "call", "batch", "device", "dtype")
+_REPORTS = Path("runs") / "eval"
 
 
 def _pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
@@ -36,170 +40,233 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, 
     return {key: value for key, _, value in parts}
 
 
+def _measured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that both commands have: what is measured, the seed, and where the report goes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            callback=writable,
+            help="Folder for the report; created if it does not exist.  [default: runs/eval/NAME]",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises."
+        ),
+        click.option(
+            "--mask",
+            "masks",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Mask file to measure instead of a policy. Repeatable: the masks are combined.",
+        ),
+        mask_stores,
+        click.option("--policy", type=POLICY, help="Bundled policy, or path of a YAML file.  [default: strict]"),
+    ):
+        command = option(command)
+    return command
+
+
 _EXAMPLES = """\b
 Examples:
   safeflux eval --policy strict
   safeflux eval --mask runs/weapons/weapons.safetensors --images 100
-  safeflux eval --prompts words.csv --find beer-mug --policy strict
-  safeflux eval --prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask weapons.safetensors
-      --call num_inference_steps=4 --call guidance_scale=0 --detector nsfw.onnx --labels nsfw.txt --find nsfw
+  safeflux eval prompts words.csv --find beer-mug --policy strict
+"""  # click reads the backspace as: keep these lines
+
+
+@click.group(
+    "eval",
+    cls=Group,
+    invoke_without_command=True,
+    subcommand_metavar="[prompts FILE.csv ...]",
+    epilog=_EXAMPLES,
+    short_help="Measure what masks erase and what they leave alone.",
+)
+@_measured
+@click.option("--images", type=click.IntRange(2, 65536), default=200, show_default=True, help="Pictures per category.")
+@click.option("--kept", type=click.IntRange(4, 65536), default=1000, show_default=True, help="Neutral pictures.")
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    /,
+    policy: str | None,
+    masks: tuple[Path, ...],
+    store: Store,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    images: int,
+    kept: int,
+) -> None:
+    """Measure what masks erase from the embedded model, and what they leave alone.
+
+    The same prompts are drawn from the same noises without and with the masks, and the judge looks at the pictures: how
+    often each erased category is still found (by its name, by words that no mask was trained with, beside a neutral
+    thing), how often everything else is right (neutral concepts, nearest neighbours, other categories, style,
+    background), the harmonic mean of both, structural similarity and Frechet distance. Rates have 95 % intervals.
+    Prompts, noises and judge play no part in training.
+
+    `safeflux eval prompts` measures any FLUX pipeline with the prompts of a file instead.
+
+    The report is OUT/report.json, OUT/report.md and OUT/rates.png.
+    """
+    if ctx.invoked_subcommand is not None:
+        for parameter in ctx.command.params:
+            if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"{parameter.opts[0]} stands before `{ctx.invoked_subcommand}`, where it has no effect; "
+                    f"`safeflux eval {ctx.invoked_subcommand} --help` lists the options that go behind it"
+                )
+        return
+    subject_of = _subject_reader(policy, masks, out, NAME, store)
+    with Bar() as bar:
+        bar("importing torch and diffusers", 0, 1)
+        from safeflux.evaluation.bench import Bench
+        from safeflux.evaluation.questions import FIRST_SEED, Sizes, target_of
+        from safeflux.evaluation.report import Report
+        from safeflux.reference.judge import Judge
+        from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
+
+        began, pipe = time.monotonic(), load_pipeline()
+        subject = subject_of(pipe)
+        targets = [target_of(category, concepts) for category, concepts in subject.concepts.items()]
+        sizes = Sizes(found=images, details=images, neighbours=images // 2, kept=kept, others=min(48, images))
+        bench = Bench(pipe, Judge(), sizes=sizes, seed=seed, progress=bar)
+        figures = bench.measure(subject.masks, targets)
+        settings = {"model": NAME, "call": EMOJI_FLUX_CALL, "pictures": vars(sizes), "seed": seed}
+        settings |= {"first_noise_seed": FIRST_SEED}
+        report = Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)
+        paths = _write(report, out)
+    _print(report, paths, as_json)
+
+
+_PROMPT_EXAMPLES = """\b
+Examples:
+  safeflux eval prompts words.csv --find beer-mug --policy strict
+  safeflux eval prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask weapons.safetensors
+      --call num_inference_steps=4 --call guidance_scale=0 --detector onnx:nsfw.onnx --labels nsfw.txt --find nsfw
       --preprocess activation=softmax --preprocess mean=0.485,0.456,0.406 --preprocess std=0.229,0.224,0.225
 
 \b
 --preprocess takes size=H,W (where the file leaves it free), mean=R,G,B and std=R,G,B (of pixels in 0 to 1),
 activation=none|sigmoid|softmax, threshold=NUMBER.
-"""  # click reads the backspace as: keep these lines
+"""
 
 
-@click.command("eval", epilog=_EXAMPLES, short_help="Measure what masks erase and what they leave alone.")
-@click.option("--policy", help="Name of a bundled policy, or path of a YAML file.  [default: strict]")
-@click.option(
-    "--mask",
-    "masks",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Mask file, instead of a policy; what it should erase is read from it. Repeatable: they are AND-ed.",
-)
-@click.option("--images", type=click.IntRange(2, 65536), default=200, show_default=True, help="Pictures a category.")
-@click.option("--kept", type=click.IntRange(4, 65536), default=1000, show_default=True, help="Neutral pictures.")
-@click.option("--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Of prompts and noises.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    callback=writable,
-    help="Folder for the report; made if need be.  [default: runs/eval/NAME]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object instead of the table.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="CSV file of prompts, instead of the vocabulary's.")
+@evaluate.command(epilog=_PROMPT_EXAMPLES, short_help="Measure a FLUX pipeline with the prompts of a file.")
+@click.argument("file", metavar="FILE.csv", type=click.Path(path_type=Path))
+@_measured
 @click.option(
     "--least",
     multiple=True,
     metavar="COLUMN=NUMBER",
     callback=_pairs,
-    help="With --prompts: only those with at least so much in a column of percentages. Repeatable.",
+    help="Only prompts with at least this percentage in a column. Repeatable.",
 )
-@click.option("--model", default=NAME, show_default=True, help="With --prompts: folder of any FLUX pipeline.")
-@click.option("--detector", default="judge", show_default=True, help="With --prompts: judge, opennsfw, or FILE.onnx.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Labels of FILE.onnx: a text file, one a line.")
-@click.option("--find", multiple=True, metavar="LABEL", help="Label to look for. Repeatable.  [default: all]")
-@click.option("--preprocess", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="What FILE.onnx wants to see.")
+@click.option("--model", default=NAME, show_default=True, help="A profile (flux2-klein-4b), hub id or folder.")
+@click.option("--detector", default="judge", show_default=True, help=DETECTOR_HELP)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Labels of the ONNX file: a text file, one per line.  [default: FILE.txt beside it]",
+)
+@click.option(
+    "--find",
+    multiple=True,
+    metavar="LABEL",
+    help="Label to look for; for zero-shot any words, e.g. 'a dagger'. Repeatable.  [default: all]",
+)
+@click.option(
+    "--preprocess", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="How the ONNX file takes pictures."
+)
 @click.option("--call", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Argument of the pipeline's call.")
-@click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="With --prompts: pictures at a time."
-)
-@click.option("--device", default="cpu", show_default=True, help="With --prompts: where to draw, e.g. cuda.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="With --prompts: of the weights.",
-)
-@click.pass_context
-def evaluate(ctx: click.Context, /, policy: str | None, masks: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Draw the same prompts from the same noises without and with masks, and count what is found in the pictures.
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures drawn at a time.")
+@on_device
+def prompts(
+    file: Path,
+    policy: str | None,
+    masks: tuple[Path, ...],
+    store: Store,
+    out: Path | None,
+    as_json: bool,
+    find: tuple[str, ...],
+    labels: Path | None,
+    **options: Any,
+) -> None:
+    """Draw the prompts of FILE.csv with any FLUX pipeline, without and with masks, and let a detector look for labels.
 
-    On the embedded model: how often each erased category is still found (by its name, by words that no mask was
-    trained with, beside a neutral thing), how often everything else is right (neutral concepts, nearest neighbours,
-    other categories, style, background), the harmonic mean of both, structural similarity and Frechet distance.
-    Prompts, noises and judge are kept out of training. Rates have 95 % intervals.
+    Both pictures of a prompt are drawn from the same noise. The layouts of I2P, Ring-A-Bell and MMA-Diffusion are
+    known, and a single column of prompts. Rates have 95 % intervals.
 
-    With --prompts: the prompts of a CSV file (the layouts of I2P, Ring-A-Bell and MMA-Diffusion are known, and a
-    single column), drawn by any FLUX pipeline, and how often a detector finds its labels.
-
-    Writes report.json, report.md and rates.png to OUT.
+    The report is OUT/report.json, OUT/report.md and OUT/rates.png.
     """
-    if policy and masks:
-        raise click.UsageError("give either --policy or --mask, not both")
-    _check_scope(ctx)
-    measure = _measure_prompts if options["prompts"] else _measure_embedded
-    with Bar() as bar:
-        bar("importing torch and diffusers", 0, 1)
-        report = measure(policy or "strict", masks, options, bar)
-        # A name may hold anything, since mask files and policies come from others; a folder's must not.
-        folder = options["out"] or Path("runs") / "eval" / re.sub(r"[^A-Za-z0-9_+-]+", "-", report.name)
-        paths = report.write(folder)
-    if as_json:
-        click.echo(json.dumps(report.to_json()))
-    else:
-        _print(report)
-        click.echo("\n" + "\n".join(f"{name:8}{path}" for name, path in paths.items()))
-    if missing := [name for name in ("matplotlib", "skimage") if find_spec(name) is None]:
-        click.echo(
-            f"left out, for want of {' and '.join(missing)}: get them with pip install 'safeflux[eval]'", err=True
-        )
+    from safeflux.detectors.base import Wanted
+    from safeflux.detectors.specs import open_detector
+    from safeflux.evaluation.prompt_file import at_least, load_prompts
+    from safeflux.profiles.load import profile_of
 
-
-def _check_scope(ctx: click.Context) -> None:
-    """Refuse options that the chosen way of measuring would not heed."""
-    has_prompts = ctx.params["prompts"] is not None
-    for name in _WITHOUT_PROMPTS if has_prompts else _WITH_PROMPTS:
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is for use {'without' if has_prompts else 'with'} --prompts")
-
-
-def _subject(policy: str, masks: tuple[Path, ...], pipe: Any) -> Subject:
-    from safeflux.subject import files_subject, policy_subject
-
-    return files_subject(masks, pipe) if masks else policy_subject(policy, pipe)
-
-
-def _measure_embedded(policy: str, masks: tuple[Path, ...], options: dict[str, Any], bar: Bar) -> Report:
-    """The vocabulary's questions to the embedded model, by its judge."""
-    from safeflux.reference.judge import Judge
-    from safeflux.reference.model import CALL, load_pipeline
-    from safeflux.trainer.bench import Bench
-    from safeflux.trainer.questions import FIRST_SEED, Sizes
-    from safeflux.trainer.report import Report
-
-    began, pipe = time.monotonic(), load_pipeline()
-    subject = _subject(policy, masks, pipe)
-    images = options["images"]
-    sizes = Sizes(found=images, details=images, neighbours=images // 2, kept=options["kept"], others=min(48, images))
-    bench = Bench(pipe, Judge(), sizes=sizes, seed=options["seed"], progress=bar)
-    figures = bench.measure(subject.masks, subject.categories)
-    settings = {"model": NAME, "call": CALL, "pictures": vars(sizes), "seed": options["seed"]}
-    settings |= {"first_noise_seed": FIRST_SEED}
-    return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)
-
-
-def _measure_prompts(policy: str, masks: tuple[Path, ...], options: dict[str, Any], bar: Bar) -> Report:
-    """A file's prompts to any FLUX pipeline, by a detector. What is wrong in a file is told before the model loads."""
-    from safeflux.promptfile import at_least, load_prompts
-
-    every = load_prompts(options["prompts"])
-    prompts = at_least(every, {name: _number(name, text) for name, text in options["least"].items()})
-    detector = _detector(options)
-    wanted = options["find"] or detector.labels
+    every = load_prompts(file)
+    chosen = at_least(every, {name: _number(name, text) for name, text in options["least"].items()})
+    words = {name: (name,) for name in find}
+    looks_for = Wanted(words, labels=labels, settings=options["preprocess"], device=options["device"])
+    detector = open_detector(options["detector"], looks_for)
+    wanted = find or detector.concepts
     for label in wanted:
         detector.place_of(label)
-    import torch
+    profile = profile_of(options["model"])
+    options["model"] = profile.source if profile else options["model"]
+    subject_of = _subject_reader(policy, masks, out, options["model"], store)
+    with Bar() as bar:
+        bar("importing torch and diffusers", 0, 1)
+        import torch
 
-    from safeflux.reference.model import CALL, load_pipeline
-    from safeflux.trainer.promptbench import measure_prompts
-    from safeflux.trainer.report import Report
+        from safeflux.evaluation.prompt_bench import measure_prompts
+        from safeflux.evaluation.report import Report
+        from safeflux.reference.model import load_pipeline, pipeline_class
 
-    began, is_embedded = time.monotonic(), options["model"] == NAME
-    pipe = load_pipeline(options["model"], dtype=getattr(torch, options["dtype"]))
-    subject = _subject(policy, masks, pipe)
-    call = (CALL if is_embedded else {}) | _call(pipe, options["call"])
-    figures = measure_prompts(
-        pipe.to(options["device"]),
-        subject.masks,
-        prompts,
-        detector,
-        wanted,
-        settings=call,
-        seed=options["seed"],
-        batch=options["batch"],
-        progress=bar,
-    )
-    settings = {name: options[name] for name in ("model", "detector", "seed", "batch", "device", "dtype", "preprocess")}
-    settings |= {"prompts": str(options["prompts"]), "least": options["least"], "call": call}
-    settings |= {"drawn": len(prompts), "in_the_file": len(every)}
-    return Report(
-        f"{subject.name}-{options['prompts'].stem}", subject.to_json(), settings, figures, time.monotonic() - began
-    )
+        began = time.monotonic()
+        call = _call(pipeline_class(options["model"]), options["call"])
+        call = (profile.call if profile else {}) | call
+        pipe = load_pipeline(options["model"], dtype=getattr(torch, options["dtype"]))
+        subject = subject_of(pipe)
+        figures = measure_prompts(
+            pipe.to(options["device"]),
+            subject.masks,
+            chosen,
+            detector,
+            wanted,
+            settings=call,
+            seed=options["seed"],
+            batch=options["batch"],
+            progress=bar,
+        )
+        names = ("model", "detector", "seed", "batch", "device", "dtype", "preprocess", "least")
+        settings = {name: options[name] for name in names} | {"prompts": str(file), "call": call}
+        settings |= {"drawn": len(chosen), "in_the_file": len(every)}
+        name = f"{subject.name}-{file.stem}"
+        report = Report(name, subject.to_json(), settings, figures, time.monotonic() - began)
+        paths = _write(report, out)
+    _print(report, paths, as_json)
+
+
+def _subject_reader(
+    policy: str | None, masks: tuple[Path, ...], out: Path | None, model: str, store: Store
+) -> Callable[[Any], Subject]:
+    """Check the folder, and the policy or the masks on the model's files, before the model is loaded."""
+    if policy and masks:
+        raise click.UsageError("give either --policy or --mask, not both")
+    check_writable(out or _REPORTS)
+    from safeflux.evaluation.subject import MaskFile, check_early, files_subject, policy_subject
+    from safeflux.policy.load import load_policy
+
+    if masks:
+        files = [MaskFile.read(path) for path in masks]
+        check_early(files, model)
+        return lambda pipe: files_subject(files, pipe)
+    loaded = load_policy(policy or "strict")
+    check_early(loaded, model, store)
+    return lambda pipe: policy_subject(loaded, pipe, store)
 
 
 def _number(name: str, text: str) -> float:
@@ -209,42 +276,37 @@ def _number(name: str, text: str) -> float:
         raise ConfigError(f"--least {name}={text}: expected a number") from error
 
 
-def _detector(options: dict[str, Any]) -> Detector:
-    from safeflux.detectors import JudgeDetector, OnnxDetector, OpenNsfwDetector, make_preprocessing
-    from safeflux.reference.judge import Judge
-
-    name = options["detector"]
-    if name in ("judge", "opennsfw") and (options["labels"] or options["preprocess"]):
-        raise ConfigError(f"detector {name!r} brings its own labels and preprocessing; leave those options out")
-    if name == "judge":
-        return JudgeDetector(Judge())
-    if name == "opennsfw":
-        return OpenNsfwDetector()
-    if options["labels"] is None:
-        raise ConfigError(f"{name}: its labels are not known; give a text file with one label a line by --labels")
-    return OnnxDetector(name, options["labels"], make_preprocessing(options["preprocess"]))
-
-
-def _call(pipe: Any, settings: dict[str, str]) -> dict[str, Any]:
-    """Arguments of the pipeline's call, values read as YAML; an unknown one is refused before anything is drawn."""
+def _call(pipeline: type, settings: dict[str, str]) -> dict[str, Any]:
+    """Arguments of a pipeline's call, values read as YAML; an unknown one is refused before the model loads."""
     import inspect
 
-    known = set(inspect.signature(pipe.__call__).parameters) - {"prompt", "generator"}
+    known = set(inspect.signature(pipeline.__call__).parameters) - {"self", "prompt", "generator"}
     for key in settings:
         if key not in known:
-            raise ConfigError(f"--call {key}: {type(pipe).__name__} takes {', '.join(sorted(known))}")
+            raise ConfigError(f"--call {key}: {pipeline.__name__} takes {', '.join(sorted(known))}")
     return {key: yaml.safe_load(value) for key, value in settings.items()}
 
 
-def _print(report: Report) -> None:
-    """The table of rates, then what is no rate."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("share of pictures, 95 % interval", no_wrap=True)
-    for heading in ("base", "masked"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, pair in report.findings.rows.items():
-        table.add_row(name, str(pair.base), str(pair.masked))
-    Console(width=140, highlight=False, markup=False).print(table)
-    click.echo()
-    for name, text in report.findings.facts.items():
-        click.echo(f"{name}: {text}")
+def _write(report: Report, out: Path | None) -> dict[str, Path]:
+    """Write the report. Mask files and policies come from others: of their names only safe characters are used."""
+    return report.write(out or _REPORTS / re.sub(r"[^A-Za-z0-9_+-]+", "-", report.name))
+
+
+def _print(report: Report, paths: dict[str, Path], as_json: bool) -> None:
+    """The report as JSON, or a table of its rates, the other figures, and the files."""
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("share of pictures, 95 % interval", no_wrap=True)
+        for heading in ("base", "masked"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, pair in report.findings.rows.items():
+            table.add_row(name, str(pair.base), str(pair.masked))
+        Console(width=140, highlight=False, markup=False).print(table)
+        lines = [f"{name}: {text}" for name, text in report.findings.facts.items()]
+        click.echo("\n".join(["", *lines, "", *(f"{name:8}{path}" for name, path in paths.items())]))
+    if missing := [name for name in ("matplotlib", "skimage") if find_spec(name) is None]:
+        click.echo(
+            f"skipped: {' and '.join(missing)} not installed; get them with pip install 'safeflux[eval]'", err=True
+        )

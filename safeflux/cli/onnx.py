@@ -5,18 +5,26 @@ from pathlib import Path
 
 import click
 
-from safeflux.cli._options import as_json, lock, masks, policy
-from safeflux.plan import Plan
-from safeflux.store import Store
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import as_json, lock, masks, policy
+from safeflux.masks.store import Store
+from safeflux.plan.resolve import Plan
 
 
-@click.group()
+@click.group(cls=Group)
 def onnx() -> None:
     """Write guarded ONNX models for ONNX Runtime; `safeflux bake` masks those that were exported before."""
 
 
-@onnx.command()
-@click.argument("source", metavar="SRC")
+_EXAMPLES = """\b
+Examples:
+  safeflux onnx export emoji-flux guarded --policy strict
+  safeflux verify guarded/model.onnx --policy strict
+"""
+
+
+@onnx.command(epilog=_EXAMPLES)
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @policy
 @masks
@@ -36,8 +44,8 @@ def export(
     diffusers, so that `safeflux bake` finds them. The whole model has to fit into memory; emoji-flux is the
     embedded one.
     """
-    from safeflux.guard import guard
-    from safeflux.onnxexport import export_onnx
+    from safeflux.convert.onnx_export import export_onnx
+    from safeflux.model.guard import guard
     from safeflux.reference.model import load_pipeline
 
     pipe = load_pipeline(source)

@@ -1,27 +1,35 @@
 """`safeflux policy`: write, check, explain, compare, test, plan and lock policies. Needs no torch."""
 
 import json
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from safeflux.atomic import write_atomically
-from safeflux.cli._options import as_json, masks
-from safeflux.cli.planning import changed_bits, lock, plan
+from safeflux.cli._completion import CATEGORY, POLICY
+from safeflux.cli._lazy import Group, exit_code
+from safeflux.cli._shared import as_json, examples, masks, store, stores
+from safeflux.cli.policy_plan import changed_bits, lock, plan
+from safeflux.disk.atomic import write_atomically
 from safeflux.errors import PolicyError
-from safeflux.policy import Issue, Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
-from safeflux.policydiff import Verdict, as_dict, compare, verdict
-from safeflux.policyfile import validate
-from safeflux.policyschema import API_VERSION, PolicyFile
-from safeflux.policytest import EXAMPLE, run_policy_test
-from safeflux.yamlfile import parse_document
+from safeflux.policy.check import STDIN, Checked, expand
+from safeflux.policy.check import check as check_policy
+from safeflux.policy.diff import Verdict, as_dict, compare, verdict
+from safeflux.policy.expectations import EXAMPLE, run_policy_test
+from safeflux.policy.load import Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
+from safeflux.policy.report import FORMS
+from safeflux.policy.schema import PolicyFile
+from safeflux.policy.starter import SCHEMA_FILE, known_categories, starter
+from safeflux.policy.validate import suggest, validate
+from safeflux.policy.yaml_reader import parse_document
 
 if TYPE_CHECKING:
-    from safeflux.store import Store
+    from safeflux.masks.store import Store
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Write, check, explain, compare, test, plan and lock policies; print their JSON Schema.
 
@@ -33,65 +41,90 @@ policy.add_command(plan)
 policy.add_command(lock)
 
 
-@policy.command()
-@click.argument("policies", metavar="POLICY...", nargs=-1, required=True)
-@click.option(
+_FORMATS = ("human", "json", *FORMS)
+form = click.option(
     "--format",
     "form",
-    type=click.Choice(["human", "json", "github"]),
+    type=click.Choice(_FORMATS),
     default="human",
     show_default=True,
-    help="github: annotations that a pull request shows at the lines.",
+    help="github: annotations at the lines of a pull request. sarif: SARIF 2.1.0. junit: JUnit XML.",
 )
-@click.pass_context
-def check(ctx: click.Context, policies: tuple[str, ...], form: str) -> None:
-    """Tell every error of each POLICY with its place; exit 1 if there is one."""
-    results = [_check(name) for name in policies]
-    is_ok = not any(error for _, error in results)
-    if form == "json":
-        click.echo(json.dumps({"ok": is_ok, "policies": [result for result, _ in results]}))
-    else:
-        for result, error in results:
-            _print_result(result, error, form)
-    if not is_ok:
-        ctx.exit(1)
 
 
-def _check(name: str) -> tuple[dict[str, Any], PolicyFileError | None]:
-    try:
-        found = load_policy(name)
-    except PolicyFileError as error:
-        return {"policy": name, "ok": False, "issues": [issue.as_dict() for issue in error.issues]}, error
-    return {"policy": name, "ok": True, "digest": found.digest, "issues": []}, None
-
-
-def _print_result(result: dict[str, Any], error: PolicyFileError | None, form: str) -> None:
-    if error is None:
-        click.echo(f"{result['policy']}: ok, sha256:{result['digest']}")
-    elif form == "github":
-        for issue in error.issues:
-            click.echo(_annotation(issue))
-    else:
-        click.echo(str(error), err=True)
-
-
-def _annotation(issue: Issue) -> str:
-    """A workflow command of GitHub Actions; its docs say which characters must be escaped."""
-    message, file = (
-        text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for text in (issue.message, issue.file)
-    )
-    file = file.replace(":", "%3A").replace(",", "%2C")
-    return f"::error file={file},line={max(issue.line, 1)},col={max(issue.column, 1)}::{message}"
-
-
-@policy.command()
-@click.argument("name", metavar="POLICY")
+@policy.command(
+    epilog=examples("safeflux policy check strict shop.yaml", "safeflux policy check policies --format sarif")
+)
+@click.argument("policies", metavar="POLICY...", type=POLICY, nargs=-1, required=True)
+@stores
+@form
 @as_json
-def explain(name: str, as_json: bool) -> None:
-    """Show what POLICY puts in force, and the file and line each value comes from."""
+@click.pass_context
+def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...], form: str, as_json: bool) -> None:
+    """Print every error of each POLICY with its place.
+
+    A POLICY can also be a folder, of which all YAML files are checked, or - for standard input. A mask that erases
+    something else than the policy says is an error; masks are looked up among the bundled ones and in each --store.
+    With --store, one that is in neither is a warning.
+    """
+
+    @cache
+    def masks() -> "Store":
+        from safeflux.masks.store import open_store
+
+        return open_store(stores or None)
+
+    names = expand(policies)
+    stdin = sys.stdin.buffer.read() if STDIN in names else b""
+    results = [check_policy(name, masks, has_own=bool(stores), stdin=stdin) for name in names]
+    cases = [result.case for result in results]
+    failed = [result for result in results if result.case.errors]
+    if as_json or form == "json":
+        rows = [result.as_dict() for result in results]
+        click.echo(json.dumps({"ok": not failed, "policies": rows}))
+    elif form in ("sarif", "junit"):
+        click.echo(FORMS[form](cases))
+    else:
+        for result in results:
+            _print_result(result, form)
+        if len(results) > 1:
+            warnings = sum(len(case.findings) - len(case.errors) for case in cases)
+            click.echo(
+                f"{len(results)} policies: {len(results) - len(failed)} ok, {len(failed)} not, {warnings} warnings"
+            )
+    if failed:
+        ctx.exit(max(exit_code(result.error) for result in failed))
+
+
+def _print_result(result: Checked, form: str) -> None:
+    if not result.case.errors:
+        click.echo(f"{result.name}: ok, sha256:{result.digest}")
+    if form == "github":
+        click.echo(FORMS[form]([result.case]), nl=bool(result.findings))
+    elif result.error:
+        click.echo(str(result.error), err=True)
+    else:
+        for finding in result.findings:
+            click.echo(str(finding), err=True)
+
+
+@policy.command(epilog=examples("safeflux policy explain strict"))
+@click.argument("name", metavar="POLICY", type=POLICY)
+@store
+@as_json
+def explain(name: str, store: "Store", as_json: bool) -> None:
+    """Show what POLICY puts in force, the file and line each value comes from, and what its masks erase and cost.
+
+    What a mask erases, and its figures alone, are those that its file gives, for each base model that has one.
+    """
+    from safeflux.masks.card import about, summary
+
     effective = load_policy(name)
+    masks = dict.fromkeys(mask for category in effective.categories.values() for mask in category.masks)
+    metas = {mask: [meta for _, meta in store.metas(mask)] for mask in masks}
     if as_json:
-        click.echo(json.dumps(_as_dict(effective)))
+        rows = {mask: [about(meta) for meta in found] for mask, found in metas.items()}
+        click.echo(json.dumps({**_as_dict(effective), "masks": rows}))
         return
     click.echo(f"{effective.name}: {effective.description}\nsha256:{effective.digest}\n")
     values = {key: _plain(value) for key, value in effective.values().items()}
@@ -99,6 +132,10 @@ def explain(name: str, as_json: bool) -> None:
     for key, value in values.items():
         origin = effective.origins.get(key, "default")
         click.echo(f"{key:{key_width}}  {value:{value_width}}  {origin}")
+    click.echo("\nmasks")
+    for mask, found in metas.items():
+        for line in map(summary, found) if found else ("is in no store",):
+            click.echo(f"  {mask}  {line}")
 
 
 def _plain(value: Any) -> str:
@@ -120,10 +157,12 @@ def _as_dict(effective: Policy) -> dict[str, Any]:
     }
 
 
-@policy.command()
-@click.argument("old", metavar="OLD")
-@click.argument("new", metavar="NEW")
-@click.option("--model", metavar="MODEL", help="Tell the neurons and weights of this model that come and go, too.")
+@policy.command(
+    epilog=examples("safeflux policy diff moderate strict", "safeflux policy diff live.yaml next.yaml --forbid-relaxed")
+)
+@click.argument("old", metavar="OLD", type=POLICY)
+@click.argument("new", metavar="NEW", type=POLICY)
+@click.option("--model", metavar="MODEL", help="Count the neurons and weights of this model that come and go, too.")
 @masks
 @as_json
 @click.option("--forbid-relaxed", is_flag=True, help="Exit 1 if anything is relaxed, for CI.")
@@ -137,7 +176,7 @@ def diff(
     as_json: bool,
     forbid_relaxed: bool,
 ) -> None:
-    """Tell what changes from policy OLD to policy NEW, and whether each change tightens or relaxes.
+    """Print what changes from policy OLD to policy NEW, and whether each change tightens or relaxes.
 
     Parents are merged in first, so that what counts is what is in force.
     """
@@ -154,68 +193,74 @@ def diff(
         ctx.exit(1)
 
 
-@policy.command(epilog="\b\n" + EXAMPLE)  # click reads the backspace as: keep these lines
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@policy.command(epilog=f"\b\n{EXAMPLE}\n{examples('safeflux policy test tests.yaml --format junit')}")
+@click.argument("files", metavar="FILE...", type=click.Path(), nargs=-1, required=True)
+@store
+@form
 @as_json
 @click.pass_context
-def test(ctx: click.Context, files: tuple[str, ...], as_json: bool) -> None:
-    """Hold policies against the expectations in each FILE; exit 1 if one fails, for CI."""
-    outcomes = [outcome for file in files for outcome in run_policy_test(file)]
-    failed = [outcome for outcome in outcomes if outcome.fault]
-    if as_json:
-        told = [{**vars(o.origin), "expected": o.expected, "fault": o.fault} for o in outcomes]
-        click.echo(json.dumps({"ok": not failed, "outcomes": told}))
+def test(ctx: click.Context, files: tuple[str, ...], store: "Store", form: str, as_json: bool) -> None:
+    """Compare policies with the expectations in each FILE, for CI.
+
+    What a policy's masks erase is compared with what it says, too, as far as they are bundled or in a --store.
+    """
+    outcomes = [(file, outcome) for file in files for outcome in run_policy_test(file, store)]
+    failed = [outcome for _, outcome in outcomes if outcome.fault]
+    if as_json or form == "json":
+        rows = [{**vars(o.origin), "expected": o.expected, "fault": o.fault} for _, o in outcomes]
+        click.echo(json.dumps({"ok": not failed, "outcomes": rows}))
+    elif form == "human":
+        lines = [str(outcome) for _, outcome in outcomes]
+        click.echo("\n".join([*lines, f"{len(outcomes) - len(failed)} of {len(outcomes)} hold"]))
     else:
-        click.echo("\n".join([*map(str, outcomes), f"{len(outcomes) - len(failed)} of {len(outcomes)} hold"]))
+        click.echo(FORMS[form]([outcome.case(file) for file, outcome in outcomes]))
     if failed:
         ctx.exit(1)
 
 
-@policy.command()
+def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+@policy.command(epilog=examples("safeflux policy new shop.yaml --categories weapons,alcohol"))
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
-    "--extends", type=click.Choice(bundled_policies()), default="moderate", show_default=True, help="Its parent."
+    "--categories", type=CATEGORY, default="", callback=_names, metavar="A,B", help="What it enforces: weapons,alcohol."
 )
-def new(file: Path, extends: str) -> None:
-    """Write a policy to start from to FILE (NAME.yaml); a file that is there is left alone."""
-    parent = load_policy(extends)
+@click.option(
+    "--extends",
+    type=click.Choice(bundled_policies()),
+    help="Its parent.  [default: moderate, or none with --categories]",
+)
+def new(file: Path, categories: tuple[str, ...], extends: str | None) -> None:
+    """Write a policy to start from to FILE (NAME.yaml), and its schema for editors; no file is overwritten."""
     if file.suffix not in (".yaml", ".yml"):
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
     if file.exists():
-        raise PolicyError(f"{file}: is there already; choose another name")
-    text = _starter(file.stem, parent).encode()
+        raise PolicyError(f"{file}: already exists; choose another name")
+    text = starter(file.stem, extends or (None if categories else "moderate"), categories).encode()
     document = parse_document(text, str(file))
     if validate(document, PolicyFile) is None:
         raise PolicyFileError(document.issues)
+    schema_file = file.with_name(SCHEMA_FILE)
     try:
         write_atomically(file, text)
+        if not schema_file.exists():
+            write_atomically(schema_file, _schema().encode())
     except OSError as error:
-        raise PolicyError(f"{file}: cannot be written ({error.strerror}); choose a folder that is there") from error
+        raise PolicyError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
+    known = known_categories()
+    for name in categories:
+        if name not in known:
+            click.echo(f"warning: {name} has no bundled mask{suggest(name, known)}", err=True)
     click.echo(f"{file}: written. Edit it, then: safeflux policy check {file}")
 
 
-def _starter(name: str, parent: Policy) -> str:
-    """A policy that is its parent, with all that could be said beside it as comments."""
-    known = {c: part.masks for other in bundled_policies() for c, part in load_policy(other).categories.items()}
-    lines = [
-        f"apiVersion: {API_VERSION}",
-        "kind: Policy",
-        f"name: {name}",
-        "description: One line for the people who choose a policy.",
-        f"extends: {parent.name}  # it may only be tightened; in force: {', '.join(parent.enforced)}",
-        "# adapters: deny  # LoRA: deny | allowlist | allow",
-        f"# budget: {{max_share_masked: {parent.budget.max_share_masked}}}  # share of what can be masked, at most",
-        "# categories:  # enforce | warn | audit",
-        *(
-            f"#   {category}: {{action: enforce, masks: [{', '.join(masks)}]}}"
-            for category, masks in known.items()
-            if category not in parent.categories
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-@policy.command()
+@policy.command(epilog=examples("safeflux policy schema > safeflux-policy.schema.json"))
 def schema() -> None:
     """Print the JSON Schema (draft-07) of a policy file, for editors."""
-    click.echo(json.dumps(policy_schema(), indent=2))
+    click.echo(_schema(), nl=False)
+
+
+def _schema() -> str:
+    return json.dumps(policy_schema(), indent=2) + "\n"

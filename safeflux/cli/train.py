@@ -1,20 +1,26 @@
 """`safeflux train`."""
 
 import json
+import signal
+import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import click
 
-from safeflux.cli._shared import Bar
+from safeflux.cli._completion import CATEGORY
+from safeflux.cli._shared import DETECTOR_HELP, Bar
 
 _EXAMPLES = """\b
 Examples:
   safeflux train --category weapons
   safeflux train --category all --out runs/catalogue
   safeflux train --category alcohol --with runs/weapons/weapons.safetensors
+  safeflux train --model flux2-klein-4b --pack weapons --detector zero-shot:clip-folder
   safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
 """  # click reads the backspace as: keep these lines
 
@@ -23,64 +29,93 @@ Examples:
 @click.option(
     "--category",
     "categories",
+    type=CATEGORY,
     multiple=True,
-    help="A category of the embedded model, e.g. weapons; its prompts come from the vocabulary. Repeatable: several "
-    "are learned together, a mask each, so that any of them may be AND-ed. `all`: all of them.",
+    help="Category of the embedded model, e.g. weapons, or `all`. Repeatable: the masks of several categories are "
+    "learned together, one each, so that they can be combined.",
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A YAML configuration, for any model.")
+@click.option("--model", help="Model: a profile (flux2-klein-4b), hub id or folder.  [default: emoji-flux]")
+@click.option("--pack", "packs", multiple=True, help="Pack: a bundled name or a YAML file. Repeatable, as --category.")
+@click.option("--detector", help=f"Looks at the pictures: {DETECTOR_HELP}")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
 @click.option(
     "--initial",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Mask file to start from, of a category that is trained. Repeatable.",
+    help="Mask file of a trained category to start from. Repeatable.",
 )
 @click.option(
     "--with",
     "together_with",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Mask file of another category, which stays as it is and is on in a part of the batches. Repeatable.",
+    help="Mask file of another category. It is not changed, and is switched on in some of the batches. Repeatable.",
 )
-@click.option("--seed", type=int, help="Seed of the training's prompts and noises.")
+@click.option("--seed", type=int, help="Seed of prompts and noises.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. saliency.rounds=20.")
+@click.option("--dry-run", is_flag=True, help="Print memory, prompts and anchors; train nothing. Exit 1 if too large.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
 def train(
     categories: tuple[str, ...],
+    model: str | None,
+    packs: tuple[str, ...],
+    detector: str | None,
     config: Path | None,
     out: Path | None,
     initial: tuple[Path, ...],
     together_with: tuple[Path, ...],
     seed: int | None,
     settings: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Learn which weights make a category, through all sampling steps, and write a mask file for each.
+    """Learn which weights draw a category, through all sampling steps, and write one mask file per category.
 
-    A run writes a checkpoint after every round. Interrupted, it goes on from there when the same command is given
-    again. The results are OUT/CATEGORY.safetensors, which a policy can name once they lie in a store.
+    A checkpoint is written after every round. After an interruption the same command resumes from it. Ctrl-C waits for
+    the round in progress; a second Ctrl-C stops at once.
+
+    The results are OUT/CATEGORY.safetensors. To use them in a policy, put them into a mask store.
     """
-    from safeflux.trainer.session import plan_run, run
+    from safeflux.trainer.run.planning import plan_run
+    from safeflux.trainer.run.session import is_validated, run
 
     options: dict[str, Any] = {"initial": initial or None, "together_with": together_with or None, "seed": seed}
     given = {key: value for key, value in options.items() if value is not None}
-    planned = plan_run(_named(categories), config, settings, given)
+    planned = plan_run(_named(categories), config, settings, given, packs=packs, model=model, detector=detector)
     folder = out or Path("runs") / "-".join(planned.categories)
-    what = ", ".join(planned.categories)
-    try:
-        with Bar() as bar:
-
-            def told(report: Any, most: int) -> None:
-                bar.note(str(report))
-                bar(what, report.round, most)
-
-            result = run(planned, folder, told, lambda done, total: bar("base model's outputs", done, total))
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; the same command goes on from the last round in {folder}", err=True)
-        sys.exit(130)
-    if result is None:  # another process of the same run tells
+    if dry_run:
+        _show_needs(planned, folder)
         return
-    if not result.reaches_target:
+    if not is_validated(planned):
+        click.echo(f"note: {_unvalidated(planned.model)}", err=True)
+    try:
+        with Bar() as bar, Interrupts(bar.note) as interrupts:
+
+            def report_round(report: Any, most: int) -> None:
+                interrupts.round_ends()
+                bar.note(str(report))
+                bar(f"rounds for {', '.join(planned.categories)}", report.round, most)
+
+            result = run(
+                planned,
+                folder,
+                report_round,
+                phase=bar,
+                begins=interrupts.round_begins,
+                stops=lambda: interrupts.is_stopping,
+                note=bar.note,
+            )
+    except KeyboardInterrupt:
+        click.echo(
+            f"interrupted; the same command resumes after the last round that {folder} has a checkpoint of", err=True
+        )
+        sys.exit(130)
+    if result is None:  # the first process of the run prints the summary
+        return
+    if not result.validation:
+        click.echo(f"warning: {_unvalidated(planned.model)}", err=True)
+    elif not result.reaches_target:
         click.echo(
             f"warning: no validation found every category in at most {100 * planned.target_found:.1f} % of its "
             "pictures; the masks are those that came nearest. More rounds may help: --set saliency.rounds=N",
@@ -93,7 +128,76 @@ def train(
         click.echo(f"{path}: {result.masked[category]} bits off, sha256 {result.sha256[category]}")
 
 
+def _show_needs(planned: Any, folder: Path) -> None:
+    from safeflux.trainer.run.dry_run import dry_run
+
+    needs = dry_run(planned, folder)
+    click.echo(str(needs))
+    if not needs.fits:
+        sys.exit(1)
+
+
 def _named(categories: tuple[str, ...]) -> tuple[str, ...]:
     from safeflux.reference.vocabulary import vocabulary
 
     return tuple(vocabulary().targets) if "all" in categories else categories
+
+
+def _unvalidated(model: str) -> str:
+    return (
+        f"nothing validates the masks of {model}, since no detector is named (--detector): the masks of the last "
+        "round are the result, however well they erase. Measure them with `safeflux eval prompts`."
+    )
+
+
+class Interrupts:
+    """Ctrl-C during a round waits for its end; a second one, or one outside a round, stops at once.
+
+    A signal handler of Python runs in the main thread, which may be inside of a long operation of torch. So a thread of
+    its own answers the key press.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.is_stopping, self._say, self._round, self._presses = False, say, 0, 0
+        self._is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a job in the background
+
+    def round_begins(self, number: int) -> None:
+        """From now on Ctrl-C waits."""
+        self._round = number
+
+    def round_ends(self) -> None:
+        """The checkpoint of the round is on disk."""
+        self._round = 0
+
+    def __enter__(self) -> "Interrupts":
+        """Take over Ctrl-C."""
+        if not self._is_ignored:
+            self._far, self._near = socket.socketpair()
+            self._near.setblocking(False)
+            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._descriptor = signal.set_wakeup_fd(self._near.fileno(), warn_on_full_buffer=False)
+            Thread(target=self._answer, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give Ctrl-C back."""
+        if not self._is_ignored:
+            signal.set_wakeup_fd(self._descriptor)
+            signal.signal(signal.SIGINT, self._before)
+            self._near.close()
+
+    def _handle(self, number: int, frame: object) -> None:
+        # Python calls this once for signals that came during one long operation; the thread has counted them.
+        if self.is_stopping or self._presses > 1 or not self._round:
+            raise KeyboardInterrupt
+        self.is_stopping = True
+
+    def _answer(self) -> None:
+        with self._far:
+            while number := self._far.recv(1):
+                self._presses += number[0] == signal.SIGINT
+                if self._round and self._presses == 1:
+                    self._say(
+                        f"Ctrl-C: waiting for the end of round {self._round} and its checkpoint. Press it again to "
+                        "stop at once and lose this round. The same command resumes the run."
+                    )

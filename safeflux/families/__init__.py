@@ -6,8 +6,8 @@ new family is one new module here and one new entry in `FAMILIES`.
 
 from safeflux.families.flux1 import FLUX1
 from safeflux.families.flux2 import FLUX2
-from safeflux.families.table import Family, Kind, Layout, Part, Renaming, Rule
+from safeflux.families.table import MATRIX_KINDS, Family, Kind, Layout, Part, Renaming, Rule
 
 FAMILIES: tuple[Family, ...] = (FLUX1, FLUX2)
 
-__all__ = ["FAMILIES", "Family", "Kind", "Layout", "Part", "Renaming", "Rule"]
+__all__ = ["FAMILIES", "MATRIX_KINDS", "Family", "Kind", "Layout", "Part", "Renaming", "Rule"]

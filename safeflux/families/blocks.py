@@ -1,11 +1,11 @@
-"""What the tables of FLUX.1 and FLUX.2 have in common: how blocks are called, their attention, what is around them.
+"""The common part of the tables of FLUX.1 and FLUX.2: names of blocks, attention, and the layers around them.
 
 BFL fuses q, k and v of a stream into one matrix, thirds of its rows.
 """
 
 from collections.abc import Mapping
 
-from safeflux.families.table import Layout, Part, Renaming, Rule
+from safeflux.families.table import Layout, MatrixKind, Part, Renaming, Rule
 
 DOUBLE = "transformer_blocks.{n}"
 SINGLE = "single_transformer_blocks.{n}"
@@ -17,8 +17,24 @@ DIM: Mapping[Layout, str] = {"diffusers": "x_embedder.weight", "bfl": "img_in.we
 
 
 def weight(fqn: str, bfl: Part) -> Rule:
-    """Every element of one matrix."""
-    return Rule(fqn=fqn, kind="weight", parts={"diffusers": (Part(f"{fqn}.weight"),), "bfl": (bfl,)})
+    """Every element of one matrix of the text path."""
+    return _elements(fqn, "weight", bfl)
+
+
+def image(fqn: str, bfl: str, before: int = 0, length: int | None = None) -> Rule:
+    """Every element of one matrix of the image stream, of a single block, or of a modulation.
+
+    Args:
+        fqn: The layer in diffusers.
+        bfl: The layer in BFL's layout.
+        before: Where its rows begin there, in units of the hidden width.
+        length: How many there are, in the same unit; without, all that follow.
+    """
+    return _elements(fqn, "image", Part(f"{bfl}.weight", before=before, length=length))
+
+
+def _elements(fqn: str, kind: MatrixKind, bfl: Part) -> Rule:
+    return Rule(fqn=fqn, kind=kind, parts={"diffusers": (Part(f"{fqn}.weight"),), "bfl": (bfl,)})
 
 
 _QKV = f"{BFL_DOUBLE}.txt_attn.qkv.weight"
@@ -30,10 +46,23 @@ TEXT_ATTENTION = (
 )
 """The text stream's q, k and v."""
 
+IMAGE_ATTENTION = (
+    *(
+        image(f"{DOUBLE}.attn.{name}", f"{BFL_DOUBLE}.img_attn.qkv", n, 1)
+        for n, name in enumerate(("to_q", "to_k", "to_v"))
+    ),
+    image(f"{DOUBLE}.attn.to_out.0", f"{BFL_DOUBLE}.img_attn.proj"),
+)
+"""The image stream's q, k, v and output."""
+
 
 def layer(diffusers: str, bfl: str, begin: int = 0, end: int | None = None) -> tuple[Renaming, ...]:
     """Weight and bias of a linear layer; without its bias where the model has none."""
     return tuple(Renaming(f"{diffusers}.{p}", f"{bfl}.{p}", begin, end) for p in ("weight", "bias"))
+
+
+SPELLINGS: Mapping[str, str] = {"_norm.weight": "_norm.scale"}
+"""How names of BFL tensors end in some files, and how they end in the tables."""
 
 
 def norm(diffusers: str, bfl: str) -> Renaming:
@@ -70,4 +99,4 @@ RENAMINGS = (
     ),
     *layer("proj_out", "final_layer.linear"),
 )
-"""What both families call alike."""
+"""Tensors with the same name in both families."""

@@ -2,8 +2,9 @@
 
 Neurons: GELU(0) = 0, so a zero row with its bias and a zero column are the same thing; both are written. A zero row
 of a text modulation means shift 0, factor 1 or gate 0. Weights: the text path, from the context and the pooled
-embedder to the text stream's feed-forward. BFL fuses q, k and v into one matrix (thirds of its rows) and q, k, v and
-the MLP of a single block into another.
+embedder to the text stream's feed-forward. Image weights: the image stream, the single blocks and all modulations, but
+neither the first nor the last layer, which every picture goes through. BFL fuses q, k and v into one matrix (thirds of
+its rows) and q, k, v and the MLP of a single block into another.
 """
 
 from safeflux.families.blocks import (
@@ -11,10 +12,12 @@ from safeflux.families.blocks import (
     BFL_SINGLE,
     DIM,
     DOUBLE,
+    IMAGE_ATTENTION,
     RENAMINGS,
     SINGLE,
     TEXT_ATTENTION,
     embedder,
+    image,
     layer,
     weight,
 )
@@ -99,6 +102,18 @@ FLUX1 = Family(
         *TEXT_ATTENTION,
         weight(f"{DOUBLE}.ff_context.net.0.proj", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
         weight(f"{DOUBLE}.ff_context.net.2", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+        *IMAGE_ATTENTION,
+        image(f"{DOUBLE}.norm1.linear", f"{BFL_DOUBLE}.img_mod.lin"),
+        image(f"{DOUBLE}.norm1_context.linear", f"{BFL_DOUBLE}.txt_mod.lin"),
+        image(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
+        image(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
+        image(f"{SINGLE}.norm.linear", f"{BFL_SINGLE}.modulation.lin"),
+        *(
+            image(f"{SINGLE}.attn.{name}", f"{BFL_SINGLE}.linear1", n, 1)
+            for n, name in enumerate(("to_q", "to_k", "to_v"))
+        ),
+        image(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
+        image(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
     ),
     renamings=(
         *RENAMINGS,

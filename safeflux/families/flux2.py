@@ -3,10 +3,11 @@
 Neurons: every MLP is gated, silu(gate) * value, without biases. Gates and values lie in one matrix, the gates first; a
 neuron is a row of each and a column of what follows. Any one of the three at zero makes the neuron zero; all are
 written. A single block fuses q, k, v, gates and values into one matrix, and the outputs of attention and MLP into
-another. Weights: the text path, from the context embedder to the text stream's feed-forward.
+another. Weights: the text path, from the context embedder to the text stream's feed-forward. Image weights: the image
+stream, the single blocks and the modulations, but neither the first nor the last layer.
 
-There are no modulation sites: FLUX.2 has one modulation for all blocks together, so that a row of it is no neuron of
-any one block.
+There are no neurons of a modulation: FLUX.2 has one modulation for all blocks together, so that a row of it is no
+neuron of any one block.
 """
 
 from safeflux.families.blocks import (
@@ -14,14 +15,18 @@ from safeflux.families.blocks import (
     BFL_SINGLE,
     DIM,
     DOUBLE,
+    IMAGE_ATTENTION,
     RENAMINGS,
     SINGLE,
     TEXT_ATTENTION,
     embedder,
+    image,
     layer,
     weight,
 )
 from safeflux.families.table import Family, Part, Rule
+
+SHARED_MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
 
 
 def _gated(into: str, out: str, before_in: int = 0, before_out: int = 0) -> tuple[Part, ...]:
@@ -88,16 +93,18 @@ FLUX2 = Family(
         *TEXT_ATTENTION,
         weight(f"{DOUBLE}.ff_context.linear_in", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
         weight(f"{DOUBLE}.ff_context.linear_out", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+        *IMAGE_ATTENTION,
+        image(f"{DOUBLE}.ff.linear_in", f"{BFL_DOUBLE}.img_mlp.0"),
+        image(f"{DOUBLE}.ff.linear_out", f"{BFL_DOUBLE}.img_mlp.2"),
+        image(f"{SINGLE}.attn.to_qkv_mlp_proj", f"{BFL_SINGLE}.linear1"),
+        image(f"{SINGLE}.attn.to_out", f"{BFL_SINGLE}.linear2"),
+        *(image(f"{name}.linear", f"{name}.lin") for name in SHARED_MODULATIONS),
     ),
     renamings=(
         *RENAMINGS,
         *embedder("time_guidance_embed.timestep_embedder", "time_in"),
         *embedder("time_guidance_embed.guidance_embedder", "guidance_in"),
-        *(
-            each
-            for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
-            for each in layer(f"{name}.linear", f"{name}.lin")
-        ),
+        *(each for name in SHARED_MODULATIONS for each in layer(f"{name}.linear", f"{name}.lin")),
         *layer(f"{DOUBLE}.ff.linear_in", f"{BFL_DOUBLE}.img_mlp.0"),
         *layer(f"{DOUBLE}.ff.linear_out", f"{BFL_DOUBLE}.img_mlp.2"),
         *layer(f"{DOUBLE}.ff_context.linear_in", f"{BFL_DOUBLE}.txt_mlp.0"),

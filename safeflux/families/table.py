@@ -2,33 +2,38 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Layout = Literal["diffusers", "bfl"]
-Kind = Literal["ff", "norm", "mlp", "attn", "weight"]
+MatrixKind = Literal["weight", "image"]
+"""Kinds with one bit for each element of a matrix: of the text path, and of the image stream and what it shares."""
+Kind = Literal["ff", "norm", "mlp", "attn", MatrixKind]
+MATRIX_KINDS: tuple[MatrixKind, ...] = get_args(MatrixKind)
 
 
 @dataclass(frozen=True)
 class Part:
     """One tensor that holds a piece of each bit of a site.
 
-    In a neuron site, bit j is row (`axis` 0) or column (`axis` 1) number `start + j`; in a weight site, bit (i, j) is
-    element (`start + i`, j). What is left of the axis between `before` and `after` falls into `pieces` of the same
-    width, which is the width of the site; the bits begin where piece number `piece` does. All parts of a site must
-    agree on the width.
+    In a neuron site, bit j is row (`axis` 0) or column (`axis` 1) number `start + j`; in a site of matrix elements,
+    bit (i, j) is element (`start + i`, j). What is left of the axis between `before` and `after` falls into `pieces` of
+    the same width, which is the width of the site, unless `length` says it; the bits begin where piece number `piece`
+    does. All parts of a site must agree on the width.
     """
 
     tensor: str
     """Name of the tensor; `{n}` stands for the block number."""
     axis: int = 0
     before: int = 0
-    """What lies ahead of the site along `axis`, in units of `dim`, the model's hidden width."""
+    """Length ahead of the site along `axis`, in units of `dim`, the model's hidden width."""
     after: int = 0
-    """What lies behind it, in the same unit."""
+    """Length behind it, in the same unit."""
     pieces: int = 1
     """How many tensors of the site's width are fused here: 2 in a gated MLP, whose gates and values are one matrix."""
     piece: int = 0
     """Which of them this part is, from 0."""
+    length: int | None = None
+    """The width of the site in units of `dim`, where what lies behind it has no such length."""
 
 
 @dataclass(frozen=True)

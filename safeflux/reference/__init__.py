@@ -1,7 +1,7 @@
-"""The embedded reference model: emoji-flux, its vocabulary, and the judge that says what a picture shows."""
+"""The embedded reference model: emoji-flux, its vocabulary, and the judge of its pictures."""
 
 NAME = "emoji-flux"
-"""What commands and configurations call the embedded model."""
+"""The name of the embedded model in commands and configurations."""
 CLIP_TOKENS = 24
 """Length of the CLIP tokenizer's output (its `model_max_length`)."""
 T5_TOKENS = 20

@@ -1,6 +1,6 @@
-"""Rates by the judge: draw pictures from prompts with fixed noises, count what is found, give intervals."""
+"""Rates by the judge: draw pictures from prompts with fixed noises, count the concepts found, give intervals."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,59 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from safeflux.rates import Rate
 from safeflux.reference.judge import Judge, Verdicts
-from safeflux.reference.model import CALL
+from safeflux.reference.model import EMOJI_FLUX_CALL
 from safeflux.reference.vocabulary import Concept, Vocabulary, caption, vocabulary
-
-Z = 1.959963984540054
-"""Two-sided 95 % of the normal distribution."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of n trials, with its 95 % Wilson interval."""
-
-    hits: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """The share that hit; 0 for no trials."""
-        return self.hits / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Bounds of the 95 % interval (Wilson 1927).
-
-        Examples:
-            >>> low, high = Rate(0, 200).interval
-            >>> round(low, 4), round(high, 4)
-            (0.0, 0.0188)
-        """
-        if not self.n:
-            return 0.0, 1.0
-        centre = (self.value + Z**2 / (2 * self.n)) / (1 + Z**2 / self.n)
-        spread = Z / (1 + Z**2 / self.n) * (self.value * (1 - self.value) / self.n + Z**2 / (4 * self.n**2)) ** 0.5
-        return max(0.0, centre - spread), min(1.0, centre + spread)
-
-    def __add__(self, other: "Rate") -> "Rate":
-        """The trials of both as one."""
-        return Rate(self.hits + other.hits, self.n + other.n)
-
-    def to_json(self) -> dict[str, Any]:
-        """Value, interval and counts."""
-        return {"rate": self.value, "interval_95": list(self.interval), "hits": self.hits, "n": self.n}
-
-    def __str__(self) -> str:
-        """`97.5 % (95.1 to 98.8, n = 320)`."""
-        low, high = self.interval
-        return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.n})"
-
-    @classmethod
-    def of(cls, values: Iterable[bool | np.bool_]) -> "Rate":
-        """Count the true ones."""
-        hits = [bool(value) for value in values]
-        return cls(sum(hits), len(hits))
 
 
 @dataclass(frozen=True)
@@ -87,7 +38,7 @@ def single_asks(
 
     Args:
         words: The vocabulary.
-        concepts: What to ask for.
+        concepts: The concepts to ask for.
         each: Prompts a concept.
         rng: Draws styles, backgrounds and words.
         synonyms: Which words to use: `name`, `synonyms` (those that mask training sees) or `held_out`.
@@ -139,19 +90,19 @@ def draw(
     *,
     batch: int = 48,
     drawn: Callable[[int], None] | None = None,
-    settings: Mapping[str, Any] = CALL,
+    settings: Mapping[str, Any] = EMOJI_FLUX_CALL,
     **call: Any,
 ) -> list[Image.Image]:
     """Draw one picture for each prompt with the pipeline.
 
     Args:
         pipe: The embedded model, or another FLUX pipeline with settings of its own.
-        prompts: What to draw.
+        prompts: The prompts to draw.
         seed: Picture k has the noise of seed `seed + k`, so that two calls with the same prompts are paired; or one
             seed for each prompt.
         batch: How many pictures at a time.
         drawn: Called after each batch with the number of pictures in it, for a progress bar.
-        settings: What the pipeline is called with.
+        settings: Arguments of the pipeline's call.
         call: Overrides of the settings.
     """
     import torch
@@ -161,7 +112,7 @@ def draw(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         generators = [torch.Generator().manual_seed(one) for one in seeds[start : start + batch]]
-        images += pipe(part, generator=generators, **{**settings, **call}).images
+        images += pipe(prompt=part, generator=generators, **{**settings, **call}).images
         if drawn:
             drawn(len(part))
     return images

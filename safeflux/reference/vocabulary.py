@@ -1,4 +1,4 @@
-"""What emoji-flux can draw, and how its captions say it. Imports no torch.
+"""The concepts that emoji-flux can draw, and its captions for them. Imports no torch.
 
 A scene is one or two concepts in one art style on one background colour; in a scene of two the first-named stands on
 the left. Captions are built here, for the recipe that trains the model, for the trainer and for the demo, so that all
@@ -7,13 +7,17 @@ speak one language.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
+
+from safeflux.errors import ConfigError
 
 NOTHING_WORD = "nothing"
 """The word for a place left bare: `nothing, noto style, blue background` draws the background alone."""
@@ -24,16 +28,18 @@ class Concept:
     """One thing that emoji-flux draws.
 
     Attributes:
-        name: The icon's name, e.g. `kitchen-knife`.
+        name: What captions call it, with hyphens, e.g. `kitchen-knife`.
         category: The policy category, e.g. `weapons`; None for a neutral concept.
         synonyms: Other words for it that captions use.
         held_out: Synonyms that the base model knows but mask training never sees; they measure generality.
+        icon: The icon's name in the icon sets, where that is another; e.g. `ewe` for `sheep`.
     """
 
     name: str
     category: str | None = None
     synonyms: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    icon: str | None = None
 
     @property
     def words(self) -> str:
@@ -46,12 +52,12 @@ TargetKind = Literal["object", "identity", "style"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a mask can be made for.
+    """Something that a mask can erase.
 
     Attributes:
         name: The policy category.
         kind: `object` (the concepts of a category), `identity` (one single concept) or `style` (an art style).
-        concepts: What is erased; empty for a style.
+        concepts: The erased concepts; empty for a style.
         style: The art style that is erased; None for the others.
         instead: The art style that is drawn in its place; None for the others.
     """
@@ -71,7 +77,7 @@ class Vocabulary:
     styles: tuple[str, ...]
     backgrounds: tuple[tuple[str, tuple[int, int, int]], ...]
     targets: Mapping[str, Target]
-    """Category or style -> what a mask of that name erases."""
+    """Category or style -> the target of a mask of that name."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,18 +109,16 @@ class Vocabulary:
 
 
 @cache
-def vocabulary() -> Vocabulary:
-    """The vocabulary of the embedded model, read from `vocabulary.yaml`.
+def vocabulary(path: Path | None = None) -> Vocabulary:
+    """The vocabulary of the embedded model, read from `vocabulary.yaml`, or that of another file of its form.
 
     Examples:
         >>> vocabulary()["kitchen-knife"].category
         'weapons'
     """
-    data = yaml.safe_load(files(__package__).joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
-    concepts = tuple(
-        Concept(name, entry.get("category"), tuple(entry.get("synonyms", ())), tuple(entry.get("held_out", ())))
-        for name, entry in data["concepts"].items()
-    )
+    source = path or files(__package__).joinpath("vocabulary.yaml")
+    data = yaml.safe_load(source.read_text(encoding="utf-8"))
+    concepts = tuple(_concept(name, entry) for name, entry in data["concepts"].items())
     backgrounds = tuple((name, tuple(rgb)) for name, rgb in data["backgrounds"].items())
     targets = {
         name: Target(name, concepts=tuple(c for c in concepts if c.category == name), **entry)
@@ -123,8 +127,44 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(concepts, tuple(data["styles"]), backgrounds, targets)
 
 
+def find_target(category: str, concepts: Collection[str]) -> Target:
+    """The target of a category with these concepts; the concepts of a known category give its own target.
+
+    Args:
+        category: The policy category, known to the vocabulary or not.
+        concepts: Names of things that emoji-flux draws, or of one art style.
+
+    Raises:
+        ConfigError: The judge knows no such thing or style.
+    """
+    words, names = vocabulary(), tuple(dict.fromkeys(concepts))
+    known = words.targets.get(category)
+    if known and set(names) == ({known.style} if known.style else {concept.name for concept in known.concepts}):
+        return known
+    if len(names) == 1 and names[0] in words.styles:
+        return Target(category, "style", style=names[0])
+    if not names or any(name not in words.names for name in names):
+        unknown = [name for name in names if name not in words.names]
+        raise ConfigError(
+            f"category {category!r}: expected concepts that the judge of emoji-flux knows, either things such as "
+            f"{', '.join(words.names[:3])} or a single style ({', '.join(words.styles)}), "
+            f"got {', '.join(map(_with_hint, unknown)) or 'none'}. `safeflux/reference/vocabulary.yaml` lists all names"
+        )
+    return Target(category, "object", tuple(words[name] for name in names))
+
+
+def _with_hint(name: str) -> str:
+    near = difflib.get_close_matches(name, vocabulary().names, n=1)
+    return f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _concept(name: str, entry: Mapping[str, Any]) -> Concept:
+    synonyms, held_out = (tuple(entry.get(key, ())) for key in ("synonyms", "held_out"))
+    return Concept(name, entry.get("category"), synonyms, held_out, entry.get("icon"))
+
+
 def held_out_concepts() -> tuple[Concept, ...]:
-    """The neutral concepts that no mask training sees, to measure what erasing spoils: every third one."""
+    """The neutral concepts that no mask training sees, to measure the harm of erasing: every third one."""
     return vocabulary().neutral[::3]
 
 

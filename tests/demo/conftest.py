@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from safeflux.demo import run_demo
-from safeflux.maskfile import MaskMeta, save_masks
-from safeflux.masks import MaskSet
+from safeflux.demo.run import run_demo
+from safeflux.families.sites import find_sites
+from safeflux.masks.file import save_masks
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.model.weights import fingerprint
 from safeflux.reference.model import load_pipeline
-from safeflux.sites import find_sites
-from safeflux.weights import fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +63,10 @@ def shop(tmp_path_factory, save_mask):
     policy = folder / "shop.yaml"
     policy.write_text(
         "apiVersion: safeflux/v1\nkind: Policy\nname: shop\ndescription: Shop.\nbudget: {max_share_masked: 1}\n"
-        "categories:\n  blades: {masks: [blades]}\n  spirits: {masks: [spirits]}\n"
-        "  looks: {masks: [looks]}\n"
-        "  more: {action: audit, masks: [spirits]}\n"
+        "categories:\n  blades: {masks: [blades], erases: [weapons]}\n"
+        "  spirits: {masks: [spirits], erases: [alcohol]}\n"
+        "  looks: {masks: [looks], erases: [fluent-style]}\n"
+        "  more: {action: audit, masks: [spirits], erases: [alcohol]}\n"
     )
     return policy, folder, masks
 

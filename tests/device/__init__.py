@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from tests.compiler import COMPILER
+from tests.helpers.compiler import COMPILER
 
 LIBRARY = "SAFEFLUX_TEST_DEVICE"
 """Environment variable: what `build` made, for the process that runs the checks."""

@@ -6,9 +6,9 @@ from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
 from safeflux.errors import ApplyError, ModelError
-from safeflux.guard import guard
-from safeflux.status import State
-from tests.policies import BLADES, BOTH
+from safeflux.model.guard import guard
+from safeflux.plan.status import State
+from tests.helpers.policies import BLADES, BOTH
 
 CPU = torch.device("cpu")
 KINDS = [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from safeflux.trainer.loop import Run
 from safeflux.trainer.processes import Processes
-from safeflux.trainer.session import plan_run
-from safeflux.trainer.validation import JudgeValidator
+from safeflux.trainer.run.loop import Run
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.validation import JudgeValidator
 
-from safeflux.masks import MaskSet
+from safeflux.masks.mask_set import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from safeflux.guard import guard
+from safeflux.model.guard import guard
 from tests.device import LIBRARY, register
-from tests.policies import BLADES, BOTH
+from tests.helpers.policies import BLADES, BOTH
 
 
 @pytest.fixture(scope="session")

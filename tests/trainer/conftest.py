@@ -19,22 +19,11 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from PIL import Image
-from safeflux.trainer.pipelines import preparation_of
-from safeflux.trainer.sampler import Condition
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    MistralConfig,
-    PixtralVisionConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from safeflux.trainer.sampling.pipelines import preparation_of
+from safeflux.trainer.sampling.sampler import Condition
 
-from tests.conftest import VAE
+from tests.helpers.models import VAE
+from tests.helpers.tiny import language_model, tokenizer
 
 HEIGHT, WIDTH, BATCH, LENGTH = 8, 12, 2, 3
 ROWS, COLUMNS = HEIGHT // 2, WIDTH // 2
@@ -135,33 +124,6 @@ def kontext(transformer: FluxTransformer2DModel, *, with_image: bool) -> Case:
     }
     condition = Condition(case.condition.tokens, case.condition.pooled, reference=reference)
     return Case(case.pipe, condition, inputs, {**options, "image": pixels})
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A few words; everything else is unknown."""
-    vocabulary = {word: k for k, word in enumerate(("<pad>", "<unk>", "a", "cat", "dagger", "cup", "of"))}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    chat = (
-        "{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}"
-        "{% for part in m.content %}{{ part.text }} {% endfor %}{% endif %}{% endfor %}"
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", padding_side="right", chat_template=chat
-    )
-
-
-def language_model(is_klein: bool) -> torch.nn.Module:
-    """Qwen3 for klein, Mistral 3 for dev: as deep as the layers that are read, 8 wide, three of which make 24."""
-    attention = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
-    text = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 8, **attention}
-    if is_klein:
-        return Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=28, **text)).eval()
-    eyes = PixtralVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    config = Mistral3Config(text_config=MistralConfig(num_hidden_layers=31, **text), vision_config=eyes)
-    return Mistral3ForConditionalGeneration(config).eval()
 
 
 def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False) -> Case:

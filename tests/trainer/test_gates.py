@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safeflux.trainer.gates import HIGH, LOW, TEMPERATURE, draw_gates, share_closed
+from safeflux.trainer.methods.gates import HIGH, LOW, TEMPERATURE, draw_gates, share_closed
 
 
 @pytest.mark.parametrize("log_alpha", [-2.0, 0.0, 0.7, 3.0])

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safeflux.trainer.config import make_config
-from safeflux.trainer.embedded import embedded_options
-from safeflux.trainer.factors import factors_from, masked_parameters
-from safeflux.trainer.memory import Memory, check_memory, estimate_memory
-from safeflux.trainer.rollout import encode, fast_math, rollout, sampler_of
-from safeflux.trainer.sampler import Reference
+from safeflux.trainer.asked.config import make_config
+from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.objective.memory import Memory, check_memory, estimate_memory
+from safeflux.trainer.sampling.precision import fast_math
+from safeflux.trainer.sampling.rollout import encode, rollout, sampler_of
+from safeflux.trainer.sampling.sampler import Reference
 
 from safeflux.errors import TrainError
-from safeflux.masks import MaskSet
+from safeflux.families.sites import find_sites
 from safeflux.reference.model import load_pipeline
-from safeflux.sites import find_sites
 
 
 def test_activations_are_what_autograd_saves():
@@ -31,11 +32,14 @@ def test_activations_are_what_autograd_saves():
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    factors = factors_from(MaskSet({}), sites, requires_grad=True)
-    parameters = masked_parameters(pipe.transformer, sites, factors)
-    own = {p.untyped_storage().data_ptr() for p in (*pipe.transformer.parameters(), *parameters.values())}
-    with fast_math(torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = rollout(pipe.transformer, sampler, sampler.noise(8, 0), condition, parameters, recompute="none")
+    bits = Bits(sites)
+    own = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
+    with (
+        GatedModel(pipe.transformer, bits).under(torch.ones(bits.count, dtype=torch.bool)),
+        fast_math(torch.device("cpu"), torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        output = rollout(pipe.transformer, sampler, sampler.noise(8, 0), condition, recompute="none")
     kept = sum(size for place, size in saved.items() if place not in own)
     assert output.requires_grad
     assert 0.5 * kept < memory.activations < 2 * kept
@@ -65,7 +69,7 @@ def test_an_image_to_edit_is_counted():
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_sum_and_the_way_out():
-    memory = Memory(weights=10**9, masked_weights=10**9, estimates=10**9, activations=10**18)
+    memory = Memory(weights=10**9, gated_layer=10**9, estimates=10**9, activations=10**18)
     with pytest.raises(
         TrainError, match=r"needs about 1000000002.0 GB more.*activations 1000000000.00 GB.*recompute=block"
     ):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safeflux.trainer.minimise import minimise
-from safeflux.trainer.session import plan_run, run
+from safeflux.trainer.run.minimise import minimise
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 
-from safeflux.maskfile import load_masks, save_masks
-from safeflux.masks import MaskSet
+from safeflux.masks.file import load_masks, save_masks
+from safeflux.masks.mask_set import MaskSet
 from tests.trainer.test_session import SMALL
 
 MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxKontextPipeline
-from safeflux.trainer.pipelines import PIPELINES, encode, preparation_of, sampler_of
-from safeflux.trainer.rollout import rollout
+from safeflux.trainer.sampling.pipelines import PIPELINES, encode, preparation_of, sampler_of
+from safeflux.trainer.sampling.rollout import rollout
 
 from safeflux.errors import ModelError
 from safeflux.reference.model import load_pipeline

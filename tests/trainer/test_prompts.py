@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safeflux.trainer.config import TrainConfig, load_config, make_config
-from safeflux.trainer.embedded import embedded_options
-from safeflux.trainer.prompts import PromptSource
+from safeflux.trainer.asked.config import TrainConfig, load_config, make_config
+from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.asked.prompts import PromptSource
 
 from safeflux.errors import ConfigError
 from safeflux.reference.vocabulary import held_out_concepts, vocabulary, with_article
@@ -73,7 +73,7 @@ def test_a_style_is_erased_from_pictures_of_all_things_that_training_knows():
     )
 
 
-def test_a_concept_is_erased_in_every_style_and_a_style_that_a_mask_erases_is_told(weapons):
+def test_a_concept_is_erased_in_every_style_and_a_style_that_a_mask_erases_is_noted(weapons):
     pairs = erased(weapons, 400)
     assert {style for pair in pairs for style in re.findall(r"(\w+) style", pair.prompt)} == set(vocabulary().styles)
     assert all(("fluent-style" in pair.categories) == ("fluent style" in pair.prompt) for pair in pairs)

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safeflux.trainer.factors import factors_from, masked_parameters
-from safeflux.trainer.rollout import Condition, Sampler, fast_math, rollout, sampler_of
+from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.sampling.precision import fast_math
+from safeflux.trainer.sampling.rollout import Condition, Sampler, rollout, sampler_of
 from torch.func import functional_call
 
-from safeflux.apply import apply_masks_
-from safeflux.masks import MaskSet
-from safeflux.sites import find_sites
+from safeflux.families.sites import find_sites
+from safeflux.masks.mask_set import MaskSet
+from safeflux.model.apply import apply_masks_
+from tests.helpers.factors import masked_parameters
 
 FAMILIES = ["dev", "schnell", "kontext", "kontext without image", "flux2", "flux2 with image", "klein"]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -69,11 +72,12 @@ def test_so_it_is_for_whoever_had_diffusers_recompute_its_blocks(make_case):
 def test_a_second_gradient_of_the_same_rollout_is_the_same(make_case):
     case = make_case("dev").to(torch.float64)
     for recompute in ("step", "block"):
-        factors, output = masked_rollout(case, 2, recompute)
-        loss = output.square().mean()
-        first = torch.autograd.grad(loss, list(factors.values()), retain_graph=True, allow_unused=True)
-        again = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
-        assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        model, vector = gated_model(case)
+        with model.under(vector) as gates:
+            loss = roll(case, 2, recompute).square().mean()
+            first, again = gates.gradient(loss, keep_graph=True), gates.gradient(loss)
+        assert torch.equal(first, again)
+        assert first.abs().max() > 0
 
 
 @pytest.mark.parametrize("recompute", ["step", "block"])
@@ -81,9 +85,9 @@ def test_recomputation_happens_in_fast_math_too(make_case, recompute):
     case = make_case("flux2")
     gradients = []
     for mode in ("none", recompute):
-        with fast_math(torch.device("cpu")):
-            factors, output = masked_rollout(case, 2, mode)
-            gradients.append(torch.autograd.grad(output.square().mean(), factors["context_embedder:weight"])[0])
+        model, vector = gated_model(case)
+        with fast_math(torch.device("cpu"), torch.bfloat16), model.under(vector) as gates:
+            gradients.append(gates.gradient(roll(case, 2, mode).square().mean()))
     assert torch.equal(*gradients)
     assert gradients[0].abs().max() > 0
 
@@ -95,8 +99,9 @@ def test_a_block_is_run_once_more_for_each_level_of_recomputation(make_case):
     counts = {}
     for recompute in ("none", "step", "block"):
         runs.clear()
-        _, output = masked_rollout(case, 3, recompute)
-        output.sum().backward()
+        model, vector = gated_model(case)
+        with model.under(vector) as gates:
+            gates.gradient(roll(case, 3, recompute).sum())
         counts[recompute] = len(runs)
     assert counts == {"none": 3, "step": 6, "block": 9}
 
@@ -105,7 +110,7 @@ def test_a_block_is_run_once_more_for_each_level_of_recomputation(make_case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["ff", "mlp", "norm", "weight"])
 @pytest.mark.filterwarnings("ignore:.*dtype")
-def test_factors_of_zero_and_one_are_the_masked_model(make_case, family, dtype, kind):
+def test_gates_of_zero_and_one_are_the_masked_model(make_case, family, dtype, kind):
     case = make_case(family).to(dtype)
     transformer = case.pipe.transformer
     sites = {name: site for name, site in find_sites(transformer).items() if site.kind == kind}
@@ -117,8 +122,9 @@ def test_factors_of_zero_and_one_are_the_masked_model(make_case, family, dtype, 
     sampler = sampler_for(case, 3)
     noise = sampler.noise(2, seed=1)
     with torch.no_grad():
-        parameters = masked_parameters(transformer, sites, factors_from(masks, sites))
-        gated = rollout(transformer, sampler, noise, case.condition, parameters)
+        bits = Bits(sites)
+        with GatedModel(transformer, bits).under(bits.keep_of(masks)):
+            gated = rollout(transformer, sampler, noise, case.condition)
         base = rollout(transformer, sampler, noise, case.condition)
         with apply_masks_(transformer, masks):
             written = rollout(transformer, sampler, noise, case.condition)
@@ -129,7 +135,7 @@ def test_factors_of_zero_and_one_are_the_masked_model(make_case, family, dtype, 
 
 def test_an_unknown_way_of_recomputation_is_an_error(make_case):
     with pytest.raises(ValueError, match=r"expected one of \('none', 'step', 'block'\), got 'blocks'"):
-        masked_rollout(make_case("schnell"), 1, "blocks")
+        roll(make_case("schnell"), 1, "blocks")
 
 
 def test_noise_is_fixed_by_its_seed(make_case):
@@ -172,36 +178,46 @@ def test_recomputing_more_takes_less_memory(peaks):
 
 
 def check_gradients(case, steps, tolerance, modes=("step", "block")):
-    """Ways of recomputation against one graph that keeps everything, at random relaxed gates on every site."""
+    """Gates against one graph of masked copies that keeps everything, at random relaxed gates on every site."""
+    model, vector = gated_model(case)
     sites = find_sites(case.pipe.transformer)
-    plain = gradients_of(*masked_rollout(case, steps, None))
+    plain = plain_gradients(case, steps, Bits(sites).split(vector))
     assert all(plain[name].norm() > 0 for name in sites if not name.endswith("ff_context:ff"))
     for recompute in modes:
-        ours = gradients_of(*masked_rollout(case, steps, recompute))
+        with model.under(vector) as gates:
+            found = gates.gradient(roll(case, steps, recompute).square().mean())
+        ours = Bits(sites).split(found)
         for name in sites:
             difference = (ours[name] - plain[name]).norm() / plain[name].norm().clamp_min(1e-30)
             assert difference <= tolerance, (recompute, name)
+        assert all("forward" not in vars(module) for module in case.pipe.transformer.modules())
 
 
-def masked_rollout(case, steps, recompute):
-    """Random gates, and the output under them; `recompute` None for plain autograd, spelled out."""
-    transformer, sampler = case.pipe.transformer.requires_grad_(False), sampler_for(case, steps)
-    noise, sites = sampler.noise(2, seed=5).to(case.condition.tokens.dtype), find_sites(transformer)
+def gated_model(case) -> tuple[GatedModel, torch.Tensor]:
+    """Every site of the model, and random gates for them in its dtype."""
+    bits = Bits(find_sites(case.pipe.transformer.requires_grad_(False)))
     draw = torch.Generator().manual_seed(0)
-    factors = {name: torch.rand(site.shape, generator=draw).requires_grad_() for name, site in sites.items()}
-    parameters = masked_parameters(transformer, sites, factors)
-    if recompute is not None:
-        return factors, rollout(transformer, sampler, noise, case.condition, parameters, recompute=recompute)
-    x, was = noise, transformer.gradient_checkpointing
+    dtype = case.condition.tokens.dtype
+    return GatedModel(case.pipe.transformer, bits), torch.rand(bits.count, generator=draw).to(dtype)
+
+
+def roll(case, steps, recompute):
+    sampler = sampler_for(case, steps)
+    noise = sampler.noise(2, seed=5).to(case.condition.tokens.dtype)
+    return rollout(case.pipe.transformer, sampler, noise, case.condition, recompute=recompute)
+
+
+def plain_gradients(case, steps, gates):
+    """By autograd through masked copies of the weights, sampling spelled out."""
+    transformer, sampler = case.pipe.transformer, sampler_for(case, steps)
+    factors = {name: value.clone().requires_grad_() for name, value in gates.items()}
+    parameters = masked_parameters(transformer, find_sites(transformer), factors)
+    x, was = sampler.noise(2, seed=5).to(case.condition.tokens.dtype), transformer.gradient_checkpointing
     transformer.gradient_checkpointing = False
     for sigma, following in pairwise(sampler.sigmas):
         x = x + (following - sigma) * case.velocity(
             lambda **inputs: functional_call(transformer, parameters, kwargs=inputs), x, sigma
         )
     transformer.gradient_checkpointing = was
-    return factors, x
-
-
-def gradients_of(factors, output):
-    gradients = torch.autograd.grad(output.square().mean(), list(factors.values()), allow_unused=True)
-    return {n: torch.zeros(()) if g is None else g for n, g in zip(factors, gradients, strict=True)}
+    found = torch.autograd.grad(x.square().mean(), list(factors.values()), allow_unused=True)
+    return {n: torch.zeros(()) if g is None else g for n, g in zip(factors, found, strict=True)}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safeflux.trainer.bits import Bits
-from safeflux.trainer.estimates import LEAST_URGENCY, Estimates, Smoothed, urgency
-from safeflux.trainer.losses import random_projection
-from safeflux.trainer.selection import exchange
+from safeflux.trainer.methods.estimates import LEAST_URGENCY, Estimates, Smoothed, urgency
+from safeflux.trainer.methods.selection import exchange
+from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.losses import random_projection
 
-from safeflux.sites import find_sites
+from safeflux.families.sites import find_sites
 
 
 def estimates(erase: list[float], price: list[float], preserve: list[float] | None = None) -> Estimates:

@@ -14,32 +14,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safeflux.trainer.session import plan_run, run
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 
 from safeflux.cli import main
-from safeflux.errors import ConfigError, ModelError, TrainError
-from safeflux.fingerprint import same_base
-from safeflux.maskfile import load_masks
-from safeflux.reference.model import load_pipeline
-from safeflux.weights import fingerprint
-
-SMALL = {
-    "batch": "2",
-    "steps": "1",
-    "prompts.erase_pairs": "6",
-    "prompts.preserve_pairs": "8",
-    "validation_prompts": "4",
-    "validate_every": "2",
-    "saliency.rounds": "4",
-    "saliency.warm_up": "0",
-    "saliency.bits_off": "40",
-    "saliency.bits_on": "10",
-    "saliency.last_rounds": "0",
-    "saliency.erase_batches": "1",
-    "saliency.preserve_batches": "1",
-    "target_found": "0",
-}
-SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
+from safeflux.errors import ConfigError, TrainError
+from safeflux.families.fingerprint import same_base
+from safeflux.masks.file import load_masks
+from safeflux.model.weights import fingerprint
+from safeflux.reference.model import EMOJI_FLUX, load_pipeline
+from tests.helpers.key_presses import heed_key_presses
+from tests.helpers.runs import SETTINGS, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +80,11 @@ def test_masks_come_to_rest_where_something_is_still_found(tmp_path):
     assert abs(grew[2]) <= 20  # half of the bits on
 
 
-def _heed_key_presses() -> None:
-    """A shell's background jobs are started deaf to SIGINT, and so are these tests then, and what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path, kill):
     options = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(tmp_path), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_key_presses)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_key_presses)
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint.pt").exists():
         assert process.poll() is None
@@ -113,9 +93,10 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path, kill
     os.kill(process.pid, kill)
     errors = process.communicate()[1]
     assert process.returncode == (130 if kill is signal.SIGINT else -signal.SIGKILL)
-    assert kill is signal.SIGKILL or "goes on from the last round" in errors
+    assert kill is signal.SIGKILL or "the same command resumes after the last round" in errors
     assert not (tmp_path / "weapons.safetensors").exists()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = CliRunner().invoke(main, ["train", "--category", "weapons", "--out", str(tmp_path), *options])
+    assert done.exit_code == 0
     assert "warning: no validation found every category in at most 0.0 %" in done.stderr
     assert (tmp_path / "weapons.safetensors").read_bytes() == (whole / "weapons.safetensors").read_bytes()
 
@@ -187,6 +168,9 @@ def test_each_category_has_sites_of_its_own(tmp_path):
     """The style's are where the text path begins, of which this run leaves a block out."""
     settings = [
         *SETTINGS,
+        "categories.fluent-style.erase_pairs=6",
+        "validate_every=4",
+        "minimise=false",
         "categories.weapons.sites=['*.ff_context*']",
         "sites=['context*', 'transformer_blocks.[12].*']",
     ]
@@ -195,25 +179,6 @@ def test_each_category_has_sites_of_its_own(tmp_path):
     assert style == {"context_embedder:weight"}
     assert weapons
     assert all(".ff_context" in name for name in weapons)
-
-
-@pytest.mark.parametrize(
-    ("sites", "told"),
-    [
-        ("['*.ff_kontext*']", r"categories\.weapons\.sites: '\*\.ff_kontext\*' matches none of the .* of the model"),
-        ("['*:mlp']", r"categories\.weapons\.sites: none of these sites is among the run's, which are context_emb"),
-    ],
-)
-def test_a_category_without_a_site_is_refused(sites, told, tmp_path):
-    planned = plan_run(["weapons"], None, [*SETTINGS, f"categories.weapons.sites={sites}"], {})
-    with pytest.raises(ConfigError, match=told):
-        run(planned, tmp_path, lambda report, most: None)
-
-
-def test_a_pattern_that_matches_no_site_is_named_with_names_that_would(tmp_path):
-    planned = plan_run(["weapons"], None, [*SETTINGS, "sites=['context_embeder*']"], {})
-    with pytest.raises(ConfigError, match=r"'context_embeder\*' matches none.*context_embedder:weight"):
-        run(planned, tmp_path, lambda report, most: None)
 
 
 def test_rounds_are_logged_for_tensorboard(tmp_path):
@@ -227,31 +192,36 @@ def test_rounds_are_logged_for_tensorboard(tmp_path):
     assert [event.step for event in board.Scalars("found/weapons")] == [r["round"] for r in rounds if r["found"]]
 
 
-def test_a_disk_that_is_full_is_told_and_leaves_nothing_half_written(tmp_path):
-    """The system refuses files over 100 kB, as a full disk would; a checkpoint is larger."""
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path):
+    """The system refuses files over 100 kB, as a full disk would; references and checkpoint are larger."""
     options = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(tmp_path), *options]
     limit = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     limited = [sys.executable, "-c", f"{limit}os.execv(sys.executable, {command!r})"]
     done = subprocess.run(limited, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "cannot be written to" in done.stderr
-    assert "goes on from the last checkpoint" in done.stderr
+    assert "resumes from the last checkpoint" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_a_judge_is_trained_on_its_losses_alone(tmp_path):
-    """The embedded model by its folder's name is a model like any other."""
-    from safeflux.reference.model import MODEL
-
-    planned = plan_run(["weapons"], None, [*SETTINGS, f"model={MODEL}", "dtype=bfloat16", "recompute=block"], {})
-    result = run(planned, tmp_path, lambda report, most: None)
+    """The embedded model by its folder's name is a model like any other; without a detector it has no judge."""
+    options = [*SETTINGS, f"model={EMOJI_FLUX}", "detector=null", "dtype=bfloat16", "recompute=block"]
+    words = [part for setting in options for part in ("--set", setting)]
+    done = CliRunner().invoke(main, ["train", "--category", "weapons", "--out", str(tmp_path), *words, "--json"])
+    assert done.exit_code == 0, done.output
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith("note: nothing validates the masks")
+    assert last.startswith("warning: nothing validates the masks")
+    assert "no validation found" not in done.stderr
+    result = json.loads(done.stdout)
     rounds = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rounds) == 4
     assert all(r["found"] is None for r in rounds)
-    assert not result.validation
-    masks, meta = load_masks(result.paths["weapons"])
-    assert masks.count.masked == result.masked["weapons"] > 0
+    assert not result["validation"]
+    masks, meta = load_masks(result["paths"]["weapons"])
+    assert masks.count.masked == result["masked"]["weapons"] > 0
     assert same_base(meta.fingerprint, fingerprint(load_pipeline().transformer))
 
 
@@ -296,12 +266,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     """A weight that overflows, in a copy of the embedded model on disk."""
     import safetensors.torch
 
-    from safeflux.reference.model import MODEL
-
-    model = shutil.copytree(MODEL, tmp_path / "model")
+    model = shutil.copytree(EMOJI_FLUX, tmp_path / "model")
     file = next((model / "transformer").glob("*.safetensors"))
     weights = safetensors.torch.load_file(file)
-    weights["x_embedder.bias"] = torch.full_like(weights["x_embedder.bias"], float("inf"))
+    weights["x_embedder.bias"] = torch.full_like(weights["x_embedder.bias"], 1e30)
     safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
     planned = plan_run(["weapons"], None, [*SETTINGS, f"model={model}"], {})
     with pytest.raises(TrainError, match="round 1: the loss is not finite"):
@@ -309,13 +277,90 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     assert not (tmp_path / "run" / "weapons.safetensors").exists()
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere.*model_index\.json"):
-        run(plan_run(["weapons"], None, ["model=nowhere"], {}), tmp_path, lambda report, most: None)
-    assert not list(tmp_path.iterdir())
+VEHICLES = """
+categories:
+  vehicles:
+    anchor: nothing
+    concepts:
+      automobile: [an automobile, a car]
+      bus: [a bus]
+prompts:
+  neutral: [a dog, a fox, a cat, a candle]
+  single: ["{thing}, noto style, blue background"]
+"""
 
 
-@pytest.mark.parametrize("setting", ["saliency.rounds", "saliency.rouns=3", "batch=none", "nothing.at.all=1"])
-def test_a_bad_setting_is_an_error(setting):
-    with pytest.raises(ConfigError, match=setting.split("=")[0].split(".")[0]):
-        plan_run(["weapons"], None, [setting], {})
+def test_a_new_category_of_concepts_that_the_judge_knows_is_validated(tmp_path):
+    (tmp_path / "vehicles.yaml").write_text(VEHICLES)
+    result = run(plan_run([], tmp_path / "vehicles.yaml", SETTINGS, {}), tmp_path / "run", lambda report, most: None)
+    masks, meta = load_masks(result.paths["vehicles"])
+    assert masks.count.masked > 0
+    assert (meta.category, meta.concepts) == ("vehicles", ("automobile", "bus"))
+    assert set(result.validation) == {"vehicles"}
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [r["found"] is None for r in rounds] == [True, False, True, False]
+    assert rounds[1]["found"]["vehicles"] > 0.5  # two rounds erase nothing yet: the judge does find them
+    # Beside it, a category of the vocabulary, with the new one as a mask that stays as it is.
+    beside = plan_run(["weapons"], None, SETTINGS, {"together_with": (result.paths["vehicles"],)})
+    assert set(run(beside, tmp_path / "beside", lambda report, most: None).validation) == {"weapons"}
+
+
+def _changed(**changes):
+    return [*SETTINGS, *(f"{key}={value}" for key, value in changes.items())]
+
+
+def test_a_resumed_run_reads_its_references_instead_of_drawing_them(tmp_path):
+    drawn = []
+
+    def cut(report, most):
+        raise KeyboardInterrupt
+
+    planned = plan_run(["weapons"], None, SETTINGS, {})
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path, cut, phase=lambda *step: drawn.append(step))
+    assert drawn[-1] == ("base model's outputs", 14, 14)
+    kept = (tmp_path / "references.cache").read_bytes()
+    assert len(kept) < 10_000 * 14  # bytes a pair
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path, cut, phase=lambda *step: drawn.append(step))
+    assert not drawn
+    # Damage, and references of another run, are not taken: they are drawn again.
+    (tmp_path / "references.cache").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, tmp_path, cut, phase=lambda *step: drawn.append(step))
+    assert len(drawn) > 1
+    assert (tmp_path / "references.cache").read_bytes() == kept
+    drawn.clear()
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(plan_run(["weapons"], None, _changed(seed=1), {}), tmp_path, cut, phase=lambda *step: drawn.append(step))
+    assert len(drawn) > 1
+
+
+def test_the_first_interrupt_waits_for_the_round_and_the_second_does_not(tmp_path):
+    """The answer to the key press comes at once, the exit with the checkpoint; the second round lasts for minutes."""
+    for presses, batches in ((1, 6), (2, 400)):
+        settings = _changed(
+            **{"batch": 16, "steps": 4, "saliency.preserve_batches": batches},
+            **{"validate_every": 100, "tensorboard": "true"},
+        )
+        options = [part for setting in settings for part in ("--set", setting)]
+        folder = tmp_path / str(presses)
+        command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(folder), *options]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_key_presses)
+        while not (folder / "tensorboard").exists():  # made right before the first round
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        answer = next(line for line in process.stderr if "Ctrl-C" in line)
+        assert "waiting for the end of round 1 and its checkpoint" in answer
+        assert "The same command resumes the run" in answer
+        assert not (folder / "checkpoint.pt").exists()
+        if presses == 2:
+            os.kill(process.pid, signal.SIGINT)
+        rest = process.communicate()[1]
+        assert process.returncode == 130
+        assert ("round 1 saliency" in rest) == (folder / "checkpoint.pt").exists() == (presses == 1)
+        assert "interrupted; the same command resumes" in rest

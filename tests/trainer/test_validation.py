@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safeflux.trainer.config import make_config
-from safeflux.trainer.embedded import embedded_options
-from safeflux.trainer.validation import JudgeValidator, found, validate
+from safeflux.trainer.asked.config import CategoryConfig, make_config
+from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.run.validation import JudgeValidator, erased_things, found, validate
 
-from safeflux.maskfile import load_masks
-from safeflux.masks import MaskSet
+from safeflux.errors import ConfigError
+from safeflux.families.sites import find_sites
+from safeflux.masks.file import load_masks
+from safeflux.masks.mask_set import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
-from safeflux.sites import find_sites
+from safeflux.reference.vocabulary import known_concepts
 
 NAMES = ("weapons", "fluent-style")
 MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"
@@ -26,7 +28,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def validator(pipe):
     config = make_config({**embedded_options(NAMES), "validation_prompts": 16}, "test")
-    return JudgeValidator(pipe, Judge(), config)
+    return JudgeValidator(pipe, Judge(), config, {"alcohol": ("alcohol",), "rhinos": ("rhino",)})
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +56,22 @@ def test_the_worst_of_each_mask_alone_and_of_all_counts(validator, weapons, wrec
 
 def test_things_of_another_category_are_to_be_preserved_while_its_mask_is_off(validator, weapons):
     assert validator.right(["alcohol"], weapons) < validator.right(["weapons"], weapons)  # alcohol's would keep weapons
+
+
+def test_a_mask_beside_it_may_erase_what_the_judge_does_not_know(validator, weapons):
+    assert validator.right(["rhinos"], weapons) == validator.right([], weapons)
+
+
+def test_neutral_things_that_a_category_erases_are_not_to_be_preserved():
+    options = embedded_options(["weapons"])
+    vehicles = CategoryConfig(concepts={"automobile": ("a car",), "bus": ("a bus",)}, anchor="nothing")
+    config = make_config({**options, "categories": {"vehicles": vehicles}}, "test")
+    assert erased_things(config, {"alcohol": ("alcohol",), "pets": ("cat",)})["pets"] == {"cat"}
+    validator = JudgeValidator(None, Judge(), config, {"pets": ("cat",)})
+    asked = {ask.concept for ask in validator._alone} | {ask.other for ask in validator._beside}
+    assert asked
+    assert not asked & {"automobile", "bus", "cat"}
+    everything = {concept.name: (concept.words,) for concept in known_concepts()}
+    all_of_them = make_config({**options, "categories": {"all": CategoryConfig(concepts=everything)}}, "test")
+    with pytest.raises(ConfigError, match="at least two neutral concepts"):
+        erased_things(all_of_them, {})

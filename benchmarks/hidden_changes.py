@@ -1,0 +1,80 @@
+"""How often a change of one unmasked matrix is found by the secret sample that `verify(deep=True)` compares.
+
+    python -m benchmarks.hidden_changes --report benchmarks/reports/hidden_changes.json
+
+One matrix of FLUX.1's width, 3072 x 3072 in bfloat16, is changed by a random matrix of rank 8 whose Frobenius norm is
+1 % of the matrix's, as an adapter would be that was fused and unloaded. `random` changes all rows and columns. The
+others are crafted by somebody who knows the code, the number of places and how they are drawn, but not the places:
+`beside the fingerprint` leaves out all rows that the public fingerprint samples, so that the fingerprint stays as it
+is; the others put the same size into few rows, few columns, or a block of both. Each draw is another guard's sample.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.timing import write_report
+from safeflux.families.fingerprint import sampled
+from safeflux.model.watch.sample import Sample
+from safeflux.rates import Rate
+
+WIDTH, RANK, SHARE = 3072, 8, 0.01
+
+
+def crafted() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Which rows and columns each way changes."""
+    whole = torch.arange(WIDTH)
+    public, _ = sampled("0.weight", WIDTH**2)
+    return {
+        "random": (whole, whole),
+        "beside the fingerprint": (whole[~torch.isin(whole, torch.from_numpy(np.unique(public // WIDTH)))], whole),
+        "8 rows": (whole[:8], whole),
+        "1 row": (whole[:1], whole),
+        "64 columns": (whole, whole[:64]),
+        "8 columns": (whole, whole[:8]),
+        "1 column": (whole, whole[:1]),
+        "64 rows x 64 columns": (whole[:64], whole[:64]),
+        "8 rows x 8 columns": (whole[:8], whole[:8]),
+    }
+
+
+def find(rows: torch.Tensor, columns: torch.Tensor, draws: int, generator: torch.Generator) -> Rate:
+    """Change a matrix there, as often as that, and count how often it is found."""
+    layer = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16)).requires_grad_(False)
+    weight = layer[0].weight
+    weight.normal_(std=0.02, generator=generator)
+    change = torch.randn(len(rows), RANK, generator=generator) @ torch.randn(RANK, len(columns), generator=generator)
+    change *= SHARE * weight.float().norm() / change.norm()
+    before = weight.clone()
+    after = before.clone()
+    after[rows[:, None], columns] = (before[rows[:, None], columns].float() + change).to(before.dtype)
+    found = 0
+    for _ in range(draws):
+        weight.copy_(before)
+        sample = Sample(layer)
+        weight.copy_(after)
+        found += sample.compare(layer).changed == ("0.weight",)
+    return Rate(found, draws)
+
+
+@click.command(help=__doc__)
+@click.option("--draws", default=400, show_default=True, help="Guards of each way.")
+@click.option("--report", type=click.Path(path_type=Path), default=None)
+def main(draws: int, report: Path | None) -> None:
+    """Change, look, print, write."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, (rows, columns) in crafted().items():
+        rate = find(rows, columns, draws, generator)
+        found[name] = rate.to_json()
+        click.echo(f"{name:24} found: {rate}")
+    write_report(report, width=WIDTH, rank=RANK, relative_size=SHARE, ways=found)
+
+
+if __name__ == "__main__":
+    main()

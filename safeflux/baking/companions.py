@@ -1,0 +1,161 @@
+"""What a model's folder holds beside the transformer's weights, and what of it goes along into a guarded copy.
+
+Weights that nobody asked for stay behind: the whole model in one file beside the folders, another precision of it,
+another index of shards. They would be unguarded, and a loader could pick them. In a folder that is guarded already,
+they are faults.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safeflux.baking.components import FLUX_CLASS, components, unguarded
+from safeflux.checkpoints.checkpoint import home_of
+from safeflux.checkpoints.formats import OPENERS
+from safeflux.checkpoints.hints import is_lfs_pointer, lfs_pointer
+from safeflux.checkpoints.source import Source
+from safeflux.checkpoints.tensor_file import TensorFile
+from safeflux.disk.canonical import read_json
+from safeflux.disk.reading import look_through
+from safeflux.errors import ModelError
+
+_WEIGHTS = {
+    *OPENERS,
+    *(".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy", ".data"),
+    *(".engine", ".plan", ".trt", ".mlpackage", ".tflite", ".torchscript"),
+}
+_SIGNATURES = re.compile(rb"GGUF|PK\x03\x04|\x80[\x02-\x05]|\x89HDF|\x93NUMPY")
+"""How files of weights begin, whatever their names: GGUF, zip (torch.save), pickle, HDF5, NumPy."""
+_NAMES_WITHIN = 1 << 22
+"""Bytes from the beginning of a file within which the names of its tensors are, as they are, in every such format."""
+_BLOCKS, _CONTROL = (b"single_transformer_blocks.0.", b"single_blocks.0.", b"double_blocks.0."), b"controlnet_"
+"""Names that a FLUX transformer has, and one of a ControlNet for it, which has the others too and draws nothing."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Files by their paths in the folder.
+
+    Attributes:
+        copied: Those that go along.
+        left_out: Weights that would be unguarded, and indices of shards that name such.
+        links: Links that lead out of the folder, and where they lead; what they lead to is copied.
+    """
+
+    copied: tuple[Path, ...]
+    left_out: tuple[Path, ...]
+    links: Mapping[Path, Path]
+
+
+def other_files(source: Source, *, hidden: bool = False) -> Others:
+    """Sort all files of a model's folder but the transformer's own weights; none for a single file.
+
+    Args:
+        source: The model.
+        hidden: Look at hidden files too.
+
+    Raises:
+        ModelError: An index cannot be read, or a link leads nowhere.
+    """
+    if not source.path.is_dir():
+        return Others((), (), {})
+    tree, own = look_through(source.path, hidden=hidden), {file.path for file in source.files}
+    folders = {one.folder for one in components(source.path)} - {home_of(source.path), source.path}
+    copied: list[Path] = []
+    left_out: list[Path] = []
+    for inside in tree.files:
+        path = source.path / inside
+        if path not in own:
+            is_component = any(folder in path.parents for folder in folders)
+            (left_out if _could_draw(path, own, is_component) else copied).append(inside)
+    links = {inside: real for inside, real in tree.leading_out.items() if inside not in left_out}
+    return Others(tuple(copied), tuple(left_out), links)
+
+
+def check_whole(root: Path, others: Others) -> None:
+    """Make sure that the copy of a pipeline's folder loads wherever the pipeline did, and is guarded then.
+
+    Raises:
+        ModelError: A component is missing or was never downloaded, or another one is a FLUX transformer too.
+    """
+    for component in unguarded(root):
+        if not component.is_home:
+            raise ModelError(
+                f"{root}: names a second FLUX transformer, {component.name!r}, which would stay unguarded; bake each "
+                "by itself, and give them to the pipeline when it is loaded"
+            )
+    for component in components(root):
+        if component.is_needed and not component.folder.is_dir():
+            raise ModelError(
+                f"{root}: names the component {component.name!r}, and {component.folder} is not there; copy the model "
+                f"again, or bake its transformer alone: {home_of(root)}"
+            )
+        if component.folder == home_of(root) and not (component.folder / "config.json").is_file():
+            raise ModelError(
+                f"{component.folder}: has no config.json, so that no pipeline loads it; copy the model again"
+            )
+        if component.folder != home_of(root):
+            _check_component(component.folder, [root / inside for inside in others.left_out])
+    for inside in others.copied:
+        if (root / inside).suffix.lower() in _WEIGHTS and is_lfs_pointer(root / inside):
+            raise lfs_pointer(root / inside)
+
+
+def _check_component(folder: Path, left_out: Iterable[Path]) -> None:
+    for weights in (*folder.glob("model*.safetensors"), *folder.glob("diffusion_pytorch_model*.safetensors")):
+        TensorFile.open(weights)
+    for index in folder.glob("*model.safetensors.index.json"):
+        places = read_json(index).get("weight_map")
+        named = {str(name) for name in places.values()} if isinstance(places, dict) else set()
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            raise ModelError(f"{index}: names {missing[0]}, which is missing; copy the model again")
+    for path in left_out:
+        if folder in path.parents:
+            raise ModelError(
+                f"{path}: is a second FLUX transformer, which would stay unguarded. Bake each by itself, and give them "
+                "to the pipeline when it is loaded"
+            )
+
+
+def _could_draw(path: Path, own: set[Path], is_component: bool) -> bool:
+    """Whether a file beside a transformer's own makes a FLUX that is not guarded, as far as can be determined."""
+    if is_component:
+        return _is_of_transformer(path)
+    if path.suffix == ".json":
+        return ".index." in path.name and not _names_only(path, own)
+    return path.suffix.lower() in _WEIGHTS or _begins_as_weights(path)
+
+
+def _is_of_transformer(path: Path) -> bool:
+    """Whether a file of another component holds a FLUX transformer, by its tensors or the configuration beside it."""
+    if path.suffix.lower() not in _WEIGHTS:
+        return False
+    config = path.parent / "config.json"
+    if config.is_file() and FLUX_CLASS.fullmatch(str(read_json(config).get("_class_name"))):
+        return True
+    names = _beginning(path, _NAMES_WITHIN)
+    return any(block in names for block in _BLOCKS) and _CONTROL not in names
+
+
+def _names_only(index: Path, own: set[Path]) -> bool:
+    """Whether an index of shards names guarded files alone."""
+    places = read_json(index).get("weight_map")
+    known = {path.resolve() for path in own}
+    return not isinstance(places, dict) or all(
+        (index.parent / str(name)).resolve() in known for name in places.values()
+    )
+
+
+def _begins_as_weights(path: Path) -> bool:
+    data = _beginning(path, 16)
+    is_safetensors = data[8:9] == b"{" and int.from_bytes(data[:8], "little") < path.stat().st_size
+    return is_safetensors or _SIGNATURES.match(data) is not None
+
+
+def _beginning(path: Path, num_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(num_bytes)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error

@@ -1,0 +1,131 @@
+"""What is off in files, as read from them: masked places must be zero. No torch; some rows are held at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from safeflux.baking.stamp import Stamp
+from safeflux.checkpoints.tensor_file import Rows
+from safeflux.disk.copying import Progress
+from safeflux.families import Layout
+from safeflux.families.sites import num_axes
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.spots import Spot, spots
+from safeflux.plan.resolve import Plan
+from safeflux.plan.status import State, Status, make_status
+
+Flags = npt.NDArray[np.bool_]
+_SLACK, _FEW = 2, 8
+"""How many times as many zeros as elsewhere may be chance, and how many more, for small tensors."""
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What a policy is worth in files, and what they say of themselves."""
+
+    status: Status
+    plan: Plan
+    stamp: Stamp | None
+    """What the files say of themselves; None for files that safeflux did not write."""
+
+
+def read_back(
+    plan: Plan,
+    layout: Layout,
+    rows: Callable[[str], Rows],
+    stamp: Stamp | None,
+    progress: Progress | None,
+) -> FileStatus:
+    """Read every place that a plan masks, and say what is off.
+
+    Args:
+        plan: What is asked for.
+        layout: Of the tensors' names.
+        rows: Reads a tensor, by its name.
+        stamp: What the file says of itself.
+        progress: Called with how far it is, in tensors.
+    """
+    touched = spots(plan.sites, plan.masks, layout)
+    sides: dict[str, tuple[list[Flags], list[Flags]]] = {}
+    zeros: dict[str, float] = {}
+    for done, (name, where) in enumerate(touched.items(), 1):
+        found, share = _left(rows(name), where)
+        for spot, flags in zip(where, found, strict=True):
+            sides.setdefault(spot.site, ([], []))[spot.span.axis].append(flags)
+            zeros[spot.site] = share
+        if progress:
+            progress("reading masked tensors", done, len(touched))
+    in_force = MaskSet({site: _keep(plan.masks, site, *both) for site, both in sides.items()})
+    faults = tuple(
+        f"site {name!r}: {count.masked - in_force.counts[name].masked} of {count.masked} masked places are not zero"
+        for name, count in plan.masks.counts.items()
+        if count.masked and in_force.counts[name].masked < count.masked
+    )
+    state = State.GUARDED
+    if faults:
+        state = State.UNGUARDED if stamp is None and _is_chance(plan.masks, in_force, zeros) else State.DEGRADED
+    status = make_status(plan, in_force, state, faults)
+    return FileStatus(status, plan, stamp)
+
+
+def _keep(masks: MaskSet, site: str, rows: Sequence[Flags], columns: Sequence[Flags]) -> Flags:
+    """The masks that are in force at a site: what is on by all of its rows and by its column is on."""
+    on = np.logical_or.reduce([*rows]) if rows else np.logical_or.reduce([*columns])
+    if rows and columns:
+        on &= np.logical_or.reduce([*columns])
+    keep = masks[site]
+    keep.flat[masks.bits[site].off()] = on
+    return keep
+
+
+def _is_chance(masks: MaskSet, in_force: MaskSet, zeros: Mapping[str, float]) -> bool:
+    """Whether no more is zero at the places of a mask than anywhere in the same tensors: quantisers round to zero.
+
+    Args:
+        masks: What was asked for.
+        in_force: What is zero of it.
+        zeros: Share of zeros elsewhere in the tensor of each site.
+    """
+    for name, count in in_force.counts.items():
+        # a whole row or column is never rounded to zero, and plain floats are not either
+        is_rounded = num_axes(name) == 2 and zeros[name] > 0
+        most = _SLACK * zeros[name] * masks.counts[name].masked + _FEW if is_rounded else 0
+        if count.masked > most:
+            return False
+    return True
+
+
+def _left(rows: Rows, where: Sequence[Spot]) -> tuple[list[Flags], float]:
+    """For each spot and each of its masked places, whether it is not zero anywhere; and the share of zeros elsewhere.
+
+    The share is that of the tensor without masked single weights; 0 where there are none.
+    """
+    flags = [np.zeros(spot.bits.num_off, dtype=np.bool_) for spot in where]
+    off = [spot.bits.off() for spot in where]
+    are_single = any(len(spot.bits.shape) == 2 for spot in where)
+    num_zeros = num_cells = 0
+    for first, cells in rows:
+        last = first + len(cells)
+        if are_single:
+            num_zeros, num_cells = num_zeros + cells.size - int(np.count_nonzero(cells)), num_cells + cells.size
+        any_row: Flags | None = None
+        any_column: Flags | None = None
+        for spot, numbers, found in zip(where, off, flags, strict=True):
+            if len(spot.bits.shape) == 2:
+                width = cells.shape[1]
+                places = numbers + spot.span.start * width
+                here = slice(*np.searchsorted(places, (first * width, last * width)))
+                found[here] = cells.reshape(-1)[places[here] - first * width] != 0
+            elif spot.span.axis == 0:
+                any_row = np.any(cells, axis=1) if any_row is None else any_row
+                here = slice(*np.searchsorted(numbers + spot.span.start, (first, last)))
+                found[here] = any_row[numbers[here] + spot.span.start - first]
+            else:
+                any_column = np.bitwise_or.reduce(cells, axis=0) != 0 if any_column is None else any_column
+                found |= any_column[numbers + spot.span.start]
+    single = [found for spot, found in zip(where, flags, strict=True) if len(spot.bits.shape) == 2]
+    num_zeros -= sum(found.size - int(np.count_nonzero(found)) for found in single)
+    num_cells -= sum(found.size for found in single)
+    return flags, num_zeros / num_cells if num_cells > 0 else 0.0

@@ -1,0 +1,113 @@
+"""Whether a model's files are guarded: their masked elements are read and must be zero, or be gone. No torch."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from safeflux.baking.companions import other_files
+from safeflux.baking.components import unguarded
+from safeflux.baking.readback import FileStatus, read_back
+from safeflux.baking.stamp import KEY, Stamp
+from safeflux.baking.verify_compact import verify_compact
+from safeflux.checkpoints.checkpoint import Checkpoint, home_of
+from safeflux.checkpoints.source import Source, open_source
+from safeflux.disk.canonical import read_json
+from safeflux.disk.copying import Progress
+from safeflux.errors import ModelError
+from safeflux.masks.cuts import WIDTHS
+from safeflux.masks.store import Store, StoreLike, open_store
+from safeflux.plan.resolve import plan_for
+from safeflux.plan.status import State
+from safeflux.policy.load import Policy, load_policy
+
+
+def verify_files(
+    path: str | os.PathLike[str],
+    policy: str | os.PathLike[str] | Policy = "strict",
+    *,
+    store: StoreLike | Store | None = None,
+    base: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> FileStatus:
+    """Read every masked element of a policy in a model's files, and say what is off.
+
+    A neuron is off where its rows with their biases are zero, or its column. Where neurons were cut out (`bake` with
+    `compact=True`, or a model saved under `guard(..., compact=True)`) they are off if what is left is, byte for byte,
+    what the policy's masks leave of the base model's tensors, which are read too.
+
+    Args:
+        path: A diffusers folder or one file, or an ONNX model, as for `bake`.
+        policy: Name of a bundled policy, path of a policy file, or a `Policy`.
+        store: A folder, or several, with mask files besides the bundled ones.
+        base: The base model's files; not needed where `bake` wrote the files, which say it, unless neurons are gone.
+        progress: Called with how far it is, in tensors.
+
+    Raises:
+        ModelError: There is no FLUX model, or nothing says which base it was made from; or neurons are gone, and the
+            base is not named, or its tensors have other types or shapes than those that the masks would leave.
+        SafeFluxError: Whatever planning refuses.
+    """
+    effective, found, masks = load_policy(policy), open_source(path), open_store(store)
+    stamp = Stamp.read(found.metadata(KEY), found.path)
+    if _is_compacted(found, stamp):
+        whole = _whole(found, base)
+        plan = plan_for(effective, whole.sites, whole.fingerprint, masks)
+        plan.check_enforces()
+        compacted = Checkpoint.open(path)
+        return _with_others(verify_compact(compacted, whole, plan, stamp, progress), compacted)
+    plan = plan_for(effective, found.sites, _base_of(stamp, base, found.path), masks)
+    plan.check_enforces()
+    return _with_others(read_back(plan, found.layout, found.rows, stamp, progress), found)
+
+
+def _with_others(status: FileStatus, found: Source) -> FileStatus:
+    """Add what else a folder holds that a loader could pick, and that would draw unguarded."""
+    others = [
+        f"file {inside}: other weights, which can be loaded from this folder (variant=, use_safetensors=False, "
+        "from_single_file, subfolder=) and are not guarded; remove it"
+        for inside in other_files(found, hidden=True).left_out
+    ]
+    if found.path.is_dir():
+        others += [
+            f"index: loads {one.name!r} from {one.elsewhere or one.folder}, and not what was verified; remove the entry"
+            for one in unguarded(found.path)
+        ]
+    if not others:
+        return status
+    state = State.DEGRADED if status.status.state is State.GUARDED else status.status.state
+    faults = (*status.status.faults, *others)
+    return replace(status, status=replace(status.status, state=state, faults=faults))
+
+
+def _base_of(stamp: Stamp | None, base: str | os.PathLike[str] | None, where: Path) -> str:
+    """The fingerprint of the base model: of its files if they are named, else what a guarded file says."""
+    if base is not None:
+        return open_source(base).fingerprint
+    if stamp is None:
+        raise ModelError(
+            f"{where}: does not say which base model it was made from, as what safeflux writes does; name the base "
+            "model (--base)"
+        )
+    return stamp.base
+
+
+def _is_compacted(found: Source, stamp: Stamp | None) -> bool:
+    """Whether neurons are gone, by the widths in its configuration; where it has none, by what the files say."""
+    path = home_of(found.path) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return bool(config.get(WIDTHS, stamp is not None and stamp.is_compact))
+
+
+def _whole(found: Source, base: str | os.PathLike[str] | None) -> Checkpoint:
+    if not found.is_resizable:
+        raise ModelError(
+            f"{found.path}: is compacted, and what is left does not tell which neurons are gone. Verify the folder "
+            "that it was exported from, with its base model: safeflux verify FOLDER --base MODEL"
+        )
+    if base is None:
+        raise ModelError(
+            f"{found.path}: is compacted, and what is left does not tell which neurons are gone. Name the base model, "
+            f"to compare with (--base); or see that every byte is right: safeflux bake SRC {found.path} --compact "
+            "--check"
+        )
+    return Checkpoint.open(base)

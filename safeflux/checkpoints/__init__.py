@@ -1,0 +1,1 @@
+"""Models in files, looked at without loading them: formats, layouts, number formats. No torch."""

@@ -1,0 +1,171 @@
+"""`safeflux attack`: what attackers get back of what masks erase, beside what the same attack teaches from nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from safeflux.cli._shared import DETECTOR_HELP, Bar, masks, on_device, policy, writable
+from safeflux.disk.folders import check_writable
+from safeflux.reference import NAME
+
+if TYPE_CHECKING:
+    from safeflux.evaluation.attacks.cost import Bill
+    from safeflux.evaluation.attacks.report import AttackReport
+
+_REPORTS = Path("runs") / "attack"
+
+_EXAMPLES = """\b
+Examples:
+  safeflux attack --policy strict
+  safeflux attack --policy strict --attack prompts --dry-run
+  safeflux attack --policy shop.yaml --store masks --attack paraphrase --attack split --budget full --json
+"""  # click reads the backspace as: keep these lines
+
+
+@click.command(epilog=_EXAMPLES)
+@policy
+@masks
+@click.option(
+    "--model",
+    default=NAME,
+    show_default=True,
+    help="A profile's name, a hub id, a profile in YAML, or the folder of a pipeline.",
+)
+@click.option("--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable.")
+@click.option(
+    "--detector",
+    "detectors",
+    multiple=True,
+    default=("judge",),
+    show_default=True,
+    help=f"{DETECTOR_HELP} Repeatable.",
+)
+@click.option(
+    "--attack", "attacks", multiple=True, metavar="NAME", help="An attack, or a kind. Repeatable.  [default: all]"
+)
+@click.option(
+    "--budget",
+    "level",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="How much is done.",
+)
+@click.option("--things", type=click.IntRange(0), help="Erased things, and new ones; 0: all.  [default: by --budget]")
+@click.option("--images", type=click.IntRange(1, 4096), help="Pictures a thing and budget.  [default: by --budget]")
+@click.option("--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=writable,
+    help="Folder for figures, pictures and report; a campaign that is there goes on.  [default: runs/attack/POLICY]",
+)
+@on_device
+@click.option("--dry-run", is_flag=True, help="Only say what it would cost.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table.")
+def attack(**options: Any) -> None:
+    """Attack the masks of a policy, and measure what comes back.
+
+    Every attack runs on things that the masks erase and, with the same budget, on three controls: the unguarded model,
+    a random mask with as many bits off, and things that the model never learned. What counts is the advantage over
+    the last. Noises and prompts of attacks, of training and of the final pictures are disjoint.
+
+    The cost is said first. What is done is on disk at once: the same command goes on where it was stopped.
+
+    The report is OUT/report.json and OUT/report.html.
+    """
+    _attack(**options)
+
+
+def _attack(
+    policy: str, store: Any, model: str, out: Path | None, seed: int, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    from safeflux.evaluation.attacks.registry import find_attacks
+    from safeflux.evaluation.subject import check_early, policy_subject
+    from safeflux.packs.load import load_packs
+    from safeflux.policy.load import load_policy
+    from safeflux.profiles.load import load_profile
+
+    loaded, packs, profile = load_policy(policy), load_packs(options["packs"]), load_profile(model)
+    attacks = find_attacks(options["attacks"], options["level"])
+    folder = out or _REPORTS / loaded.name
+    check_writable(folder)
+    check_early(loaded, profile.model, store)
+    with Bar() as bar:
+        bar("importing torch and diffusers", 0, 1)
+        import torch
+
+        from safeflux.evaluation.attacks.base import Size
+        from safeflux.evaluation.attacks.cost import bill_of
+        from safeflux.evaluation.attacks.report import AttackReport
+        from safeflux.evaluation.attacks.start import make_campaign, make_sight
+        from safeflux.reference.model import load_pipeline
+
+        began, dtype = time.monotonic(), getattr(torch, options["dtype"])
+        pipe = load_pipeline(profile.source, dtype=dtype).to(options["device"])
+        subject = policy_subject(loaded, pipe, store)
+        size = Size.of(options["level"], seed, things=options["things"], pictures=options["images"])
+        campaign = make_campaign(
+            pipe,
+            profile,
+            subject,
+            attacks,
+            packs=packs,
+            detectors=options["detectors"],
+            size=size,
+            folder=folder,
+        )
+        bill = bill_of(campaign)
+        bar.note(str(bill))
+        if not dry_run:
+            campaign.run(make_sight(campaign), bar)
+            report = AttackReport.of(campaign, time.monotonic() - began)
+            paths = report.write(folder)
+    if dry_run:
+        _print_bill(bill, as_json)
+    else:
+        _print(report, paths, as_json)
+
+
+def _print_bill(bill: Bill, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"attacks": {n: vars(cost) for n, cost in bill.costs.items()}, "minutes": bill.minutes}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("attack", "pictures", "gradients", "minutes"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for name, cost in bill.costs.items():
+        table.add_row(name, f"{cost.pictures:,}", f"{cost.gradients:,}", f"{bill.minutes[name]:.1f}")
+    Console(width=100, highlight=False, markup=False).print(table)
+
+
+def _print(report: AttackReport, paths: dict[str, Path], as_json: bool) -> None:
+    """The report as JSON, or a row for each attack, at the budget that found most."""
+    from safeflux.evaluation.attacks.page import cells
+
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+        return
+    detector = report.detectors[0]
+    table = Table(box=None, pad_edge=False)
+    headings = ("found", "unguarded", "random mask", "alike", "new alike", "advantage over new")
+    for heading in ("attack", "budget", *headings):
+        table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
+    for result in report.results:
+        level = result.worst(detector)
+        name = f"{result.attack.name}{' *' if result.attack.in_training else ''}"
+        table.add_row(name, f"{level.budget:g}", *cells(level, detector))
+    Console(width=160, highlight=False, markup=False).print(table)
+    click.echo(
+        f"\nfound: by {detector}; alike: most like real pictures of the thing; * training uses this kind of attack"
+    )
+    for name, reason in report.campaign.refused.items():
+        click.echo(f"{name}: left out, {reason}")
+    click.echo("\n".join(f"{name:8}{path}" for name, path in paths.items()))

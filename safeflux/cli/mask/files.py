@@ -1,0 +1,211 @@
+"""`safeflux mask diff | compose | export | card | import`: what is made of mask files, or made into one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from safeflux.cli._shared import as_json
+from safeflux.cli.mask.view import as_dict, print_counts, print_rows
+from safeflux.disk.atomic import write_atomically
+from safeflux.errors import MaskFileError
+from safeflux.masks.combine import FORMS, join, meta_changes, read_stored
+from safeflux.masks.combine import export as bytes_of
+from safeflux.masks.file import load_masks, save_masks
+from safeflux.masks.mask_set import Change, MaskSet
+from safeflux.masks.mask_set import diff as changes_of
+from safeflux.masks.meta import MaskMeta
+
+_PATH: Any = click.Path(path_type=Path)
+
+# Click reads the backspace as: keep these lines.
+_DIFF = """\b
+Examples:
+  safeflux mask diff weapons-1.safetensors weapons-2.safetensors
+"""
+_CARD = """\b
+Examples:
+  safeflux mask card weapons.safetensors
+  safeflux mask card weapons.safetensors --out weapons.md
+"""
+_COMPOSE = """\b
+Examples:
+  safeflux mask compose weapons.safetensors horror.safetensors both.safetensors --category violence
+"""
+_EXPORT = """\b
+Formats:
+  npz          bool arrays, for numpy.load
+  safetensors  the same as BOOL tensors, with the metadata as JSON under the key safeflux
+  json         the metadata, and of each site its shape and the numbers of the elements that are off
+\b
+Examples:
+  safeflux mask export weapons.safetensors weapons.npz
+"""
+_IMPORT = """\b
+Examples:
+  safeflux mask import epoch_1_step_24_ff.pt epoch_1_step_24_norm.pt weapons.safetensors
+      --model FLUX.1-schnell --category weapons --concept pistol --licence LicenseRef-ours
+"""
+
+files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_PATH)
+out = click.argument("out", metavar="OUT", type=_PATH)
+category = click.option("--category", required=True, help="What the masks of OUT erase, as policies name it.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+
+
+@click.command(epilog=_DIFF)
+@click.argument("old", metavar="OLD", type=_PATH)
+@click.argument("new", metavar="NEW", type=_PATH)
+@as_json
+def diff(old: Path, new: Path, as_json: bool) -> None:
+    """Tell what changes from the mask file OLD to NEW: bits switched off and on again by site, and the metadata.
+
+    A site that a file does not name is kept whole by it.
+    """
+    (before, old_meta), (after, new_meta) = load_masks(old), load_masks(new)
+    sites, meta = changes_of(before, after), meta_changes(old_meta, new_meta)
+    total = Change(sum(change.off for change in sites.values()), sum(change.on for change in sites.values()))
+    if as_json:
+        changes_by_site = {name: change._asdict() for name, change in sites.items()}
+        click.echo(json.dumps({"bits": total._asdict(), "sites": changes_by_site, "meta": meta}))
+        return
+    click.echo(f"{old} -> {new}: {total.off:,} bits switched off, {total.on:,} on again")
+    if sites:
+        rows = [(name, f"{change.off:,}", f"{change.on:,}") for name, change in sites.items()]
+        print_rows(("site", "off", "on again"), rows)
+    for key, (was, now) in meta.items():
+        click.echo(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
+
+
+@click.command(epilog=_COMPOSE)
+@files
+@out
+@category
+@click.option("--licence", help="Licence of OUT; needed where those of the files differ.")
+@overwrite
+@as_json
+def compose(
+    files: tuple[Path, ...], out: Path, category: str, licence: str | None, overwrite: bool, as_json: bool
+) -> None:
+    """AND the mask FILEs of one base model into the mask file OUT: it keeps what all of them keep.
+
+    The concepts are joined, and the method names the files by their sha256. There are no figures in OUT, since those of
+    the parts are not those of the whole: measure it with `safeflux eval --mask OUT`. The order of the files does not
+    matter: the same files give the same bytes.
+    """
+    _check_free(out, overwrite)
+    masks, meta = join([read_stored(file) for file in files], category, licence)
+    _save(out, masks, meta, overwrite, as_json, {})
+
+
+@click.command(epilog=_EXPORT)
+@click.argument("file", metavar="FILE", type=_PATH)
+@out
+@click.option("--format", "form", type=click.Choice(tuple(FORMS)), help="[default: what the name of OUT ends in]")
+@overwrite
+@as_json
+def export(file: Path, out: Path, form: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write the masks of FILE to OUT for other tools, unpacked, by the names of their sites; True is kept.
+
+    One byte for each neuron or weight: masks of all the weights of a large model take gigabytes as npz or safetensors.
+    The same FILE gives the same bytes.
+    """
+    form = form or out.suffix.removeprefix(".")
+    if form not in FORMS:
+        raise click.UsageError(f"say by --format what to write, one of {', '.join(FORMS)}, or end the name of OUT so")
+    _check_free(out, overwrite)
+    masks, meta = load_masks(file)
+    _check_memory(file, masks, form)
+    _write(out, bytes_of(masks, meta, form), overwrite)
+    count = masks.count
+    facts = {"path": str(out), "format": form, "sites": len(masks), "masked": count.masked, "total": count.total}
+    text = f"{out}: {len(masks)} sites, {count.masked:,} of {count.total:,} bits off, as {form}"
+    click.echo(json.dumps(facts) if as_json else text)
+
+
+@click.command(epilog=_CARD)
+@click.argument("file", metavar="FILE", type=_PATH)
+@click.option("--out", type=_PATH, help="Write the card to this file, and print nothing.")
+@overwrite
+def card(file: Path, out: Path | None, overwrite: bool) -> None:
+    """Make a card of the mask FILE, in Markdown: what it erases, where, how it was made, figures, licence, limits.
+
+    All of it stands in the file. Figures become a table with 95 % intervals where they are counts of pictures, as those
+    in the bundled masks are.
+    """
+    from safeflux.masks.card import make_card
+
+    if out:
+        _check_free(out, overwrite)
+    text = make_card(*load_masks(file))
+    if out:
+        _write(out, text.encode(), overwrite)
+    else:
+        click.echo(text, nl=False)
+
+
+@click.command("import", epilog=_IMPORT)
+@files
+@out
+@click.option("--model", required=True, help="What the scores were learned for: a folder or file, or emoji-flux.")
+@category
+@click.option("--concept", "concepts", multiple=True, required=True, help="What they were learned on; repeatable.")
+@click.option("--licence", required=True, help="Licence of the masks, such as Apache-2.0.")
+@click.option("--base-model", help="Id of the model.  [default: the name of its files]")
+@click.option("--threshold", default=0.0, show_default=True, help="Scores up to it are off.")
+@overwrite
+@as_json
+def import_scores(files: tuple[Path, ...], out: Path, model: str, overwrite: bool, as_json: bool, **about: Any) -> None:
+    """Make the mask file OUT of score FILEs, as the reference code of Minimalist Concept Erasure saves them.
+
+    Each FILE is what torch.save makes of a list of vectors, in call order and without names. Its own name says what it
+    scores, by the word ff (feed-forward neurons), norm (text modulation) or attn (heads). Kept is what has a score over
+    the threshold. Masks have no site for heads: a file that keeps all of them is skipped, any other is refused.
+
+    A FILE is read as tensors alone, and nothing in it is run. The names, widths and fingerprint in OUT are those of
+    MODEL: name the one that the scores were learned for.
+    """
+    from safeflux.checkpoints.source import open_source
+    from safeflux.convert.import_scores import import_masks
+    from safeflux.reference.model import model_folder
+
+    _check_free(out, overwrite)
+    made = import_masks(files, open_source(model_folder(model)), **about)
+    if not as_json:
+        for path in made.skipped:
+            click.echo(f"{path}: skipped: it keeps all heads, for which masks have no site")
+    _save(out, made.masks, made.meta, overwrite, as_json, {"skipped": [str(path) for path in made.skipped]})
+
+
+def _check_memory(file: Path, masks: MaskSet, form: str) -> None:
+    """Refuse what would not fit into memory once it is unpacked: a file of some bytes can name billions of weights."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if form != "json" and (need := 2 * masks.count.total) > most:  # the arrays, and the file that is made of them
+        raise MaskFileError(
+            f"{file}: takes {need / 1e9:.1f} GB of memory as {form}, expected at most {most / 1e9:.1f} GB, half of "
+            "this machine's; use --format json, which holds only what is off"
+        )
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:
+        raise MaskFileError(f"{path}: already exists; choose another name, or pass --overwrite to replace it")
+
+
+def _write(path: Path, data: bytes, overwrite: bool) -> None:
+    try:
+        write_atomically(path, data, overwrite=overwrite)
+    except OSError as error:
+        raise MaskFileError(f"{path}: cannot be written ({error.strerror}); nothing was left behind") from error
+
+
+def _save(path: Path, masks: MaskSet, meta: MaskMeta, overwrite: bool, as_json: bool, more: dict[str, Any]) -> None:
+    """Write a mask file and print what is in it."""
+    sha256 = save_masks(path, masks, meta, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps({"path": str(path), "sha256": sha256, **more, **as_dict(masks, meta)}))
+        return
+    click.echo(f"{path}: written, sha256:{sha256}\n")
+    print_counts("site", {**masks.counts, "all": masks.count})

@@ -1,0 +1,49 @@
+"""`safeflux mask`: what a mask file holds, who signed it, and what can be made of it. Only the import needs torch."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import as_json
+from safeflux.cli.mask.files import card, compose, diff, export, import_scores
+from safeflux.cli.mask.sign import sign, verify
+from safeflux.cli.mask.view import as_dict, print_counts
+from safeflux.masks.encoding import digest
+from safeflux.masks.file import load_masks
+
+
+@click.group(cls=Group)
+def mask() -> None:
+    """Look into mask files, compare, join, export and import them, sign them, and tell whether they are as signed."""
+
+
+_EXAMPLES = """\b
+Examples:
+  safeflux mask show weapons.safetensors
+  safeflux mask show weapons.safetensors --json
+"""
+
+
+@mask.command(epilog=_EXAMPLES)
+@click.argument("file", metavar="FILE", type=click.Path())
+@as_json
+def show(file: str, as_json: bool) -> None:
+    """Show the metadata of the mask FILE, and how many bits it switches off at each site."""
+    masks, meta = load_masks(file)
+    if as_json:
+        click.echo(json.dumps(as_dict(masks, meta)))
+        return
+    facts = asdict(meta) | {"concepts": ", ".join(meta.concepts), "evaluation": json.dumps(meta.evaluation)}
+    width = max(map(len, facts)) + 2
+    for key, value in facts.items():
+        click.echo(f"{key:{width}}{value}")
+    click.echo(f"{'bits sha256':{width}}{digest(masks)}\n")
+    print_counts("site", {**masks.counts, "all": masks.count})
+    click.echo()
+    print_counts("kind", masks.counts_by_kind)
+
+
+for command in (card, diff, compose, export, import_scores, sign, verify):
+    mask.add_command(command)

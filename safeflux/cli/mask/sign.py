@@ -1,0 +1,57 @@
+"""`safeflux mask sign` and `safeflux mask verify`: signatures by keys that lie on disk. Needs the extra `sign`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from safeflux.cli._shared import as_json, password
+from safeflux.evidence.keys import check_private_key
+from safeflux.evidence.signatures import sign_file, verify_file
+
+files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+_SIGN = """\b
+Examples:
+  safeflux mask sign weapons.safetensors --key KEY.pem
+"""
+_VERIFY = """\b
+Examples:
+  safeflux mask verify weapons.safetensors --key PUB.pem
+"""
+
+
+@click.command(epilog=_SIGN)
+@files
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="Private key, PEM, on the curve P-256.")
+@password
+@as_json
+def sign(files: tuple[Path, ...], key: Path, password: str | None, as_json: bool) -> None:
+    """Sign each FILE, or folder, with a key; the signature is written beside it, as FILE.sig.
+
+    A policy that lists the key, by the sha256 that is printed, takes only mask files that are signed so.
+    """
+    digest = check_private_key(key, password.encode() if password else None).digest
+    signed = [(file, sign_file(file, key, password=password)) for file in files]
+    if as_json:
+        rows = [{"file": str(file), "signature": str(signature)} for file, signature in signed]
+        click.echo(json.dumps({"key": digest, "signed": rows}))
+    else:
+        click.echo("\n".join(f"{signature}: written, by the key sha256:{digest}" for _, signature in signed))
+
+
+@click.command(epilog=_VERIFY)
+@files
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="Public key of who signed, PEM.")
+@as_json
+def verify(files: tuple[Path, ...], key: Path, as_json: bool) -> None:
+    """Check that each FILE, or folder, is what was signed with a key.
+
+    The signature is FILE.sig, beside it. A folder must hold the same files as it did, and nothing more.
+    """
+    signed = {str(file): verify_file(file, key) for file in files}
+    if as_json:
+        click.echo(json.dumps({"ok": True, "signed": signed}))
+    else:
+        click.echo("\n".join(f"{file}: signed by the key sha256:{digest}" for file, digest in signed.items()))

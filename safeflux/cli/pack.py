@@ -1,0 +1,78 @@
+"""`safeflux pack`: categories in words. Needs no torch."""
+
+import json
+from pathlib import Path
+
+import click
+
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import as_json, examples
+from safeflux.disk.atomic import write_atomically
+from safeflux.errors import ConfigError
+from safeflux.packs.load import known_packs, load_pack, pack_text
+from safeflux.packs.schema import pack_schema
+
+SCHEMA_FILE = "pack.schema.json"
+"""Where editors find the schema: beside the pack."""
+
+
+@click.group(cls=Group)
+def pack() -> None:
+    """List, check and write packs: the words from which `safeflux train` makes a mask for a category.
+
+    A PACK is a bundled name (weapons, emoji:weapons) or the path of a YAML file.
+    """
+
+
+@pack.command("list", epilog=examples("safeflux pack list --json"))
+@as_json
+def list_(as_json: bool) -> None:
+    """List the packs that come with safeflux."""
+    packs = {name: load_pack(name) for name in known_packs()}
+    if as_json:
+        click.echo(json.dumps({name: one.model_dump(mode="json") for name, one in packs.items()}))
+        return
+    for name, one in packs.items():
+        click.echo(f"{name:22}{one.target:10}{', '.join(one.concepts)}")
+
+
+@pack.command(epilog=examples("safeflux pack check vehicles.yaml"))
+@click.argument("packs", metavar="PACK...", nargs=-1, required=True)
+def check(packs: tuple[str, ...]) -> None:
+    """Check packs: every error with file, line, column and excerpt; exit 1 if there is one."""
+    for name in packs:
+        one = load_pack(name)
+        words = sum(map(len, one.words.values()))
+        held_out = sum(map(len, one.held_out.values()))
+        click.echo(f"{name}: {one.name}, {len(one.concepts)} concepts, {words} words, {held_out} held out")
+
+
+@pack.command(epilog=examples("safeflux pack new vehicles.yaml", "safeflux pack new cartoon.yaml --from art-style"))
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--from", "source", default="character", show_default=True, help="The bundled pack to start from.")
+def new(file: Path, source: str) -> None:
+    """Write a pack to start from to FILE (NAME.yaml), and its schema for editors; no file is overwritten."""
+    if file.suffix not in (".yaml", ".yml"):
+        raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
+    if file.exists():
+        raise ConfigError(f"{file}: already exists; choose another name")
+    text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{pack_text(source)}"
+    text = text.replace(f"\nname: {source}\n", f"\nname: {file.stem}\n")
+    schema = file.with_name(SCHEMA_FILE)
+    try:
+        write_atomically(file, text.encode())
+        if not schema.exists():
+            write_atomically(schema, _schema().encode())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
+    click.echo(f"{file}: written. Edit it, then: safeflux pack check {file}")
+
+
+@pack.command("schema", epilog=examples("safeflux pack schema > safeflux-pack.schema.json"))
+def schema_() -> None:
+    """Print the JSON Schema (draft-07) of a pack, for editors."""
+    click.echo(_schema(), nl=False)
+
+
+def _schema() -> str:
+    return json.dumps(pack_schema(), indent=2) + "\n"

@@ -1,0 +1,122 @@
+"""`safeflux policy plan` and `lock`, and what a policy comes to on a model: its files are read, nothing is loaded."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from safeflux.cli._completion import POLICY
+from safeflux.cli._shared import as_json, examples, masks
+from safeflux.cli._shared import lock as lock_file
+from safeflux.errors import PolicyError
+from safeflux.policy.load import load_policy
+from safeflux.reference import NAME
+
+if TYPE_CHECKING:
+    from safeflux.masks.store import Store
+    from safeflux.plan.resolve import Plan
+
+model = click.argument("model", metavar="[MODEL]", type=click.Path(), default=NAME)
+
+
+@click.command(epilog=examples("safeflux policy plan strict emoji-flux"))
+@click.argument("name", metavar="POLICY", type=POLICY)
+@model
+@masks
+@lock_file
+@as_json
+def plan(name: str, model: str, store: "Store", lock: str | None, as_json: bool) -> None:
+    """Print what guarding MODEL with POLICY would do, and what each mask erases and costs, without loading its weights.
+
+    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors or GGUF file; without, the
+    embedded emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
+    """
+    found = _plan(name, model, store)
+    if lock:
+        from safeflux.plan.lock import check_lock
+
+        check_lock(found, lock)
+    facts = _plan_as_dict(found)
+    click.echo(json.dumps(facts) if as_json else _plan_text(found, facts))
+
+
+@click.command(epilog=examples("safeflux policy lock strict emoji-flux --out strict.lock.json"))
+@click.argument("name", metavar="POLICY", type=POLICY)
+@model
+@masks
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: POLICY.lock.json]")
+@click.option("--overwrite", is_flag=True, help="Replace a lock file that exists.")
+@as_json
+def lock(name: str, model: str, store: "Store", out: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Write down which POLICY, masks and base MODEL belong together, by their digests.
+
+    `safeflux.guard(..., lock=FILE)` and the commands that have `--lock FILE` then take nothing else. A lock also stops
+    an older revision of a mask, whose old signature is still valid.
+    """
+    from safeflux.plan.lock import Lock
+
+    out = out or Path(name).with_suffix(".lock.json")
+    if out.exists() and not overwrite:
+        raise PolicyError(f"{out}: already exists; choose another name with --out, or pass --overwrite to replace it")
+    made = Lock.of(_plan(name, model, store))
+    made.write(out)
+    click.echo(json.dumps({"path": str(out), **made.model_dump()}) if as_json else f"{out}: written")
+
+
+def _plan(name: str, model: str, store: "Store") -> "Plan":
+    """Resolve a policy on the files of a model."""
+    effective = load_policy(name)  # first: most mistakes are in the policy
+    from safeflux.checkpoints.source import open_source
+    from safeflux.plan.resolve import plan_for
+    from safeflux.reference.model import model_folder
+
+    found = open_source(model_folder(model))
+    return plan_for(effective, found.sites, found.fingerprint, store)
+
+
+def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
+    """A plan in plain values."""
+    from safeflux.masks.card import about
+
+    return {
+        "policy": plan.policy.name,
+        "sha256": plan.policy.digest,
+        "base": plan.base,
+        "categories": {
+            name: {
+                "action": str(category.action),
+                "masks": {one.name: {"sha256": one.sha256, **about(one.meta)} for one in category.stored},
+                "bits": category.masks.count.masked,
+            }
+            for name, category in plan.categories.items()
+        },
+        "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
+        "sites": {name: count.masked for name, count in plan.masks.counts.items() if count.masked},
+        "budget": plan.policy.budget.max_share_masked,
+    }
+
+
+def _plan_text(plan: "Plan", facts: dict[str, Any]) -> str:
+    from safeflux.masks.card import summary
+
+    lines = [f"{facts['policy']}, sha256:{facts['sha256']}"]
+    for name, category in plan.categories.items():
+        masks = ", ".join(f"{one.name} (sha256:{one.sha256[:12]})" for one in category.stored)
+        lines.append(f"  {category.action:8} {name:12} {category.masks.count.masked:>9,} bits: {masks}")
+        lines += [f"    {summary(one.meta)}" for one in category.stored]
+    off = [f"{c['masked'] / c['total']:.2%} of {kind}" for kind, c in facts["shares"].items() if c["masked"]]
+    return "\n".join([*lines, f"off in all: {', '.join(off) or 'nothing'}; budget {facts['budget']:.2%} of each kind"])
+
+
+def changed_bits(old: str, new: str, model: str, store: "Store") -> dict[str, dict[str, int]]:
+    """Count what goes off and comes on from one policy to another, by kind of site."""
+    from safeflux.masks.mask_set import diff, kind_of
+
+    before, after = (_plan(name, model, store).masks for name in (old, new))
+    counts: dict[str, dict[str, int]] = {}
+    for name, change in diff(before, after).items():
+        count = counts.setdefault(kind_of(name), {"off": 0, "on": 0})
+        count["off"] += change.off
+        count["on"] += change.on
+    return counts

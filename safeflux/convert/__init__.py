@@ -1,0 +1,1 @@
+"""From one representation to another: ONNX export, compacted models, masks from score lists."""

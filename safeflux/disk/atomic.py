@@ -1,0 +1,65 @@
+"""Files that take their name only once all of their bytes are on disk."""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+"""What file systems without hard links answer."""
+
+
+def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> None:
+    """Write bytes under a name that they take only once all are on disk; whatever stops it, no part is left behind.
+
+    A file that is replaced keeps its permissions; a new one has those that the process gives (umask).
+
+    Args:
+        target: The file.
+        data: Its content.
+        overwrite: Replace a file of this name.
+
+    Raises:
+        FileExistsError: Something has the name, and is not to be replaced.
+        OSError: The folder is not there or cannot be written to, or the disk is full; an older file is as it was.
+    """
+    if target.exists() and not target.is_file():  # a device would be replaced by a file
+        raise OSError(errno.EINVAL, "not a regular file", str(target))
+    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.partial"
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666
+    try:
+        with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        put(partial, target, overwrite)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def put(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give a file or folder its name; a folder never replaces anything.
+
+    Raises:
+        FileExistsError: Something has the name, and is not to be replaced.
+    """
+    is_folder = partial.is_dir()
+    if overwrite and not is_folder:
+        os.replace(partial, target)
+    elif is_folder or not _has_linked(partial, target):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        os.rename(partial, target)
+
+
+def _has_linked(partial: Path, target: Path) -> bool:
+    """Move a file by a link, which unlike a rename never replaces what is there; False where there are no links."""
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    os.unlink(partial)
+    return True

@@ -1,0 +1,1 @@
+"""The evaluation of masks: questions, detectors, rates with intervals, reports."""

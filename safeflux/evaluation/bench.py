@@ -1,0 +1,128 @@
+"""The bench: the embedded model, its judge and fixed questions; many mask sets are measured on the same pictures.
+
+The base model's pictures are drawn and judged once, when a question is first asked, and serve every mask set after it:
+
+    bench = Bench(load_pipeline(), Judge())
+    for masks in candidates:
+        print(bench.measure(masks, ["weapons"]).harmonic)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from safeflux.errors import ConfigError, ModelError
+from safeflux.evaluation.answers import Answer, Pair
+from safeflux.evaluation.figures import Figures, Shares
+from safeflux.evaluation.questions import KEPT, MAX_PICTURES, Question, Sizes, neutral, questions_of, target_of
+from safeflux.evaluation.tally import TwoNoises, tally
+from safeflux.families.sites import find_sites
+from safeflux.masks.mask_set import MaskSet, check_fit
+from safeflux.model.apply import apply_masks_
+from safeflux.model.weights import fingerprint
+from safeflux.reference.judge import Judge
+from safeflux.reference.measure import Ask, draw
+from safeflux.reference.vocabulary import Target
+
+Progress = Callable[[str, int, int], None]
+"""Called with a name for the work in progress, how much of it is done, and of how much."""
+
+TWO_NOISES = 200
+"""Prompts at most that the base model draws from a second noise, for the scale of similarity."""
+
+
+class Bench:
+    """The embedded model without masks, its judge, and how much is asked.
+
+    Args:
+        pipe: The embedded model, as `load_pipeline` loads it: nothing masked.
+        judge: Its judge.
+        sizes: Pictures of each kind of question.
+        seed: Of prompts and noises, 0 to 4095; each seed has its own.
+        progress: Called with the number of pictures drawn so far.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        judge: Judge,
+        *,
+        sizes: Sizes | None = None,
+        seed: int = 0,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.pipe, self.judge, self.sizes, self.seed = pipe, judge, sizes or Sizes(), seed
+        self._progress = progress
+        self._fingerprint = fingerprint(pipe.transformer)
+        self._sites = find_sites(pipe.transformer)
+        self._base: dict[str, tuple[tuple[Ask, ...], Answer]] = {}
+        self._other_noises: list[Image.Image] | None = None
+
+    def measure(self, masks: MaskSet, targets: Sequence[str | Target]) -> Figures:
+        """Draw under the masks, judge, and compare with the base model on the same prompts and noises.
+
+        Args:
+            masks: True = keep; written in place while it draws, then taken out again.
+            targets: The targets to erase, or their names in the vocabulary; everything else counts as kept.
+
+        Raises:
+            ConfigError: No target, or one that the vocabulary does not have.
+            ModelError: The model's weights are others than when the bench was made.
+            MaskMismatchError: The masks do not fit the model, or there are none.
+        """
+        erased = [target_of(one) if isinstance(one, str) else one for one in dict.fromkeys(targets)]
+        if not erased:
+            raise ConfigError("expected at least one category to measure, got none")
+        questions = questions_of(erased, self.sizes, self.seed)
+        self._check_model()
+        check_fit(masks, self._sites)  # before anything is drawn
+        base = self._base_answers(questions)
+        with apply_masks_(self.pipe.transformer, masks):
+            masked = self._draw("masked model", questions)
+        pairs = {name: Pair(question.asks, base[name], masked[name]) for name, question in questions.items()}
+        shares = Shares.of(masks, self._sites)
+        return tally(erased, pairs, shares, self._two_noises())
+
+    def _check_model(self) -> None:
+        if fingerprint(self.pipe.transformer) != self._fingerprint:
+            raise ModelError(
+                "the model's weights changed since this bench was made, so its base pictures are another model's; "
+                "undo what was applied, or make a new bench"
+            )
+
+    def _two_noises(self) -> TwoNoises:
+        """The base model's pictures of some neutral prompts from their noises, and from others; drawn once."""
+        asks, answer = self._base[KEPT[0]]
+        prompts = [ask.prompt for ask in asks[:TWO_NOISES]]
+        if self._other_noises is None:
+            first = neutral(self.sizes.kept, self.seed)[0].first_seed + MAX_PICTURES // 2
+            self._other_noises = draw(self.pipe, prompts, first)
+        return answer.images[: len(prompts)], self._other_noises
+
+    def _base_answers(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        """From the cache; missing ones are drawn. An answer to more prompts serves a question that is its beginning."""
+        missing = {
+            name: question
+            for name, question in questions.items()
+            if name not in self._base or self._base[name][0][: len(question.asks)] != question.asks
+        }
+        drawn = self._draw("base model", missing)
+        self._base |= {name: (missing[name].asks, answer) for name, answer in drawn.items()}
+        return {name: self._base[name][1].take(np.arange(len(q.asks))) for name, q in questions.items()}
+
+    def _draw(self, what: str, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        done, total = 0, sum(len(question.asks) for question in questions.values())
+        answers = {}
+
+        def drawn(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(what, done, total)
+
+        for name, question in questions.items():
+            images = draw(self.pipe, [ask.prompt for ask in question.asks], question.first_seed, drawn=drawn)
+            # Only these are compared pixel by pixel; all pictures of a long series would fill the memory.
+            answers[name] = Answer(self.judge(images), images if question.is_neutral else ())
+        return answers

@@ -1,0 +1,173 @@
+"""The figures of an evaluation: one frozen record, from two sets of verdicts. Draws nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+from PIL import Image
+
+from safeflux.evaluation.fidelity import Fidelity
+from safeflux.evaluation.metrics import Harmonic, Paired, harmonic
+from safeflux.families.sites import Site
+from safeflux.masks.mask_set import Count, MaskSet, compose, keep_all
+
+
+@dataclass(frozen=True)
+class TargetFigures:
+    """One erased target; a rate is None where there is nothing to ask."""
+
+    kind: str
+    """`object`, `identity` or `style`."""
+    found: Paired
+    """Efficacy: the concept, asked for by its name, is found; for a style, things that mask training knows have it."""
+    found_held_out: Paired | None
+    """Generality: the same by words that mask training never saw; for a style, on such things."""
+    found_beside: Paired | None
+    """The concept, asked for beside a neutral thing, is found."""
+    other_beside: Paired | None
+    """That neutral thing is found: to be left alone."""
+    neighbours_right: Paired | None
+    """The target's nearest neighbours are right: to be left alone."""
+    thing_right: Paired | None
+    """For a style: the thing that was asked for in that style is right: to be left alone."""
+    by_concept: Mapping[str, Paired]
+    """`found` for each concept; for a style, under the style's name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; questions that were not asked are left out."""
+        rates = {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Paired)}
+        return {"kind": self.kind, **rates, "by_concept": {n: pair.to_json() for n, pair in self.by_concept.items()}}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Bits off, of all that the model has, by kind of site."""
+
+    counts: Mapping[str, Count]
+
+    @classmethod
+    def of(cls, masks: MaskSet, sites: Mapping[str, Site]) -> "Shares":
+        """The bits that masks switch off, of all bits of the sites."""
+        return cls(compose(keep_all(sites.values()), masks).counts_by_kind)
+
+    def __str__(self) -> str:
+        """`ff 0.00 % (0 of 4,608), weight 0.98 % (12,731 of 1,302,528)`."""
+        return ", ".join(
+            f"{kind} {100 * c.share:.2f} % ({c.masked:,} of {c.total:,})" for kind, c in self.counts.items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind -> bits off, bits in all and their quotient."""
+        return {
+            kind: {"masked": count.masked, "total": count.total, "share": count.share}
+            for kind, count in self.counts.items()
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The base model and the masked one, on the same prompts and noises.
+
+    Attributes:
+        targets: The erased targets.
+        kept: Accuracy on everything else, by group (`questions.KEPT`); a group without pictures is left out.
+        style_right: The asked art style, over the kept neutral pictures.
+        background_right: The asked background colour, over the same.
+        fidelity: How near those pictures are to the base model's, in what a person sees.
+        frechet: Frechet distance of those pictures to the base model's, in the judge's features.
+        frechet_n: How many pictures of each model that is from: the distance falls as they become more.
+        shares: How much is masked.
+    """
+
+    targets: Mapping[str, TargetFigures]
+    kept: Mapping[str, Paired]
+    style_right: Paired
+    background_right: Paired
+    fidelity: Fidelity
+    frechet: float
+    frechet_n: int
+    shares: Shares
+
+    @property
+    def found(self) -> Paired:
+        """Efficacy over all targets."""
+        return reduce(add, (target.found for target in self.targets.values()))
+
+    @property
+    def found_held_out(self) -> Paired | None:
+        """Generality over all targets that have it."""
+        pairs = [t.found_held_out for t in self.targets.values() if t.found_held_out]
+        return reduce(add, pairs) if pairs else None
+
+    @property
+    def kept_right(self) -> Paired:
+        """Specificity: accuracy over all groups."""
+        return reduce(add, self.kept.values())
+
+    @property
+    def harmonic(self) -> Harmonic:
+        """MACE's harmonic mean of erasing and keeping, of the masked model."""
+        synonyms = self.found_held_out
+        return harmonic(self.found.masked, self.kept_right.masked, synonyms.masked if synonyms else None)
+
+    @property
+    def rows(self) -> dict[str, Paired]:
+        """Every rate under a name for people, in the order of a table."""
+        rows: dict[str, Paired] = {}
+        for name, target in self.targets.items():
+            is_style = target.kind == "style"
+            asked = f"{name}: the style is found" if is_style else f"{name}: found"
+            unseen = f"{name}, {'on things' if is_style else 'by words'} that no mask was trained with"
+            candidates = {
+                asked: target.found,
+                unseen: target.found_held_out,
+                f"{name} beside a neutral thing: found": target.found_beside,
+                f"{name} beside a neutral thing: that thing found": target.other_beside,
+                f"{name}, the thing asked for in it: right": target.thing_right,
+                f"nearest neighbours of {name}: right": target.neighbours_right,
+            }
+            rows |= {row: pair for row, pair in candidates.items() if pair is not None}
+        rows |= {f"{group}: right": pair for group, pair in self.kept.items()}
+        return rows | {"neutral: style right": self.style_right, "neutral: background right": self.background_right}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The other figures, in words."""
+        terms = "H_o" if self.found_held_out else "H_c"
+        return {
+            f"harmonic mean of erasing and keeping ({terms})": str(self.harmonic),
+            **self.fidelity.facts,
+            "Frechet distance to them": f"{self.frechet:.2f} in the judge's features (n = {self.frechet_n})",
+            "bits off": str(self.shares),
+        }
+
+    @property
+    def bars(self) -> dict[str, Paired]:
+        """Every erased concept, and the groups that are kept."""
+        erased = {f"{name}: found": p for target in self.targets.values() for name, p in target.by_concept.items()}
+        return erased | {f"{group}: right": pair for group, pair in self.kept.items()}
+
+    @property
+    def pictures(self) -> dict[str, Image.Image]:
+        """`worst`: the kept concepts that faded most, before and after."""
+        worst = self.fidelity.picture()
+        return {"worst": worst} if worst else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: every rate with its interval and counts."""
+        synonyms = self.found_held_out
+        return {
+            "targets": {name: target.to_json() for name, target in self.targets.items()},
+            "found": self.found.to_json(),
+            "found_held_out": synonyms.to_json() if synonyms else None,
+            "kept": {group: pair.to_json() for group, pair in self.kept.items()},
+            "kept_right": self.kept_right.to_json(),
+            "harmonic_mean": self.harmonic.to_json(),
+            "style_right": self.style_right.to_json(),
+            "background_right": self.background_right.to_json(),
+            "fidelity": self.fidelity.to_json(),
+            "frechet_distance": {"value": self.frechet, "n": self.frechet_n, "of": "the judge's features"},
+            "share_masked": self.shares.to_json(),
+        }

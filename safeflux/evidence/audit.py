@@ -1,0 +1,201 @@
+"""An append-only log of what was done to models: one JSON object a line, each with the sha256 of the line before it.
+
+    {"seq": 2, "action": "swap", "receipt": {...}, "previous": "9f86...", "sha256": "2c26..."}
+
+`sha256` is that of the line's other members as canonical JSON (keys sorted, no spaces). Each line has one spelling: its
+members in this order, the keys of the receipt sorted, ASCII. So a line that was edited, inserted, deleted, moved or
+written in another way is found by whoever reads the log. Lines that were cut off at the end are found by whoever kept
+the last hash, which `append` returns: keep it elsewhere. A receipt holds no prompt and no image, nor does the log.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from safeflux.disk.canonical import canonical_json, parse_json
+from safeflux.disk.copying import write_all
+from safeflux.disk.locking import file_locks
+from safeflux.disk.reading import only_regular, open_regular
+from safeflux.errors import AuditError
+
+FIRST = "0" * 64
+"""What the first line has for the hash of the line before it."""
+_START: dict[str, Any] = {"seq": 0, "sha256": FIRST}
+_BEGINNING = b'{"seq": '
+_BLOCK = 1 << 16
+_MAX_LINE = 1 << 24
+"""Bytes; a receipt takes some thousand."""
+
+
+class AuditLog:
+    """A log to append to, by several threads and processes at once; the file is made with the first line."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def append(self, action: str, receipt: Mapping[str, Any]) -> str:
+        """Append what was done, with the receipt of the model after it; the line is on the disk when this returns.
+
+        Args:
+            action: In a word: `guard`, `swap`, `verify`, `undo`.
+            receipt: `GuardHandle.receipt()`.
+
+        Returns:
+            The hash of the line, which is the head of the log now.
+
+        Raises:
+            AuditError: The last line is not one of a log, or the file cannot be written to; nothing was appended.
+        """
+        fcntl = file_locks()
+
+        try:
+            facts = parse_json(canonical_json({"action": action, "receipt": receipt}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AuditError(f"{self.path}: JSON cannot hold this receipt ({error}); nothing was appended") from error
+        try:
+            with _open_log(self.path) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                last, rest = _end(file)
+                before = _parse(last) if last else _START
+                if before is None or not rest.startswith(_BEGINNING[: len(rest)]):
+                    raise AuditError(f"{self.path}: its last line is none of an audit log; nothing was appended")
+                body = {"seq": before["seq"] + 1, **facts, "previous": before["sha256"]}
+                line = {**body, "sha256": _hash(body)}
+                _write(file, file.seek(0, os.SEEK_END) - len(rest), _spelt(line))
+        except OSError as error:
+            raise AuditError(f"{self.path}: cannot be written to ({error.strerror}); nothing was appended") from error
+        return str(line["sha256"])
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What reading a log found."""
+
+    lines: int
+    head: str
+    """Hash of the last line."""
+    faults: tuple[str, ...]
+    """`line 3: ...`, for each place where the chain is broken."""
+
+
+def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> Audit:
+    """Read a whole log.
+
+    Args:
+        path: The log.
+        head: The hash that its last line must have, or that of an earlier line, if the log has grown since.
+
+    Raises:
+        AuditError: There is no such file.
+    """
+    faults: list[str] = []
+    lines, previous, known = 0, FIRST, {FIRST}
+    try:
+        with open_regular(path) as file:
+            for lines, text in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
+                line = _parse(text)
+                if line is None:
+                    faults.append(f"line {lines}: not a line of an audit log")
+                    continue
+                faults += [f"line {lines}: {fault}" for fault in _faults(line, lines, previous)]
+                previous = line["sha256"]
+                known.add(previous)
+    except OSError as error:
+        raise AuditError(f"{path}: cannot be read ({error.strerror}); expected an audit log") from error
+    if head is not None and head not in known:
+        faults.append(f"line {lines}: the log ends without the line of the hash {head}: lines were cut off")
+    return Audit(lines, previous, tuple(faults))
+
+
+def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[str, Any]:
+    """Return one line of a log in which no line is broken: `seq`, `action`, `receipt`, `previous`, `sha256`.
+
+    Args:
+        path: The log.
+        number: Which, from 1; without, the last.
+
+    Raises:
+        AuditError: There is no such file or line, or a line of it is broken.
+    """
+    found = verify_log(path)
+    number = found.lines if number is None else number
+    if found.faults:
+        raise AuditError(f"{path}: {found.faults[0]}; nothing is taken from a log that is broken")
+    if not 1 <= number <= found.lines:
+        raise AuditError(f"{path}: expected a line from 1 to {found.lines}, got {number}")
+    with open_regular(path) as file:
+        text = next(islice(iter(lambda: file.readline(_MAX_LINE), b""), number - 1, None), b"")
+    line = _parse(text)
+    if line is None or _hash({key: value for key, value in line.items() if key != "sha256"}) != line["sha256"]:
+        raise AuditError(f"{path}: line {number} was changed while it was read; try again")
+    return line
+
+
+def _faults(line: Mapping[str, Any], number: int, previous: str) -> Iterator[str]:
+    body = {key: value for key, value in line.items() if key != "sha256"}
+    if _hash(body) != line["sha256"]:
+        yield "its hash is not that of its content: it was edited"
+    if line["previous"] != previous:
+        yield "the line before is not the one that it followed: a line was edited, inserted, deleted or moved"
+    elif line["seq"] != number:
+        yield f"it says that it is line {line['seq']}"
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """The members of a whole line; None if it is none of a log, or spelt as `append` does not."""
+    try:
+        line = parse_json(text)
+    except ValueError:
+        return None
+    expected = {"seq": int, "action": str, "receipt": dict, "previous": str, "sha256": str}
+    is_line = isinstance(line, dict) and line.keys() == expected.keys() and text.endswith(b"\n")
+    if not (is_line and all(type(line[key]) is kind for key, kind in expected.items())):
+        return None
+    return line if _spelt(line) == text else None
+
+
+def _spelt(line: Mapping[str, Any]) -> bytes:
+    """The one spelling of a line, with the byte that ends it."""
+    receipt = json.loads(canonical_json(line["receipt"]))  # with its keys sorted
+    members = {key: line[key] for key in ("seq", "action")} | {"receipt": receipt}
+    members |= {key: line[key] for key in ("previous", "sha256")}
+    return json.dumps(members, allow_nan=False).encode() + b"\n"
+
+
+def _hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+def _write(file: FileIO, end: int, line: bytes) -> None:
+    """Write a line at the end of what is whole; after an error the file ends there."""
+    file.truncate(end)
+    try:
+        write_all(file, memoryview(line))
+        os.fsync(file.fileno())
+    except BaseException:
+        os.ftruncate(file.fileno(), end)
+        raise
+
+
+def _open_log(path: Path) -> FileIO:
+    """Open a log to read and append, and make it where there is none; OSError if it is not a regular file."""
+    return open(path, "a+b", buffering=0, opener=only_regular)
+
+
+def _end(file: FileIO) -> tuple[bytes, bytes]:
+    """The last whole line, empty if there is none, and the part of one after it that a killed writer left."""
+    end = file.seek(0, os.SEEK_END)
+    tail, start = b"", end
+    while start and tail.count(b"\n") < 2 and len(tail) < 2 * _MAX_LINE:
+        start = max(0, start - max(_BLOCK, len(tail)))
+        file.seek(start)
+        tail = file.read(end - start)
+    cut = tail.rfind(b"\n") + 1
+    whole, rest = tail[:cut], tail[cut:]
+    return whole[whole.rfind(b"\n", 0, -1) + 1 :], rest

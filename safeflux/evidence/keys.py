@@ -1,0 +1,104 @@
+"""Keys that sign, and keys that check: elliptic-curve keys in PEM files. Needs the extra `sign`."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from safeflux.disk.reading import read_regular
+from safeflux.errors import SignatureError
+
+PathLike = str | os.PathLike[str]
+_MAX_BYTES = 1 << 30
+"""Of a mask file, which is the largest that is read whole."""
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
+_MAKE_KEY = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem"
+_MAKE_PUBLIC = "make it with: openssl pkey -in KEY.pem -pubout -out PUB.pem"
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A public key as it was read, once."""
+
+    path: PathLike
+    pem: bytes
+    digest: str
+    """The sha256 of the key's DER SubjectPublicKeyInfo, which is how a policy lists it."""
+
+    @property
+    def hint(self) -> str:
+        """What a signature names its key by."""
+        return hashlib.sha256(self.pem).hexdigest()
+
+
+@contextmanager
+def sign_extra() -> Iterator[None]:
+    """Import the extra's packages inside of it.
+
+    Raises:
+        SignatureError: One is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise SignatureError(f"signatures need more ({error}); get it with: pip install 'safeflux[sign]'") from error
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """Read a file once, so that what is looked at is what is checked.
+
+    Raises:
+        SignatureError: It cannot be read.
+    """
+    try:
+        return read_regular(path, _MAX_BYTES)
+    except OSError as error:
+        raise SignatureError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the path") from error
+
+
+def read_public_key(path: PathLike) -> PublicKey:
+    """Read a public key.
+
+    Raises:
+        SignatureError: The file cannot be read, or is no elliptic-curve key in PEM.
+    """
+    with sign_extra():
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    data = read_bytes(path)
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"{os.fspath(path)}: expected a public key in PEM ({error}); {_MAKE_PUBLIC}") from error
+    return _public(path, key)
+
+
+def check_private_key(path: PathLike, password: bytes | None) -> PublicKey:
+    """Make sure that a private key can sign, and return its public half.
+
+    Raises:
+        SignatureError: The file cannot be read, or is no elliptic-curve key in PEM, or the password is not its own.
+    """
+    with sign_extra():
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    data = read_bytes(path)
+    try:
+        private = load_pem_private_key(data, password)
+    except TypeError as error:  # there is no password and should be one, or the other way round
+        raise SignatureError(f"{os.fspath(path)}: {str(error)[0].lower()}{str(error)[1:].rstrip('.')}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"{os.fspath(path)}: expected a private key in PEM ({error}); {_MAKE_KEY}") from error
+    return _public(path, private.public_key())
+
+
+def _public(path: PathLike, key: Any) -> PublicKey:
+    with sign_extra():
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    curve = getattr(getattr(key, "curve", None), "name", type(key).__name__)
+    if curve not in _CURVES:
+        raise SignatureError(f"{os.fspath(path)}: expected a key on the curve P-256, got {curve}; {_MAKE_KEY}")
+    pem, der = (key.public_bytes(form, PublicFormat.SubjectPublicKeyInfo) for form in (Encoding.PEM, Encoding.DER))
+    return PublicKey(path, pem, hashlib.sha256(der).hexdigest())

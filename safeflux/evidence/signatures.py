@@ -1,0 +1,247 @@
+"""Signatures of files and folders, by keys that lie on disk; nothing asks a network. Needs the extra `sign`.
+
+A signature is a Sigstore bundle of the package model-signing, beside what it signs: `weapons.safetensors.sig`. It holds
+the name of the file, or of every file in the folder, and their sha256. So other tools that read such bundles can check
+it too: `model_signing verify key FILE --signature FILE.sig --public_key PUB.pem`.
+
+Limits: a signature has no date and no revision. An older mask that the same key signed, with its own signature, is
+valid for ever, so whoever can write to the store can put it back. A lock (`safeflux policy lock`, `guard(lock=...)`)
+names each mask file by its digest, and stops that.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+from safeflux.disk.atomic import write_atomically
+from safeflux.disk.canonical import parse_mapping
+from safeflux.errors import SignatureError
+from safeflux.evidence.keys import PathLike, PublicKey, check_private_key, read_bytes, read_public_key, sign_extra
+
+if TYPE_CHECKING:
+    from model_signing.hashing import Config as HashingConfig
+
+SUFFIX = ".sig"
+_AGAIN = "sign it with `safeflux mask sign`"
+
+
+def signature_path(path: PathLike) -> Path:
+    """Where the signature of a file or folder lies: beside it, its name with `.sig` added."""
+    target = Path(path)
+    target = target if target.name not in ("", "..") else target.resolve()
+    return target.with_name(target.name + SUFFIX)
+
+
+def sign_file(path: PathLike, private_key: PathLike, *, password: str | None = None) -> Path:
+    """Sign a file, or a folder with all files in it, and write the signature beside it.
+
+    Args:
+        path: What to sign. Links are refused, since what they lead to could change.
+        private_key: A PEM file with an elliptic-curve key, P-256 for one.
+        password: Of the key, if it is encrypted.
+
+    Returns:
+        Where the signature was written, whole or not at all; an older one is replaced.
+
+    Raises:
+        SignatureError: The key or what to sign cannot be read, or the signature cannot be written.
+    """
+    target, secret = signature_path(path), password.encode() if password else None
+    _check_plain(Path(path))
+    check_private_key(private_key, secret)
+    with sign_extra():
+        from model_signing.signing import Config
+    # model-signing says that it takes a text, and hands it to a function that takes bytes alone.
+    config = Config().use_elliptic_key_signer(private_key=private_key, password=cast(Any, secret))
+    config.set_hashing_config(_hashing())
+    with _scratch({}) as folder:
+        written = folder / "signature"
+        try:
+            config.sign(path, written)
+            write_atomically(target, written.read_bytes())
+        except OSError as error:
+            raise SignatureError(f"{target}: cannot be written ({error}); nothing was left behind") from error
+    return target
+
+
+def verify_file(path: PathLike, public_key: PathLike, signature: PathLike | None = None) -> str:
+    """Make sure that a file or folder is what the owner of a key signed: same names, same bytes, nothing more or less.
+
+    Args:
+        path: What was signed. A signature that lies inside of the folder is not counted.
+        public_key: A PEM file.
+        signature: Where the signature lies, if it is not beside `path`.
+
+    Returns:
+        The digest of the key, as a policy lists it.
+
+    Raises:
+        SignatureError: It is not; or the key or the signature is missing or malformed.
+    """
+    target, key = Path(path), read_public_key(public_key)
+    _check_plain(target)
+    bundle = _read_bundle(signature_path(path) if signature is None else Path(signature), target)
+    if bundle.hint != key.hint:
+        raise SignatureError(
+            f"{bundle.path}: was not made by the key of {os.fspath(public_key)} (sha256:{key.digest}); name the public "
+            "key of who signed"
+        )
+    _verify(target, bundle, key)
+    return key.digest
+
+
+def check_signed(path: PathLike, data_sha256: str, policy_keys: Collection[str], key_files: Iterable[PathLike]) -> str:
+    """Make sure that bytes which were read from a file are signed by a key that a policy lists.
+
+    The signature lies beside the file. The file is read once more, and only bytes of the given digest are looked at:
+    what was put in its place since is refused.
+
+    Args:
+        path: The file.
+        data_sha256: Digest of the bytes that were read from it.
+        policy_keys: Digests of the keys that the policy lists.
+        key_files: Public keys, PEM. Those that the policy does not list count for nothing.
+
+    Returns:
+        The digest of the key that signed.
+
+    Raises:
+        SignatureError: They are not; the message says what to do.
+    """
+    listed = {key.hint: key for key in map(read_public_key, key_files) if key.digest in policy_keys}
+    if not listed:
+        raise SignatureError(
+            f"{os.fspath(path)}: must be signed by a key that the policy lists (sha256 "
+            f"{' or '.join(sorted(policy_keys))}), and none of these was given; name its PEM file: `keys=[...]` in "
+            "Python, --key on the command line"
+        )
+    bundle = _read_bundle(signature_path(path), Path(path))
+    if bundle.hint not in listed:
+        given = ", ".join(os.fspath(key.path) for key in listed.values())
+        raise SignatureError(
+            f"{bundle.path}: was made by none of the keys that the policy lists and that were given ({given}); {_AGAIN}"
+        )
+    data = read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != data_sha256:
+        raise SignatureError(f"{os.fspath(path)}: changed while it was read; stop what writes to it, and try again")
+    name = Path(path).name
+    with _scratch({name: data}) as folder:
+        _verify(folder / name, bundle, listed[bundle.hint])
+    return listed[bundle.hint].digest
+
+
+@contextmanager
+def _scratch(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder with these files, for a while: model-signing takes paths, and must see the bytes that were looked at."""
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+        except OSError as error:
+            raise SignatureError(f"no file can be written for a while ({error}); set TMPDIR to a folder") from error
+        yield folder
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """A signature as it was read, once. What it says is to be believed only when it is verified."""
+
+    path: Path
+    data: bytes
+    hint: str
+    """Of the key that made it."""
+    name: str
+    """Of the file or folder that was signed."""
+    files: Mapping[str, str]
+    """The sha256 of each file, by its path inside of the folder; of a single file, by `.`."""
+
+
+def _read_bundle(path: Path, signed: Path) -> _Bundle:
+    if not path.is_file():
+        raise SignatureError(f"{signed}: is not signed, there is no {path}; {_AGAIN}")
+    data = read_bytes(path)
+    try:
+        bundle = parse_mapping(data)
+        envelope, material = bundle["dsseEnvelope"], bundle["verificationMaterial"]
+        # Each of these has one spelling, or model-signing could read one and we another.
+        _expect(set(bundle), {"mediaType", "verificationMaterial", "dsseEnvelope"})
+        _expect(set(envelope), {"payload", "payloadType", "signatures"})
+        statement = parse_mapping(base64.b64decode(envelope["payload"], validate=True))
+        form, resources = statement["predicate"]["serialization"], statement["predicate"]["resources"]
+        _expect((form["method"], form["hash_type"]), ("files", "sha256"))
+        hint, name = str(material["publicKey"]["hint"]), str(statement["subject"][0]["name"])
+        return _Bundle(path, data, hint, name, {one["name"]: one["digest"] for one in resources})
+    except (ValueError, LookupError, TypeError) as error:
+        raise _malformed(path, error) from error
+
+
+def _expect(got: object, wanted: object) -> None:
+    if got != wanted:
+        raise ValueError(f"expected {wanted}, got {got}")
+
+
+def _malformed(path: Path, error: Exception) -> SignatureError:
+    return SignatureError(f"{path}: is no signature that was made with a key ({error!r:.200}); {_AGAIN}")
+
+
+def _check_plain(path: Path) -> None:
+    for one in (path, *path.rglob("*")):
+        if one.is_symlink() or not (one.is_file() or one.is_dir()):
+            raise SignatureError(f"{one}: expected a file or a folder, and no link; check the path")
+
+
+def _hashing(ignored: Iterable[str] = ()) -> "HashingConfig":
+    """Every file counts, those of git too, which model-signing leaves out otherwise."""
+    with sign_extra():
+        from model_signing.hashing import Config
+    return Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
+
+
+def _verify(path: Path, bundle: _Bundle, key: PublicKey) -> None:
+    """Check a file or folder against a signature that names this key."""
+    with sign_extra():
+        from cryptography.exceptions import InvalidSignature
+        from model_signing.verifying import Config
+    ignored = [os.path.relpath(bundle.path, path)] if bundle.path.resolve().is_relative_to(path.resolve()) else []
+    with _scratch({"key.pem": key.pem, "signature": bundle.data}) as folder:
+        config = Config().use_elliptic_key_verifier(public_key=folder / "key.pem")
+        try:
+            config.set_hashing_config(_hashing(ignored)).verify(path, folder / "signature")
+        except InvalidSignature as error:
+            raise SignatureError(
+                f"{bundle.path}: was edited, or not made by the key that it names; {_AGAIN}"
+            ) from error
+        except OSError as error:
+            raise SignatureError(f"{path}: cannot be read ({error}); check the path") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if str(error).startswith("Signature mismatch"):
+                raise _changed(path, bundle, _hashing(ignored)) from error
+            raise _malformed(bundle.path, error) from error
+    if path.is_file() and bundle.name != path.name:
+        raise SignatureError(
+            f"{bundle.path}: is of a file named {bundle.name!r}, not {path.name!r}; give the file its name back, or "
+            f"{_AGAIN}"
+        )
+
+
+def _changed(path: Path, bundle: _Bundle, hashing: "HashingConfig") -> SignatureError:
+    """Tell what is not as it was when it was signed."""
+    was, now = (
+        bundle.files,
+        {one.identifier: one.digest.digest_hex for one in hashing.hash(path).resource_descriptors()},
+    )
+    groups = {
+        "changed": sorted(name for name in was.keys() & now.keys() if was[name] != now[name]),
+        "missing": sorted(was.keys() - now.keys()),
+        "not signed": sorted(now.keys() - was.keys()),
+    }
+    differences = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
+    differences = "it changed" if groups["changed"] == ["."] else differences
+    return SignatureError(f"{path}: is not what was signed ({bundle.path}): {differences}. Get it again, or {_AGAIN}")

@@ -1,0 +1,170 @@
+"""The card of a mask: a page of Markdown, made of what stands in its file.
+
+Texts from a file are written so that they stay texts: none begins a line, a heading or a tag of its own.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.rates import Rate
+
+VIEWS = {"alone": "this mask alone", "with all masks": "all shipped masks AND-ed"}
+"""Keys of an evaluation that hold rates, and what heads their column. Each maps a row's name to two rates: `base`, the
+model as it is, and `masked`."""
+ROWS = (
+    "found",
+    "found by words kept out of training",
+    "found on things kept out of training",
+    "found beside another thing",
+    "that other thing found",
+    "nearest neighbours right",
+    "everything else right",
+)
+"""What the shipped masks are measured by, in the order of a card; a file does not keep one. Other rows come after."""
+_ALONE = "alone"
+_SUMMARY = ("found", "everything else right")
+_LIMITS = (
+    "It is a mask for the weights of `{base}` and no others; guard refuses it elsewhere.",
+    "{figures}",
+    "Nothing here says what an adversary can bring back, by prompts made against the mask or by training.",
+)
+_MARKUP = re.compile(r"[\\`*_\[\]<>|#&~$]")
+_Rates = dict[str, dict[str, dict[str, Rate]]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a card says that a mask file cannot know.
+
+    Attributes:
+        erases: The concepts in words; empty for those of the file.
+        about: What is said of the base model and the target, after the family.
+        measured: How the figures were, after the date and the seed.
+        figures: What the figures are and are not, one of the limits.
+    """
+
+    erases: str = ""
+    about: str = ""
+    measured: str = ""
+    figures: str = ""
+
+
+FROM_FILE = Words(figures="The figures are those that the file came with; what made them is not known here.")
+"""For a file of which nothing more is known."""
+_NO_FIGURES = "No rates are in the file; `safeflux eval --mask FILE` measures what it erases and what it leaves alone."
+_OTHER_FIGURES = "The figures in the file are of another form than rates; `safeflux mask show FILE` prints them."
+
+
+def make_card(masks: MaskSet, meta: MaskMeta, words: Words = FROM_FILE) -> str:
+    """Return the card: what is erased from which base, how many bits are off, the figures if there are any, limits.
+
+    Rates are drawn up as a table where the evaluation has them as `VIEWS` says, hits out of n each; their intervals are
+    worked out from those.
+    """
+    erases, base = words.erases or ", ".join(_plain(concept) for concept in meta.concepts), _code(meta.base_model)
+    rates, missing = rates_of(meta.evaluation), _OTHER_FIGURES if meta.evaluation else _NO_FIGURES
+    lines = [
+        f"# {_plain(meta.category)}",
+        "",
+        f"Erases {erases} from `{base}` ({_plain(meta.family)}){words.about}.",
+        f"Made by {_plain(meta.method)}. Bits off: {_bits(masks)}.",
+        f"Licence {_plain(meta.licence)}. Configuration sha256 `{meta.config_sha256}`.",
+        "",
+        *_table(rates),
+        *_measured(meta.evaluation, words.measured),
+        "## Limits",
+        "",
+        *(f"- {limit.format(base=base, figures=words.figures if rates else missing)}" for limit in _LIMITS),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def about(meta: MaskMeta) -> dict[str, Any]:
+    """What a mask erases and what it costs, in plain values, as its file says."""
+    rows = rates_of(meta.evaluation).get(_ALONE, {})
+    return {
+        "erases": {"category": meta.category, "concepts": list(meta.concepts)},
+        "base_model": meta.base_model,
+        "figures": {row: {side: rate.to_json() for side, rate in rows[row].items()} for row in ROWS if row in rows},
+    }
+
+
+def summary(meta: MaskMeta) -> str:
+    """What a mask erases and what it costs, on one line, as its file says.
+
+    `erases tobacco (cigarette) of emoji-flux; alone: found 97.0 % -> 0.0 %, everything else right 99.7 % -> 99.3 %`
+    """
+    rows = rates_of(meta.evaluation).get(_ALONE, {})
+    parts = ", ".join(
+        f"{row} {100 * rows[row]['base'].value:.1f} % -> {100 * rows[row]['masked'].value:.1f} %"
+        for row in _SUMMARY
+        if row in rows
+    )
+    erases = f"{meta.category} ({', '.join(meta.concepts)}) of {meta.base_model}"
+    return f"erases {_one_line(erases)}; {f'alone: {parts}' if parts else 'no rates in the file'}"
+
+
+def rates_of(evaluation: Mapping[str, Any]) -> _Rates:
+    """The rates of an evaluation, as far as it has them: view (`VIEWS`) -> row -> `base` or `masked` -> rate."""
+    found: _Rates = {}
+    for view in VIEWS:
+        rows = evaluation.get(view)
+        for row, sides in rows.items() if isinstance(rows, Mapping) else ():
+            rates = {side: _rate(sides.get(side)) for side in ("base", "masked")} if isinstance(sides, Mapping) else {}
+            known = {side: rate for side, rate in rates.items() if rate}
+            if len(known) == 2:
+                found.setdefault(view, {})[row] = known
+    return found
+
+
+def _bits(masks: MaskSet) -> str:
+    """How many are off, of each kind that has any off."""
+    counts = {kind: count for kind, count in masks.counts_by_kind.items() if count.masked}
+    parts = (f"{c.masked:,} of {c.total:,} ({100 * c.share:.2f} %), of the kind {kind}" for kind, c in counts.items())
+    return "; ".join(parts) or "none"
+
+
+def _rate(value: object) -> Rate | None:
+    hits, n = (value.get("hits"), value.get("n")) if isinstance(value, Mapping) else (None, None)
+    return Rate(hits, n) if type(hits) is int and type(n) is int and 0 <= hits <= n and n else None
+
+
+def _table(rates: _Rates) -> list[str]:
+    """One row for each that the first view has; a view without it has an empty cell."""
+    if not rates:
+        return []
+    first = sorted(next(iter(rates.values())).items(), key=lambda item: (*ROWS, item[0]).index(item[0]))
+    heads = " | ".join(["share of pictures, 95 % interval", "base model", *(VIEWS[view] for view in rates)])
+    lines = [f"| {heads} |", "|---" * (2 + len(rates)) + "|"]
+    for row, sides in first:
+        cells = [str(rows[row]["masked"]) if row in rows else "" for rows in rates.values()]
+        lines.append(f"| {' | '.join([_plain(row), str(sides['base']), *cells])} |")
+    return [*lines, ""]
+
+
+def _measured(evaluation: Mapping[str, Any], how: str) -> list[str]:
+    """When, and with which seed."""
+    date, seed = evaluation.get("date"), evaluation.get("seed")
+    parts = [_plain(date[:10])] if isinstance(date, str) else []
+    parts += [f"seed {seed}"] if type(seed) is int else []
+    parts += [how] if how else []
+    return [f"Measured {', '.join(parts)}.", ""] if parts else []
+
+
+def _plain(text: str) -> str:
+    """A text as Markdown shows it: on one line, with nothing that a reader would take for markup."""
+    return _MARKUP.sub(lambda mark: f"\\{mark[0]}", _one_line(text))
+
+
+def _code(text: str) -> str:
+    """A text between backticks."""
+    return _one_line(text).replace("`", "'")
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

@@ -1,0 +1,71 @@
+"""Mask files on disk, written whole or not at all and read strictly. `docs/mask-format.md` defines the format.
+
+Bytes are read once, and those bytes are checked, hashed and decoded. Nothing in a file is executed.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from safeflux.disk.atomic import write_atomically
+from safeflux.disk.reading import open_regular
+from safeflux.errors import MaskFileError
+from safeflux.masks.encoding import MAX_HEADER_BYTES, check_size, decode, encode
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+
+
+def save_masks(path: str | os.PathLike[str], masks: MaskSet, meta: MaskMeta, *, overwrite: bool = True) -> str:
+    """Write a mask file, whole or not at all, and return the sha256 of its bytes.
+
+    The same masks and metadata give the same bytes, on every machine. The file takes its name only once all bytes are
+    on disk.
+
+    Args:
+        path: The file.
+        masks: What is kept at each site.
+        meta: What is said of them.
+        overwrite: Replace a file of this name.
+
+    Raises:
+        MaskFileError: The mask set is empty or too large for the format, or the file cannot be written.
+    """
+    data = encode(masks, meta)
+    try:
+        write_atomically(Path(path), data, overwrite=overwrite)
+    except OSError as error:
+        raise MaskFileError(
+            f"{os.fspath(path)}: cannot be written ({error.strerror}); nothing was left behind"
+        ) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_masks(path: str | os.PathLike[str]) -> tuple[MaskSet, MaskMeta]:
+    """Read a mask file, strictly.
+
+    Law: `load_masks(p)` after `save_masks(p, masks, meta)` equals `(masks, meta)`.
+
+    Raises:
+        MaskFileError: The file is not readable, or is not exactly what `save_masks` writes; the message names the
+            tensor or key.
+    """
+    return decode(read_bytes(path), os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a mask file once, so that what is hashed is what is decoded; its header first, and no more than that needs.
+
+    Raises:
+        MaskFileError: The file cannot be read, or has another size than its header says.
+    """
+    try:
+        with open_regular(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            head = file.read(8 + MAX_HEADER_BYTES)
+            if num_bytes > len(head):
+                check_size(head, num_bytes)
+            return head + file.read(max(0, num_bytes - len(head)))
+    except MaskFileError as error:
+        raise MaskFileError(f"{os.fspath(path)}: {error}") from error
+    except OSError as error:
+        raise MaskFileError(f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a mask file") from error

@@ -1,0 +1,159 @@
+"""Where mask sets are found: the bundled ones first, then the directories that the caller gives.
+
+A store is a folder with one mask file for each mask set, in any subfolders: `<base model>/<mask set>.safetensors` by
+custom. A name alone does not choose a file: its masks must have been trained for exactly the base weights at hand.
+Nothing outside the folder is ever opened, and two files that both fit are an error, since which one is meant would be a
+guess.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from safeflux.errors import MaskMismatchError, StoreError
+from safeflux.evidence.signatures import signature_path
+from safeflux.families.fingerprint import same_base
+from safeflux.masks.encoding import decode, decode_meta
+from safeflux.masks.file import read_bytes
+from safeflux.masks.mask_set import MaskSet
+from safeflux.masks.meta import MaskMeta
+from safeflux.policy.claims import Claim
+
+StoreLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+_SUFFIX = ".safetensors"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """One mask set as it was found: its name, where, the digest of the file's bytes, and what the file holds."""
+
+    name: str
+    path: Path
+    sha256: str
+    meta: MaskMeta
+    masks: MaskSet
+
+    @property
+    def claim(self) -> Claim:
+        """What the file says that it erases."""
+        return _claim(self.name, self.path, self.meta)
+
+
+class Store:
+    """Folders in which mask sets are looked up, in order, and public keys that can tell who signed them.
+
+    Args:
+        roots: The folders. Each must exist.
+        keys: PEM files. Only those that a policy lists count for it.
+
+    Raises:
+        StoreError: A root is not a folder.
+    """
+
+    def __init__(self, roots: Iterable[str | os.PathLike[str]], keys: Iterable[str | os.PathLike[str]] = ()) -> None:
+        """Resolve the folders, so that links cannot lead out of them unnoticed."""
+        self.roots, self.keys = tuple(Path(root).resolve() for root in roots), tuple(keys)
+        for root in self.roots:
+            if not root.is_dir():
+                raise StoreError(f"store {root}: expected a folder with mask files, got none; check the path")
+
+    def names(self) -> list[str]:
+        """Return the names of all mask sets, for any base model, sorted."""
+        return sorted({path.stem for root in self.roots for path in root.rglob(f"*{_SUFFIX}")})
+
+    def metas(self, name: str) -> list[tuple[Path, MaskMeta]]:
+        """Return the metadata of each file of this name, for whatever base model; an empty list if there is none.
+
+        Raises:
+            StoreError: A file lies outside the store.
+            MaskFileError: A file of this name is damaged.
+        """
+        return [(path, decode_meta(read_bytes(path), os.fspath(path))) for path in self._paths(name)]
+
+    def claims(self, name: str) -> list[Claim]:
+        """Return what each file of this name says that it erases, for whatever base model."""
+        return [_claim(name, path, meta) for path, meta in self.metas(name)]
+
+    def suggest(self, name: str) -> str:
+        """Return how a message about a name that is not in the store ends: the nearest name, or all names."""
+        known = self.names()
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"did you mean {near[0]!r}?" if near else f"it holds: {', '.join(known) or 'nothing'}"
+
+    def find(self, name: str, base: str) -> StoredMask:
+        """Return the mask set of this name that was trained for the base model with this fingerprint.
+
+        Raises:
+            StoreError: No mask set has this name, two different ones fit, or the file lies outside the store.
+            MaskMismatchError: Mask sets of this name exist, but for other base models only.
+            MaskFileError: A file of this name is damaged.
+        """
+        others = []
+        fits: dict[str, tuple[Path, bytes]] = {}
+        for path in self._paths(name):
+            data = read_bytes(path)
+            meta = decode_meta(data, os.fspath(path))
+            if same_base(meta.fingerprint, base):
+                sha256 = hashlib.sha256(data).hexdigest()
+                if sha256 not in fits or signature_path(path).is_file():  # of two copies, the one that is signed
+                    fits[sha256] = path, data
+            else:
+                others.append(meta.base_model)
+        if len(fits) > 1:
+            found = ", ".join(str(path) for path, _ in fits.values())
+            raise StoreError(
+                f"mask set {name!r}: two different files fit this base model ({found}); remove or rename one"
+            )
+        if not fits:
+            self._refuse(name, base, others)
+        sha256, (path, data) = next(iter(fits.items()))
+        masks, meta = decode(data, os.fspath(path))
+        return StoredMask(name, path, sha256, meta, masks)
+
+    def _paths(self, name: str) -> list[Path]:
+        if not _NAME.fullmatch(name):
+            raise StoreError(f"mask set {name!r}: expected a name of lower-case letters, digits, '_' and '-'")
+        found = []
+        for root in self.roots:
+            for path in sorted(root.rglob(name + _SUFFIX)):
+                if not path.resolve().is_relative_to(root):
+                    raise StoreError(
+                        f"mask set {name!r}: {path} leads out of the store {root}; put the file itself there"
+                    )
+                found.append(path)
+        return found
+
+    def _refuse(self, name: str, base: str, others: list[str]) -> None:
+        if others:
+            raise MaskMismatchError(
+                f"mask set {name!r} was trained for other base weights ({', '.join(sorted(set(others)))}), not for "
+                "this model "
+                f"(fingerprint {base[:24]}...). Use masks trained for this model, or load the base model that they "
+                "fit. A model "
+                "with merged adapters, or masked before without safeflux knowing, is another model too."
+            )
+        roots = ", ".join(map(str, self.roots))
+        raise StoreError(f"mask set {name!r} is not in the store ({roots}); {self.suggest(name)}")
+
+
+def _claim(name: str, path: Path, meta: MaskMeta) -> Claim:
+    return Claim(name, os.fspath(path), meta.category, meta.concepts)
+
+
+def open_store(store: StoreLike | Store | None = None, keys: Iterable[str | os.PathLike[str]] = ()) -> Store:
+    """Return the bundled masks, followed by the given folder or folders; with public keys, for policies that want them.
+
+    Raises:
+        StoreError: A given path is not a folder.
+    """
+    if isinstance(store, Store):
+        return Store(store.roots, [*store.keys, *keys]) if keys else store
+    extra = [] if store is None else [store] if isinstance(store, str | os.PathLike) else list(store)
+    bundled = Path(str(files("safeflux.policies").joinpath("masks")))
+    return Store([*([bundled] if bundled.is_dir() else []), *extra], keys)

@@ -1,0 +1,1 @@
+"""Policies on a model in memory: written, read back, verified, swapped and undone."""

@@ -1,0 +1,161 @@
+"""The values that forward multiplies with, wherever they are held now. Reads only.
+
+A parameter of a served model is often not what is read: sequential offload leaves it empty and keeps the values in a
+map, group offload to disk leaves garbage in it and keeps the values in a file, with streams it loads a copy of its own,
+a quantiser puts a packed tensor in its place, FSDP a shard of it, and `fuse_qkv_projections` reads rows of a copy.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from safeflux.families.sites import base_names
+from safeflux.model.weights import PLAIN, fused_rows, is_frozen, offload_copies, offload_files
+
+
+class UnreadableError(Exception):
+    """The values of a weight cannot be determined; the text says why, to follow its name."""
+
+
+class Values:
+    """Reads a transformer's weights by name."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        """Find out where they are held at this moment."""
+        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in transformer.modules())
+        """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
+        parameters = base_names(dict(transformer.named_parameters(remove_duplicate=False)))
+        self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(transformer).items()}
+        copies = {rows.tensor for rows, _ in self._fused.values()}
+        self.tensors = {name: tensor for name, tensor in parameters.items() if name not in copies}
+        """Every weight by name, as `named_weights` tells them."""
+        self._files = offload_files(transformer)
+        self._copies = offload_copies(transformer)
+        self._maps = _offload_maps(transformer)
+
+    @property
+    def files(self) -> set[str]:
+        """Paths of the files that values are offloaded to."""
+        return {path for path, _ in self._files.values()}
+
+    def sources(self) -> list[torch.Tensor]:
+        """Every ordinary tensor in memory whose values forward reads, those inside of packed ones too; each once."""
+        found = []
+        for name, tensor in self.tensors.items():
+            held = self._in_memory(name, tensor)
+            if held is not None:
+                found += _inside(held)
+        for _, tensor in self._fused.values():
+            found += _inside(tensor)
+        return list({id(tensor): tensor for tensor in found if not tensor.is_meta}.values())
+
+    def packing(self, name: str) -> set[torch.dtype] | None:
+        """Types of the tensors inside of a packed weight; None for an ordinary one."""
+        held = self._in_memory(name, self.tensors[name])
+        return None if held is None or type(held) in PLAIN else {part.dtype for part in _inside(held)}
+
+    def holders(self) -> dict[str, int]:
+        """How many parameters are held in which way: `memory`, `disk`, `offload map`, or a packed tensor's type."""
+        return dict(Counter(self._holder(name, tensor) for name, tensor in self.tensors.items()))
+
+    def _holder(self, name: str, tensor: torch.Tensor) -> str:
+        if id(tensor) in self._files:
+            return "disk"
+        if tensor.is_meta:
+            return "offload map" if name in self._maps else "nowhere"
+        return "memory" if type(tensor) in PLAIN else type(tensor).__name__
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the values, as an ordinary tensor; the parameter itself where it holds them.
+
+        Where processes share the work (FSDP) all of them must call it: it gathers the shards.
+
+        Raises:
+            UnreadableError: They cannot be read, or have another shape.
+        """
+        if fused := self._fused.get(name):
+            rows, tensor = fused
+            values = self._read(rows.tensor, tensor)[rows.start : rows.stop]
+        elif (own := self.tensors.get(name)) is None:
+            raise UnreadableError("is gone: its layer was replaced")
+        else:
+            values = self._read(name, own)
+        if values.shape != shape:
+            raise UnreadableError(f"has the shape {tuple(values.shape)} now: it was resized")
+        return values
+
+    def _read(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if place := self._files.get(id(tensor)):
+            return _from_file(*place)
+        if (held := self._in_memory(name, tensor)) is not None:
+            return _plain(held)
+        lost = "a compiled graph took them and discarded these" if is_frozen(tensor) else "they were offloaded"
+        raise UnreadableError(f"holds no values now: {lost}")
+
+    def are_in(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether the values lie in the memory of a tensor, so that forward reads what is written to it."""
+        now = None if name in self._fused else self.tensors.get(name)
+        held = None if now is None or id(now) in self._files else self._in_memory(name, now)
+        if held is None or type(held) not in PLAIN:
+            return False
+        return held.device == tensor.device and held.data_ptr() == tensor.data_ptr()
+
+    def _in_memory(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """What forward loads the values from, or packed ones; None where they are not in memory."""
+        if tensor.is_meta:
+            return self._maps.get(name, {}).get(name.rpartition(".")[2])
+        return self._copies.get(id(tensor), tensor)
+
+
+def _is_of(value: object, package: str) -> bool:
+    """Whether one of its classes is from a package, without importing it: not every build of torch has these."""
+    return any(base.__module__.startswith(package) for base in type(value).__mro__)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a packed or sharded tensor; an ordinary one as it is."""
+    if type(tensor) in PLAIN and tensor.is_floating_point():
+        return tensor
+    library = type(tensor).__module__.partition(".")[0]
+    holder: Any = tensor
+    if _is_of(tensor, "torch.distributed.tensor"):
+        values = holder.full_tensor()
+    elif library == "torchao" or _is_of(tensor, "optimum.quanto"):
+        values = holder.dequantize()
+    elif library == "bitsandbytes" and getattr(holder, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        values = dequantize_4bit(holder.data, holder.quant_state)
+    else:
+        raise UnreadableError(f"is a {type(tensor).__name__} of {tensor.dtype} now, which cannot be read here")
+    return values + 0.0  # a packed zero may come back as -0.0, whose bits are not zero
+
+
+def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The ordinary tensors that a packed one is made of; an ordinary one itself."""
+    if type(tensor) in PLAIN or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [inner for part in parts if isinstance(part, torch.Tensor) for inner in _inside(part)]
+
+
+def _offload_maps(transformer: torch.nn.Module) -> dict[str, Mapping[str, torch.Tensor]]:
+    """For each parameter that accelerate keeps elsewhere: what its hook takes the values from."""
+    found = {}
+    for path, module in transformer.named_modules():
+        weights = getattr(vars(module).get("_hf_hook"), "weights_map", None)
+        if weights is not None:
+            for leaf, _ in module.named_parameters(recurse=False):
+                found[f"{path}.{leaf}".replace(".base_layer.", ".")] = weights
+    return found
+
+
+def _from_file(path: str, key: str) -> torch.Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise UnreadableError(f"is offloaded to {path}, which cannot be read: {error}") from error

@@ -1,0 +1,99 @@
+"""The evidence of one moment of a guarded model, as JSON: what was asked for, what is in force, on which base.
+
+A receipt holds no prompt, no image and no path, and it never says that anything is safe.
+"""
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from safeflux._version import __version__
+from safeflux.masks.encoding import digest
+from safeflux.model.adapters import wrapped_layers
+from safeflux.model.forward_values import Values
+from safeflux.plan.resolve import CategoryPlan, Plan
+from safeflux.plan.statement import RECEIPT
+from safeflux.plan.status import Amount, CategoryStatus, Status
+
+
+def make_receipt(
+    plan: Plan, status: Status, transformer: torch.nn.Module, watched: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the evidence of one moment as plain JSON values: base, policy, masks, counts, versions, faults.
+
+    `held` says how many parameters are held in memory, on disk, by an offload hook or packed by a quantiser; `adapters`
+    names those on each layer, which of them are fused into it, and their scales. `watched` names the parts of the
+    pipeline that were noted beside the transformer; where a transformer was guarded alone it is empty.
+    """
+    return {
+        "format": RECEIPT,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "state": str(status.state),
+        "faults": list(status.faults),
+        "base": {
+            "class": type(transformer).__name__,
+            "family": plan.sites.family,
+            "fingerprint": plan.base,
+            "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in transformer.parameters()}),
+            "devices": sorted({str(p.device) for p in transformer.parameters()}),
+        },
+        "adapters": {
+            layer: {
+                "adapters": list(wrapped.adapters),
+                "fused": list(wrapped.fused),
+                "scales": dict(wrapped.scales),
+            }
+            for layer, wrapped in wrapped_layers(transformer).items()
+        },
+        "watched": {
+            "transformer": True,
+            "parts": list(watched),
+            "note": ""
+            if watched
+            else "the transformer was guarded alone: text encoders, scheduler and VAE are not watched",
+        },
+        "held": Values(transformer).holders(),
+        "policy": {"name": plan.policy.name, "sha256": plan.policy.digest, "effective": plan.policy.values()},
+        "standing_policies": [{"name": p.policy.name, "sha256": p.policy.digest} for p in plan.standing],
+        "masks_sha256": digest(plan.masks),
+        "categories": {
+            name: _category_entry(plan.categories[name], entry) for name, entry in status.categories.items()
+        },
+        "sites": {name: _amount(amount) for name, amount in status.sites.items()},
+        "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
+        "versions": {"safeflux": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in ("torch", "diffusers", "peft")},
+        "limits": "Zeros in the weights show what was switched off; they do not prove that a concept cannot be drawn.",
+    }
+
+
+def _category_entry(category: CategoryPlan, status: CategoryStatus) -> dict[str, Any]:
+    masks = [
+        {
+            "name": stored.name,
+            "file_sha256": stored.sha256,
+            "masks_sha256": digest(stored.masks),
+            "base_model": stored.meta.base_model,
+            "concepts": list(stored.meta.concepts),
+            "method": stored.meta.method,
+            "evaluation": stored.meta.evaluation,
+            "licence": stored.meta.licence,
+        }
+        for stored in category.stored
+    ]
+    return {"action": str(status.action), "bits": _amount(status.bits), "masks": masks}
+
+
+def _amount(amount: Amount) -> dict[str, int]:
+    return {"requested": amount.requested, "in_force": amount.in_force}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,146 @@
+"""What a guard is worth now: what forward reads where masks are, and what breaks the policy beside them."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from safeflux.errors import ModelError
+from safeflux.model.adapters import check_adapters, wrapped_layers
+from safeflux.model.forward_values import Values
+from safeflux.model.record import Entry, Record, record_of
+from safeflux.model.turn_lock import turns_of
+from safeflux.model.watch.forward import strangers
+from safeflux.model.watch.pipeline import Rest
+from safeflux.model.watch.snapshot import Snapshot
+from safeflux.model.weights import uncompiled
+from safeflux.plan.status import State
+from safeflux.policy.load import Adapters
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found."""
+
+    state: State
+    faults: tuple[str, ...]
+    policy: str
+    """Name of the policy that was looked for."""
+
+    @property
+    def ok(self) -> bool:
+        """True only for GUARDED."""
+        return self.state is State.GUARDED
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: what was guarded, and what else makes its pictures."""
+
+    model: Any
+    """A pipeline or a transformer."""
+    transformer: torch.nn.Module
+    """The transformer that was guarded."""
+    rest: Rest
+
+    @property
+    def is_in_pipeline(self) -> bool:
+        """Whether a guarded pipeline still draws with the transformer that was guarded."""
+        return isinstance(self.model, torch.nn.Module) or uncompiled(self.model.transformer) is self.transformer
+
+
+def is_unchanged(subject: Subject, entry: Entry) -> bool:
+    """Whether nothing moved since this policy was last found in force, so that no weight has to be read."""
+    return (
+        entry.seen is not None
+        and entry.seen.is_unchanged()
+        and entry in record_of(subject.transformer).entries
+        and subject.is_in_pipeline
+        and subject.rest.is_unchanged()
+        and not turns_of(subject.transformer).are_torn
+    )
+
+
+def read(subject: Subject, entry: Entry) -> Verification:
+    """Read every masked element and the samples of all else, and note what was seen if the policy is in force.
+
+    Nobody writes meanwhile. The log gets a line when the state is another than it was.
+    """
+    found = _read(subject, entry)
+    before, entry.state = entry.state, found.state
+    if found.state is not before:
+        told = "".join(f"; {fault}" for fault in found.faults[:1])
+        level = logging.INFO if found.state in (State.GUARDED, State.UNGUARDED) else logging.WARNING
+        _log.log(level, "verify: policy %r was %s and is %s%s", found.policy, before, found.state, told)
+    return found
+
+
+def _read(subject: Subject, entry: Entry) -> Verification:
+    transformer = subject.transformer
+    record, name = record_of(transformer), entry.plan.policy.name
+    if entry not in record.entries:
+        if not record.entries or record.sample is entry.sample:
+            return Verification(State.UNGUARDED, (), name)
+        older = "the model was loaded and guarded anew since; this is an older guard"
+        return Verification(State.STALE, (older,), name)
+    now = Values(transformer)
+    seen = Snapshot(transformer, now)  # before the reading, so that a write that comes between is not missed
+    faults = entry.undo.faults(now)
+    broken: list[str] = []
+    unknown = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if not fault.is_open]
+    for is_open, reason in _reasons(subject, entry, record, now):
+        (broken if is_open else unknown).append(reason)
+    broken += [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if fault.is_open]
+    state = State.DEGRADED if broken else State.STALE if unknown else State.GUARDED
+    entry.seen = seen if state is State.GUARDED else None
+    return Verification(state, (*broken, *unknown), name)
+
+
+def _reasons(subject: Subject, entry: Entry, record: Record, now: Values) -> Iterator[tuple[bool, str]]:
+    """What else is wrong though all masked elements are zero: whether it breaks the guard, or only hides it."""
+    policy, transformer = entry.plan.policy, subject.transformer
+    if turns_of(transformer).are_torn:
+        yield False, "this process was forked while the weights were being written; load the model again in it"
+    if not subject.is_in_pipeline:
+        yield True, "the pipeline holds another transformer now, which this guard never saw"
+    try:
+        check_adapters(policy, transformer, entry.admitted)
+    except ModelError as error:
+        yield True, str(error)
+    if added := sorted(now.tensors.keys() - entry.sample.names):
+        yield (
+            policy.adapters is not Adapters.ALLOW,
+            (
+                f"the model has parameters that are not its base model's, such as {added[0]!r}, and policy "
+                f"{policy.name!r} says `adapters: {policy.adapters}`"
+            ),
+        )
+    if policy.adapters is not Adapters.ALLOW:
+        yield from _changes(entry, record, transformer, now)
+    for reason in strangers(transformer):
+        yield False, reason
+    broken, unknown = subject.rest.faults(policy, entry.admitted)
+    yield from ((True, reason) for reason in broken)
+    yield from ((False, reason) for reason in unknown)
+
+
+def _changes(entry: Entry, record: Record, transformer: torch.nn.Module, now: Values) -> Iterator[tuple[bool, str]]:
+    """Weights that no mask covers and that others changed; a listed adapter may be fused where it is loaded."""
+    policy = entry.plan.policy
+    is_listed = policy.adapters is Adapters.ALLOWLIST
+    found = record.compare(transformer, now, rounded=is_listed)
+    fused = {layer for layer, wrapped in wrapped_layers(transformer).items() if wrapped.fused} if is_listed else set()
+    changed = [name for name in found.changed if name.rpartition(".")[0] not in fused]
+    if changed:
+        more = f" and {len(changed) - 1} more" if changed[1:] else ""
+        yield (
+            True,
+            f"weights that are not masked have changed since the guard ({changed[0]}{more}: an adapter was fused, or "
+            f"other weights loaded), and policy {policy.name!r} says `adapters: {policy.adapters}`",
+        )
+    if found.unreadable:
+        yield False, f"weights that are not masked cannot be read: {found.unreadable_names}"

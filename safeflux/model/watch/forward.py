@@ -1,0 +1,113 @@
+"""Which code makes a module's next output: forwards, hooks and attention processors, and which of it is not known.
+
+Known is code of the libraries that serve FLUX (`known`), so far as it draws with the module's own parameters: the
+classes of torch and diffusers, accelerate's hooks, diffusers' hooks (offload, layerwise casting, caches), cache-dit,
+quantisers. Anything else can draw with other weights than those that are read, and so nobody can tell what it draws.
+
+`snapshot` notes by identity what can change without a change of class, and judges nothing. Neither looks into
+functions: a patched `torch.nn.functional`, a dispatch mode or a `functional_call` is not seen.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.modules.module as torch_module
+
+from safeflux.model.watch.known import (
+    Within,
+    foreign_methods,
+    holds_weights,
+    home_of,
+    is_from_known,
+    is_known,
+    is_of,
+    name_of,
+    uncompiled_call,
+)
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+OWN = ("forward", "processor", "_hf_hook", "_old_forward", "_diffusers_hook", "merged_adapters")
+"""Attributes of a module's own by which its output is made."""
+_CALLED = {"forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl"}
+"""What torch calls, or is set to call, for an output."""
+
+
+def strangers(root: torch.nn.Module) -> list[str]:
+    """Say what of the code that makes a module's output is not known; empty if all of it is.
+
+    Args:
+        root: A transformer, or another module of a pipeline.
+    """
+    within = set(root.modules())
+    foreign = [hook for hook in _global_hooks() if not is_known(hook, within)]
+    found = [f"a hook of all modules, {name_of(hook)}," for hook in foreign]
+    kinds: dict[type, None] = {}
+    for name, module in root.named_modules():
+        found += [f"module {name or type(root).__name__!r}: {what}" for what in _strange(module, within)]
+        kinds |= dict.fromkeys(type(each) for each in (module, *_helpers(vars(module))))
+    bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object)
+    found += [f"{name_of(base)}.{method}" for base in bases for method in foreign_methods(base)]
+    return [f"{what} is not known here, and may draw with other weights" for what in found]
+
+
+def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
+    """Forget what diffusers' caches (First Block Cache and its like) hold of a picture that was given up halfway."""
+    for module in modules:
+        registry = vars(module).get("_diffusers_hook")
+        if registry is not None:
+            registry.reset_stateful_hooks(recurse=False)
+
+
+def _strange(module: torch.nn.Module, within: Within) -> Iterator[str]:
+    own = vars(module)
+    for kind, held in (("parameter", module._parameters), ("part", module._modules), ("buffer", module._buffers)):
+        if type(held) is not dict:
+            yield f"the dictionary of its {kind}s, {name_of(type(held))},"
+        for leaf in own.keys() & held.keys():
+            yield f"an attribute {leaf!r} that hides the {kind} of that name"
+    for leaf in module._parameters:
+        if leaf not in own and hasattr(type(module), leaf):
+            yield f"{type(module).__name__}.{leaf}, which hides the parameter of that name,"
+    if not is_from_known(home_of(type(module))):
+        yield f"the class {name_of(type(module))}"
+    for name in own.keys() & _CALLED:
+        if own[name] is not None and not _draws_itself(own[name], module, within):
+            yield f"its {name}, {name_of(own[name])},"
+    for name, held in own.items():
+        hides = name not in _CALLED and callable(held) and callable(getattr(type(module), name, None))
+        if hides and not is_known(held, {module}):
+            yield f"its {name}, {name_of(held)}, which hides the method of that name,"
+    for hook in (hook for kind in HOOKS for hook in own[kind].values()):
+        if not is_known(hook, within):
+            yield f"a forward hook, {name_of(hook)},"
+    for helper in _helpers(own):
+        what = "attention processor" if helper is own.get("processor") else "hook"
+        if not is_from_known(home_of(type(helper))) or (what != "hook" and holds_weights(helper)):
+            yield f"the {what} {name_of(type(helper))}"
+
+
+def _helpers(own: Mapping[str, Any]) -> Iterator[object]:
+    """The attention processor of a module, and the hook objects of accelerate and diffusers on it."""
+    if (processor := own.get("processor")) is not None:
+        yield processor
+    if (hook := own.get("_hf_hook")) is not None:
+        yield hook
+        yield from getattr(hook, "hooks", ())
+    if (registry := own.get("_diffusers_hook")) is not None:
+        yield registry
+        yield from registry.hooks.values()
+
+
+def _draws_itself(call: Any, module: torch.nn.Module, within: Within) -> bool:
+    """Whether a method of a module's own is that of its class, or known code around it."""
+    own = vars(module)
+    around = [own["_old_forward"]] if "_old_forward" in own else []
+    for reference in getattr(own.get("_diffusers_hook"), "_fn_refs", ()):
+        around += [each for each in (reference.forward, reference.original_forward) if each is not None]
+    calls = (call, uncompiled_call(call), *around)
+    return all(is_of(each, module) and is_known(each, within) for each in calls)
+
+
+def _global_hooks() -> list[Any]:
+    return [*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values()]

@@ -1,0 +1,153 @@
+"""The parts of a pipeline beside its transformer: text encoders, tokenizers, scheduler and VAE make its pictures too.
+
+They hold no masks. But an adapter of a text encoder, an embedding that was learned, or another part can bring back a
+concept that the transformer does not draw for its own words. So each part is noted when the transformer is guarded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from safeflux.errors import ModelError
+from safeflux.model.adapters import Admitted, check_adapters
+from safeflux.model.watch.forward import strangers
+from safeflux.model.watch.sample import Sample
+from safeflux.model.watch.snapshot import Snapshot
+from safeflux.policy.load import Adapters, Policy
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A text encoder, a VAE: what it draws with."""
+
+    sample: Sample
+    strangers: frozenset[str]
+
+
+def check_parts(policy: Policy, model: Any, admitted: Admitted) -> None:
+    """Make sure that no part of a pipeline beside its transformer carries an adapter that the policy forbids.
+
+    Raises:
+        ModelError: One does.
+    """
+    for name in _names(model):
+        part = getattr(model, name, None)
+        if isinstance(part, torch.nn.Module):
+            try:
+                check_adapters(policy, part, admitted, part=name)
+            except ModelError as error:
+                raise ModelError(f"the pipeline's {name}: {error}") from error
+
+
+def _names(model: Any) -> list[str]:
+    """The parts of a pipeline beside its transformer; of a transformer, none."""
+    names = () if isinstance(model, torch.nn.Module) else getattr(model, "components", ())
+    return [name for name in names if name != "transformer"]
+
+
+class Rest:
+    """What a pipeline has beside its transformer, as it was when this was made; nothing where there is no pipeline."""
+
+    def __init__(self, model: Any) -> None:
+        """Note every part of a pipeline; of a transformer alone, nothing.
+
+        Args:
+            model: A pipeline of diffusers, or its transformer.
+        """
+        self._model = model
+        self._names = _names(model)
+        self._then = {name: part for name in self._names if (part := getattr(model, name)) is not None}
+        self._modules = {
+            name: _Module(Sample(part), frozenset(strangers(part)))
+            for name, part in self._then.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        self._settings = {name: _settings(part) for name, part in self._then.items()}
+        self._own_calls = _own_calls(model)
+        self._seen: list[tuple[str, Any, Snapshot | None]] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The parts that are watched, sorted."""
+        return sorted(self._then)
+
+    def is_unchanged(self) -> bool:
+        """Whether no part moved since it was last read and found to be as it was."""
+        if self._seen is None:
+            return not self._names
+        return _own_calls(self._model) == self._own_calls and all(
+            getattr(self._model, name, None) is part and (snapshot is None or snapshot.is_unchanged())
+            for name, part, snapshot in self._seen
+        )
+
+    def faults(self, policy: Policy, admitted: Admitted) -> tuple[list[str], list[str]]:
+        """Read all parts.
+
+        Args:
+            policy: Where it lets any adapter in, other parts may come too.
+            admitted: What adapters of listed files are recognised by.
+
+        Returns:
+            What breaks the policy, and what cannot be determined.
+        """
+        if policy.adapters is Adapters.ALLOW:
+            return [], []
+        now = {name: getattr(self._model, name, None) for name in self._names}
+        seen = [
+            (name, part, Snapshot(part) if isinstance(part, torch.nn.Module) else None) for name, part in now.items()
+        ]
+        broken: list[str] = []
+        unknown: list[str] = []
+        if self._names and _own_calls(self._model) != self._own_calls:
+            unknown.append("the pipeline's class, or a method of its own, is another one than at the guard")
+        for name, part in now.items():
+            if part is not None:
+                self._look(name, part, policy, admitted, broken, unknown)
+        self._seen = None if broken or unknown else seen
+        return [f"{each}, and policy {policy.name!r} says `adapters: {policy.adapters}`" for each in broken], unknown
+
+    def _look(
+        self, name: str, part: Any, policy: Policy, admitted: Admitted, broken: list[str], unknown: list[str]
+    ) -> None:
+        if _settings(part) != self._settings.get(name):
+            broken.append(f"the pipeline's {name} is another one than at the guard, or has other settings or tokens")
+            return
+        noted = self._modules.get(name)
+        if noted is None:
+            return
+        try:
+            check_adapters(policy, part, admitted, part=name)
+        except ModelError as error:
+            broken.append(f"the pipeline's {name}: {error}")
+        found = noted.sample.compare(part, rounded=policy.adapters is Adapters.ALLOWLIST)
+        if found.changed:
+            broken.append(f"weights of the pipeline's {name} have changed since the guard: {found.changed_names}")
+        if found.unreadable:
+            unknown.append(f"weights of the pipeline's {name} cannot be read: {found.unreadable_names}")
+        unknown.extend(f"{name}: {each}" for each in strangers(part) if each not in noted.strangers)
+
+
+def _own_calls(part: Any) -> tuple[type, dict[str, Any]]:
+    """The class of a pipeline or of a part of it, and what is called in the place of its methods."""
+    kind = type(part)
+    own = {name: held for name, held in vars(part).items() if callable(held) and callable(getattr(kind, name, None))}
+    return kind, own
+
+
+def _settings(part: Any) -> tuple[object, ...]:
+    """What identifies a part that holds no weights: a scheduler may be made anew with the same settings."""
+    kind = type(part)
+    if isinstance(part, torch.nn.Module):
+        return (kind,)
+    _, own = _own_calls(part)
+    if hasattr(part, "get_added_vocab"):
+        return kind, own, len(part), dict(part.get_added_vocab())
+    config = getattr(part, "config", None)
+    return kind, own, _plain(config) if isinstance(config, Mapping) else None
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings without those of diffusers' own, such as versions; as text, since some are arrays."""
+    return {key: repr(value) for key, value in config.items() if not key.startswith("_")}

@@ -1,0 +1,213 @@
+"""A secret sample of every weight of a module, drawn anew for each guard, to find changes that no mask covers.
+
+Which elements are drawn comes from the system's randomness and stays in memory, so that nobody can craft a change that
+avoids them. What was drawn is compared element by element, tensor by tensor: one element of every row, in a column
+drawn for it, and `SIZE` anywhere. Biases and norms are tensors of one column, and compared whole.
+
+What it finds: a change of some whole rows is missed only if rounding hides it in all of their drawn elements; one of r
+rows and c of n columns with chance (1 - c/n)^r or less. A merged adapter touches all rows and columns that it is not
+zero on, and nearly every element there moves by more than rounding where its size is 0.1 % of the weights' in bfloat16,
+and far less in float32 (`benchmarks/hidden_changes.py`). Casts round, so that weights that were cast may be those
+drawn, rounded to any of the float types that models are served in. Packed weights are compared within half a step of
+the packing: a change of 1 % is found with more than 99 % in 8 bits; in 4 bits nothing below about 10 %.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from safeflux.model.apply import Undo
+from safeflux.model.forward_values import UnreadableError, Values
+from safeflux.model.index_sets import Points, common
+from safeflux.model.writes import as_bits
+
+SIZE = 64
+"""Elements that are drawn of each tensor, beside one of each row."""
+_CASTS = (
+    *((kind,) for kind in (torch.float32, torch.bfloat16, torch.float16)),
+    *((kind,) for kind in (torch.float8_e4m3fn, torch.float8_e5m2)),
+    *((half, byte) for half in (torch.bfloat16, torch.float16) for byte in (torch.float8_e4m3fn, torch.float8_e5m2)),
+    *((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)),
+)
+"""What a served model's weights may have been cast through, one after the other."""
+_STEPS = {8: 1 / 250, 4: 0.16}
+"""Half the widest step of integers of so many bits, in units of the largest value of a row, with some room."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Names of the weights that are others now, and of those that cannot be read, with the reason."""
+
+    changed: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+    @property
+    def changed_names(self) -> str:
+        """Some of those that changed, for an error."""
+        return _some(self.changed)
+
+    @property
+    def unreadable_names(self) -> str:
+        """Some of those that cannot be read, for an error."""
+        return _some(self.unreadable)
+
+
+class Sample:
+    """Values of some elements of every weight of a module; `compare` says which are others now."""
+
+    def __init__(self, root: torch.nn.Module) -> None:
+        """Draw places, and note what is there.
+
+        Weights that cannot be read now (on no device, packed by an unknown library) are not noted.
+        """
+        now = Values(root)
+        self.names = frozenset(now.tensors)
+        """Every weight that there was, adapters aside."""
+        self._parts: dict[str, tuple[slice, torch.Size]] = {}
+        """Where each weight's places are among all, and its shape."""
+        readable, drawn, start = [], [], 0
+        for name, tensor in now.tensors.items():
+            try:
+                values = now.read(name, tensor.shape)
+            except UnreadableError:
+                continue
+            readable.append(values)
+            drawn.append(_draw(tensor.shape))
+            self._parts[name] = slice(start, start + len(drawn[-1])), tensor.shape
+            start += len(drawn[-1])
+        self._places = torch.cat([torch.empty(0, dtype=torch.int64), *drawn])
+        self._values = _picked(readable, self._places, [part for part, _ in self._parts.values()])
+
+    def masked_by(self, undo: Undo) -> torch.Tensor:
+        """Return which of the drawn places masks switch off; bool, (places,)."""
+        found = torch.zeros(len(self._places), dtype=torch.bool)
+        for name, elements, width in undo.places():
+            if name in self._parts:
+                part, _ = self._parts[name]
+                here, _ = common(Points(self._places[part]), elements, width)
+                assert isinstance(here, Points)
+                found[part][here.places] = True
+        return found
+
+    def compare(
+        self,
+        root: torch.nn.Module,
+        masked: torch.Tensor | None = None,
+        *,
+        rounded: bool = False,
+        now: Values | None = None,
+    ) -> Difference:
+        """Read the same places, and say which weights are others now.
+
+        Args:
+            root: The module.
+            masked: Places that are not compared (`masked_by`).
+            rounded: Let weights differ by what adding something to them and taking it away again rounds.
+            now: Where the weights are held, if that is known already.
+        """
+        now = now or Values(root)
+        read: dict[str, torch.Tensor] = {}
+        lost = []
+        for name, (_, shape) in self._parts.items():
+            try:
+                read[name] = now.read(name, shape)
+            except UnreadableError as error:
+                lost.append(f"{name} ({error})")
+        values = torch.full_like(self._values, torch.nan)
+        can_read = torch.ones_like(values, dtype=torch.bool)
+        for name in self._parts.keys() - read.keys():
+            can_read[self._parts[name][0]] = False
+        values[can_read] = _picked(list(read.values()), self._places, [self._parts[name][0] for name in read])
+        differs = (values != self._values) & ~(values.isnan() & self._values.isnan())
+        if masked is not None:
+            differs &= ~masked
+        ends = [part.stop for part, _ in self._parts.values()]
+        rows = np.unique(np.searchsorted(ends, differs.nonzero().flatten().numpy(), side="right"))
+        names = list(self._parts)
+        others = []
+        for name in (names[row] for row in rows if names[row] in read):
+            part, _ = self._parts[name]
+            kept = slice(None) if masked is None else ~masked[part]
+            if not self._is_same(name, values[part], kept, read[name], now, rounded=rounded):
+                others.append(name)
+        return Difference(tuple(others), tuple(lost))
+
+    def _is_same(
+        self,
+        name: str,
+        values: torch.Tensor,
+        kept: torch.Tensor | slice,
+        tensor: torch.Tensor,
+        now: Values,
+        *,
+        rounded: bool,
+    ) -> bool:
+        """Whether values that differ are those drawn all the same: cast, packed, or rounded."""
+        part, _ = self._parts[name]
+        was, is_ = self._values[part][kept], values[kept]
+        packing = now.packing(name)
+        if packing is not None:
+            largest = _largest(tensor, self._places[part][kept])
+            return bool(((is_ - was).abs() <= _room(packing, was, largest)).all())
+        if any(torch.equal(cast, is_) for cast in _casts(was)):
+            return True
+        room = torch.finfo(tensor.dtype).eps * (was.abs() + was.square().mean().sqrt())
+        return rounded and bool(((is_ - was).abs() <= room).all())
+
+
+def _draw(shape: torch.Size) -> torch.Tensor:
+    """Places in a tensor, sorted: one in every row and `SIZE` anywhere."""
+    rows, columns = (shape[0] if shape else 1), shape[1:].numel()
+    drawn = np.frombuffer(os.urandom(8 * (rows + SIZE)), dtype=np.uint64)
+    in_rows = np.arange(rows, dtype=np.uint64) * np.uint64(columns) + drawn[:rows] % np.uint64(max(columns, 1))
+    anywhere = drawn[rows:] % np.uint64(max(rows * columns, 1))
+    return torch.from_numpy(np.sort(np.concatenate([in_rows, anywhere]).astype(np.int64)))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _picked(tensors: list[torch.Tensor], places: torch.Tensor, parts: list[slice]) -> torch.Tensor:
+    """Elements of tensors, each by its part of the places, one after the other; float64, on the CPU."""
+    on = {device: places.to(device) for device in {tensor.device for tensor in tensors}}
+    picked: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    kinds = [(tensor.device, tensor.dtype) for tensor in tensors]
+    with torch.no_grad():
+        for tensor, part, kind in zip(tensors, parts, kinds, strict=True):
+            # by its bits, since torch picks no elements of float8; `take` copies no tensor that is not contiguous
+            picked.setdefault(kind, []).append(as_bits(tensor).take(on[tensor.device][part]))
+        found = {
+            (device, dtype): iter(torch.cat(each).cpu().view(dtype).double().split([len(part) for part in each]))
+            for (device, dtype), each in picked.items()
+        }
+        return torch.cat([torch.empty(0, dtype=torch.float64), *(next(found[kind]) for kind in kinds)])
+
+
+def _casts(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What casts of served models can make of values."""
+    for kinds in _CASTS:
+        cast = values
+        for kind in kinds:
+            cast = cast.to(kind)
+        yield cast.double()
+
+
+def _largest(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The largest size of a value in the row of each place; in all of a narrow tensor, where blocks span rows."""
+    rows = tensor.reshape(tensor.shape[0], -1)
+    if rows.shape[1] % 64:
+        return rows.abs().amax().double().cpu()
+    return torch.linalg.vector_norm(rows, torch.inf, dim=1).double().cpu()[places // rows.shape[1]]
+
+
+def _room(packing: set[torch.dtype], values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """How far a packed value may be from what was packed."""
+    if packing & {torch.float8_e4m3fn, torch.float8_e5m2}:
+        bits = 2 if torch.float8_e5m2 in packing else 3
+        return values.abs() * 2.0 ** -(bits + 1) * 1.01 + largest * 2.0**-9
+    return largest * _STEPS[8 if torch.int8 in packing else 4]

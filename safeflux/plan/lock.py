@@ -1,0 +1,106 @@
+"""A lock file: which policy, which base weights and which mask files were tried together, each by its digest.
+
+    {"format": "safeflux-lock/1", "policy": {"name": "shop", "sha256": "..."}, "base": "sf1-...",
+     "masks": {"weapons": "sha256 of its file", ...}}
+
+The policy's digest is of what is in force, parents included. Whoever loads with a lock gets exactly that, or an error.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from safeflux.disk.atomic import write_atomically
+from safeflux.disk.canonical import MAX_BYTES, canonical_json, parse_mapping
+from safeflux.disk.reading import read_regular
+from safeflux.errors import PolicyError
+from safeflux.families.fingerprint import same_base
+from safeflux.plan.resolve import Plan
+from safeflux.policy.schema import Digest, Name, Strict
+
+
+class LockedPolicy(Strict):
+    """The effective policy."""
+
+    name: Name
+    sha256: Digest
+
+
+class Lock(Strict):
+    """All that a lock file holds."""
+
+    format: Literal["safeflux-lock/1"] = "safeflux-lock/1"
+    policy: LockedPolicy
+    base: str
+    """Fingerprint of the base weights."""
+    masks: dict[Name, Digest]
+    """Mask set -> sha256 of its file; of every category, enforced or not."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Lock":
+        """What a plan resolved to."""
+        policy = LockedPolicy(name=plan.policy.name, sha256=plan.policy.digest)
+        stored = [one for category in plan.categories.values() for one in category.stored]
+        return cls(policy=policy, base=plan.base, masks={one.name: one.sha256 for one in stored})
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all; the same lock gives the same bytes."""
+        text = json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
+        try:
+            write_atomically(Path(path), text.encode())
+        except OSError as error:
+            raise PolicyError(f"{os.fspath(path)}: cannot be written ({error.strerror})") from error
+
+
+def read_lock(path: str | os.PathLike[str]) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        PolicyError: It cannot be read, or is none.
+    """
+    try:
+        return Lock.model_validate_json(canonical_json(parse_mapping(read_regular(path, MAX_BYTES))))
+    except OSError as error:
+        raise PolicyError(f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a lock file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise PolicyError(
+            f"{os.fspath(path)}: is no lock file of this format: {where}: {first['msg']}. Write it again with "
+            "`safeflux policy lock`."
+        ) from error
+    except ValueError as error:
+        raise PolicyError(
+            f"{os.fspath(path)}: is no lock file of this format: {error}. Write it again with `safeflux policy lock`."
+        ) from error
+
+
+def check_lock(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Make sure that a plan is what was locked.
+
+    Raises:
+        PolicyError: It is not; the message tells every difference. Or the lock cannot be read.
+    """
+    locked, now = read_lock(path), Lock.of(plan)
+    names = sorted(locked.masks.keys() | now.masks.keys())
+    differences = [
+        f"mask set {name!r} is {_short(now.masks.get(name))}, locked is {_short(locked.masks.get(name))}"
+        for name in names
+        if locked.masks.get(name) != now.masks.get(name)
+    ]
+    if locked.policy.sha256 != now.policy.sha256:
+        differences.insert(0, f"the policy is {_short(now.policy.sha256)}, locked is {_short(locked.policy.sha256)}")
+    if not same_base(locked.base, now.base):
+        differences.append("the base weights are others")
+    if differences:
+        raise PolicyError(
+            f"{os.fspath(path)}: this is not what was locked: {'; '.join(differences)}. If it is wanted, lock it again "
+            "with `safeflux policy lock`."
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return f"sha256:{sha256[:12]}..." if sha256 else "not there"

@@ -1,0 +1,1 @@
+"""Policies: YAML read strictly, checked, resolved with their parents, compared and tested. No torch."""

@@ -1,0 +1,111 @@
+"""Policies looked at one by one: is each valid, and do its mask files, where a store is at hand, erase what it says?"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeflux.errors import PolicyError
+from safeflux.policy.claims import Claims, faults, strangers
+from safeflux.policy.load import bundled_policies, load_policy, load_policy_text
+from safeflux.policy.report import Case, Finding
+from safeflux.policy.schema import Origin, Policy
+from safeflux.policy.yaml_reader import PolicyFileError, read_document
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of one policy."""
+
+    name: str
+    digest: str | None
+    """None if it is not valid."""
+    findings: tuple[Finding, ...]
+    error: PolicyFileError | None
+
+    @property
+    def case(self) -> Case:
+        """For reports."""
+        return Case(self.name, "valid", self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        facts = {"policy": self.name, "ok": not self.case.errors}
+        by_level = {
+            key: [finding.as_dict() for finding in self.findings if finding.level == level]
+            for key, level in (("issues", "error"), ("warnings", "warning"))
+        }
+        return {**facts, **({"digest": self.digest} if self.digest else {}), **by_level}
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """The names, with each folder replaced by the policies in it and its subfolders: its YAML files.
+
+    Hidden files and folders are left out, and so are files of expectations, which `policy test` reads.
+
+    Raises:
+        PolicyError: A folder holds none.
+    """
+    found: list[str] = []
+    for name in names:
+        folder = Path(name)
+        if name == STDIN or name in bundled_policies() or not folder.is_dir():
+            found.append(name)
+            continue
+        files = [path for path in folder.rglob("*.y*ml") if path.suffix in (".yaml", ".yml") and path.is_file()]
+        seen = [
+            path
+            for path in files
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not _is_test(path)
+        ]
+        if not seen:
+            raise PolicyError(f"{name}: a folder without a policy (.yaml or .yml)") from FileNotFoundError(name)
+        found += map(str, sorted(seen))
+    return found
+
+
+def _is_test(path: Path) -> bool:
+    try:
+        value = read_document(path, str(path)).value
+    except PolicyFileError:
+        return False
+    return isinstance(value, dict) and value.get("kind") == "PolicyTest"
+
+
+def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes = b"") -> Checked:
+    """Look at one policy.
+
+    Args:
+        name: A bundled name, a path, or `-` for the text in `stdin`.
+        masks: Opens the store in which its masks are looked up. It is not opened for nothing, since that takes longer
+            than all else: the bundled masks are named by what they erase.
+        has_own: The store is not of the bundled masks alone, so a mask that is not there is a warning.
+        stdin: The text that `-` stands for.
+    """
+    try:
+        policy = load_policy_text(stdin, "<stdin>") if name == STDIN else load_policy(name)
+    except PolicyFileError as error:
+        issues = (Finding("policy-invalid", i.file, i.line, i.column, i.message) for i in error.issues)
+        return Checked(name, None, tuple(issues), error)
+    if not has_own and all(set(part.masks) <= {key, *part.erases} for key, part in policy.categories.items()):
+        return Checked(name, policy.digest, (), None)
+    found = mask_findings(policy, masks())
+    return Checked(name, policy.digest, tuple(one for one in found if has_own or one.level == "error"), None)
+
+
+def mask_findings(policy: Policy, masks: Claims) -> Iterator[Finding]:
+    """Masks that are in no store, as warnings, and masks that erase something else than the policy says, as errors."""
+    for name, category in policy.categories.items():
+        origin = policy.origins.get(f"categories.{name}.masks", Origin(policy.name, 0))
+        claims = {mask: masks.claims(mask) for mask in category.masks}
+        # One name may stand for files of several base models: it is enough that one of them is what the policy says.
+        fitting = [[claim for claim in found if not strangers(name, category, [claim])] for found in claims.values()]
+        known = [claim for some, found in zip(fitting, claims.values(), strict=True) for claim in some or found]
+        unknown = [mask for mask, found in claims.items() if not found]
+        for mask in unknown:
+            message = f"category {name!r}: mask set {mask!r} is in no store; {masks.suggest(mask)}"
+            yield Finding("mask-unknown", origin.file, origin.line, 0, message, "warning")
+        for fault in (strangers if unknown else faults)(name, category, known):
+            yield Finding("mask-mismatch", origin.file, origin.line, 0, f"category {name!r}: {fault}")

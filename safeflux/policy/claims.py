@@ -1,0 +1,88 @@
+"""What mask files say they erase, compared with what a policy says of them. No file is read here, and no torch.
+
+A mask file has a category and concepts of its own. Its name is the choice of whoever saved it, so a policy that relied
+on names alone would enforce `alcohol` with a copy of the mask of `tobacco`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from safeflux.policy.schema import Category
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one mask file says that it erases."""
+
+    mask: str
+    """Name of the mask set."""
+    path: str
+    category: str
+    concepts: tuple[str, ...]
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The names under which a policy may list the mask."""
+        return frozenset((self.category, *self.concepts))
+
+    def __str__(self) -> str:
+        """`weapons (dagger, bomb)`."""
+        return _plain(f"{self.category} ({', '.join(self.concepts)})")
+
+
+class Claims(Protocol):
+    """Where claims are found: a store of masks."""
+
+    def claims(self, name: str) -> Sequence[Claim]:
+        """Those of each file of a mask set, for whatever base model; none if there is no such file."""
+
+    def suggest(self, name: str) -> str:
+        """How a message about a name that is not there ends."""
+
+
+def required(name: str, category: Category) -> tuple[str, ...]:
+    """What the masks of a category must erase together: its `erases`, or its own name where it has none."""
+    return category.erases or (name,)
+
+
+def faults(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
+    """Where a category and its mask files differ; empty if they agree.
+
+    Each file must erase the category or something in its `erases`, and each of these must be erased by a file.
+
+    Args:
+        name: Of the category.
+        category: The category.
+        claims: Those of all its mask sets.
+
+    Example:
+        >>> claim = Claim("tobacco", "tobacco.safetensors", "tobacco", ("cigarette",))
+        >>> faults("alcohol", Category(masks=("tobacco",)), [claim])[0].partition("; ")[0]
+        "mask set 'tobacco' erases tobacco (cigarette), not alcohol"
+    """
+    return strangers(name, category, claims) or _missing(name, category, claims)
+
+
+def strangers(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
+    """The files that erase something else; for `faults` where some files are not known."""
+    wanted = required(name, category)
+    or_write = ", ".join(dict.fromkeys(_plain(claim.category) for claim in claims))
+    return [
+        f"mask set {claim.mask!r} erases {claim}, not {' or '.join(wanted)}; use a mask of {' or '.join(wanted)}, or "
+        f"write `erases: [{or_write}]`"
+        for claim in claims
+        if not claim.words & {name, *wanted}
+    ]
+
+
+def _missing(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
+    words = {word for claim in claims for word in claim.words}
+    missing = ", ".join(word for word in required(name, category) if word not in words)
+    masks, these = ", ".join(category.masks), "; ".join(map(str, claims))
+    return [f"none of its masks ({masks}) erases {missing}; they erase {these}"] if missing else []
+
+
+def _plain(text: str) -> str:
+    """A text of a file for a message, with nothing unprintable in it."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

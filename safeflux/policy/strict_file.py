@@ -1,0 +1,44 @@
+"""Files that people write beside policies (packs, profiles): read as strictly, with the same errors."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from safeflux.errors import ConfigError
+from safeflux.policy.validate import read_policy_file
+from safeflux.policy.yaml_reader import Issue, Loc, PolicyFileError, Readable
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_strict(
+    entry: Readable,
+    label: str,
+    schema: type[_Model],
+    faults: Callable[[_Model], Iterable[tuple[Loc, str]]] = lambda value: (),
+) -> _Model:
+    """A file by its schema.
+
+    Args:
+        entry: A path, or an entry of `importlib.resources`.
+        label: What it is called in messages.
+        schema: The model of pydantic that it has to be.
+        faults: Finds what else is wrong with a file that fits: the place of each fault, and the fault.
+
+    Raises:
+        ConfigError: It cannot be read or is not valid: each problem with file, line, column and an excerpt.
+    """
+    try:
+        value, document = read_policy_file(entry, label, schema)
+    except PolicyFileError as error:
+        raise ConfigError(_text(list(error.issues))) from error.__cause__
+    if value is None:
+        raise ConfigError(_text(document.issues))
+    if found := [document.issue(loc, message) for loc, message in faults(value)]:
+        raise ConfigError(_text(found))
+    return value
+
+
+def _text(issues: list[Issue]) -> str:
+    return "\n".join(str(issue) for issue in sorted(set(issues)))

@@ -1,0 +1,109 @@
+"""One policy file by itself: read, parsed, compared with the schema, every problem in an operator's words."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from safeflux.policy.yaml_reader import Document, Loc, Readable, read_document
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and starts with a letter or digit"
+
+
+def read_policy_file(entry: Readable, label: str, schema: type[_Model]) -> tuple[_Model | None, Document]:
+    """The file by a schema (None where it is not valid), and its document, whose `issues` tell all that is wrong.
+
+    Raises:
+        PolicyFileError: The file cannot be read as text at all.
+    """
+    document = read_document(entry, label)
+    return validate(document, schema), document
+
+
+def validate(document: Document, schema: type[_Model]) -> _Model | None:
+    """The file by the schema, or None after adding all that is wrong to the document's issues."""
+    if document.is_broken(()):
+        return None
+    try:
+        file = schema.model_validate(document.value)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            loc: Loc = tuple(part for part in problem["loc"] if part != "[key]")
+            if not document.is_broken(loc):
+                at_key = problem["type"] == "extra_forbidden" or "[key]" in problem["loc"]
+                document.issues.append(document.issue(loc, _message(schema, loc, problem), key=at_key))
+        return None
+    return None if document.issues else file
+
+
+def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
+    """What is wrong at a place, in the words of someone who writes policies."""
+    where = ".".join(str(part) for part in loc) or "the file"
+    got = show(problem["input"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key {show(loc[-1])}{suggest(str(loc[-1]), _keys_at(schema, loc[:-1]))}"
+        case "missing":
+            return f"the key {loc[-1]!r} is missing"
+        case "enum" | "literal_error":
+            expected = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+            return f"{where}: {got} is not known{suggest(str(problem['input']), expected)}"
+        case "string_pattern_mismatch" if loc[0] == "extends":
+            return f"extends: {got} is not a policy's name or path, with or without @sha256: and 64 hex digits"
+        case "string_pattern_mismatch" if loc[0] in ("adapter_allowlist", "signatures"):
+            return f"{where}: {got} is not a sha256 (64 lower-case hex digits)"
+        case "string_pattern_mismatch":
+            return f"{got} is not a name: {_NAME_RULE}"
+        case "string_type":
+            return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
+        case "model_type" | "dict_type":
+            return f"{where}: expected keys ({', '.join(_keys_at(schema, loc)) or 'name: value'}), got {got}"
+        case "tuple_type":
+            return f"{where}: expected a list such as [{got.strip(chr(39))}], got {got}"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}"
+        case "float_type" if isinstance(problem["input"], str) and (number := _number(problem["input"])) is not None:
+            return f"{where}: {got} is text; write the number {number:g}, without quotes or sign"
+        case "less_than_equal" if 1 < problem["input"] <= 100:
+            return f"{where}: expected a share from 0 to 1, got {got}; for {got} % write {problem['input'] / 100:g}"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is meant as; a percentage as a share. None if it is no number."""
+    bare = text.strip().removesuffix("%")
+    try:
+        return float(bare) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        return None
+
+
+def _keys_at(schema: Any, loc: Loc) -> list[str]:
+    """The keys that a schema knows at a place."""
+    for part in loc:
+        is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
+        fields = schema.model_fields if is_model else {}
+        values = get_args(schema)[1:] if get_origin(schema) is dict else ()
+        schema = fields[str(part)].annotation if str(part) in fields else values[0] if values else None
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as the end of a message, or all known words where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(word.lower(), known, n=1) if len(word) <= 100 else []
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
+
+
+def show(value: Any) -> str:
+    """A value for a message: short, and with nothing unprintable in it."""
+    text = (
+        repr(value)
+        if isinstance(value, str | int | float | None)
+        else f"a {'list' if isinstance(value, list) else 'mapping'}"
+    )
+    text = "nothing" if value is None else text
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,131 @@
+"""What PyYAML says of a broken file, in the words of someone who writes policies: where it begins, and the cure."""
+
+import re
+from typing import NamedTuple
+
+import yaml
+
+_CLOSING = {"[": "]", "{": "}"}
+
+
+class Fault(NamedTuple):
+    """Where a file is broken, line and column from 1, and why."""
+
+    line: int
+    column: int
+    message: str
+
+
+def explain(error: yaml.MarkedYAMLError, text: str) -> Fault:
+    """The fault behind an error of PyYAML's scanner or parser."""
+    mark, context = error.problem_mark or error.context_mark, error.context_mark
+    if mark is None:
+        return Fault(1, 1, f"not valid YAML: {_one_line(error)}")
+    problem, lines = error.problem or "", text.split("\n")
+    if context and (fault := _never_closed(error, text)):
+        return Fault(context.line + 1, context.column + 1, fault)
+    if "<stream end>" in problem and (opening := _last_open(text)) is not None:
+        before = text[:opening]
+        return Fault(before.count("\n") + 1, opening - before.rfind("\n"), _open_message(text[opening]))
+    return Fault(mark.line + 1, mark.column + 1, _message(error, problem, mark, lines))
+
+
+def _message(error: yaml.MarkedYAMLError, problem: str, mark: yaml.Mark, lines: list[str]) -> str:
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "'\\t'" in problem:
+        return "a tab; YAML is indented by spaces alone: write two spaces in its place"
+    if found := re.search(r"character '(.)' that cannot start", problem):
+        return f"a value may not begin with {found[1]!r}; put it in quotes"
+    if "unknown escape character" in problem:
+        return "unknown escape after the backslash; write the text in single quotes, or the backslash twice"
+    if re.search(r"found '[\]}]'", problem):
+        return f"this {line[mark.column]!r} closes nothing; remove it"
+    if "expected ',' or" in problem:
+        return "a comma is missing before this"
+    if "mapping values are not allowed" in problem:
+        return _second_colon(line, mark, lines)
+    if "<block end>" in problem or "<document start>" in problem:
+        return _indentation(mark, lines) if not line[: mark.column].strip() else _after_value()
+    return f"not valid YAML: {_one_line(error)}"
+
+
+def _never_closed(error: yaml.MarkedYAMLError, text: str) -> str | None:
+    """What is open at the error's context and stays open; None if nothing is."""
+    context, at = error.context or "", _index(text, error.context_mark)
+    if "quoted scalar" in context and "end of stream" in (error.problem or ""):
+        return f"this quote {text[at]} is never closed"
+    if context.startswith("while parsing a flow") and text[at : at + 1] in _CLOSING and not _is_closed(text, at):
+        return _open_message(text[at])
+    return None
+
+
+def _open_message(bracket: str) -> str:
+    return f"this {bracket!r} is never closed; add {_CLOSING[bracket]!r} where it ends"
+
+
+def _is_closed(text: str, at: int) -> bool:
+    """Whether the bracket at an index is closed before one of another kind is."""
+    return not _open_brackets(text[at:], until_closed=True)
+
+
+def _last_open(text: str) -> int | None:
+    opened = _open_brackets(text, until_closed=False)
+    return opened[-1] if opened else None
+
+
+def _open_brackets(text: str, *, until_closed: bool) -> list[int]:
+    """Indices of the brackets that are open at the end, or where one of the wrong kind closes; quotes are skipped."""
+    opened: list[int] = []
+    # A quote opens where a value begins, and a comment after white space.
+    for found in re.finditer(r"(?<=[\s,:\[{])(?:'[^'\n]*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*)|[\[\]{}]", text):
+        bracket = found[0]
+        if bracket in _CLOSING:
+            opened.append(found.start())
+        elif bracket in ("]", "}") and opened:
+            if _CLOSING[text[opened[-1]]] != bracket:
+                return opened
+            opened.pop()
+            if until_closed and not opened:
+                return []
+    return opened
+
+
+def _second_colon(line: str, mark: yaml.Mark, lines: list[str]) -> str:
+    if re.search(r":\s", line[: mark.column]):
+        return "a second ':' in one line; put the value in quotes, or its key on a line of its own"
+    above = _above(mark, lines)
+    if above and _indent(line) > _indent(above[-1]):
+        return _indentation(mark, lines)
+    return "the text before it is no `key: value`; a colon needs a space after it"
+
+
+def _indentation(mark: yaml.Mark, lines: list[str]) -> str:
+    mine, depths = _indent(lines[mark.line]), sorted({_indent(line) for line in _above(mark, lines)})
+    if mine in depths:
+        return "a list item ('- ') and a `key: value` stand side by side; indent one of them, or remove it"
+    spaces = "1 space" if mine == 1 else f"{mine} spaces"
+    above = " or ".join(map(str, depths))
+    return f"wrong indentation: this line has {spaces} before it, those above have {above}"
+
+
+def _after_value() -> str:
+    return "text after the end of a value; put the whole value in double quotes"
+
+
+def _above(mark: yaml.Mark, lines: list[str]) -> list[str]:
+    return [line for line in lines[: mark.line] if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _index(text: str, mark: yaml.Mark) -> int:
+    start = 0
+    for _ in range(mark.line):
+        start = text.index("\n", start) + 1
+    return start + int(mark.column)
+
+
+def _one_line(error: yaml.MarkedYAMLError) -> str:
+    return " ".join(str(error.problem or error.context).split())

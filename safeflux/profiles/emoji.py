@@ -1,0 +1,18 @@
+"""The captions that the embedded model was trained on, from its vocabulary."""
+
+from safeflux.packs.emoji import EMOJI, emoji_packs, words_of
+from safeflux.profiles.schema import Speech
+from safeflux.reference.vocabulary import held_out_concepts, known_concepts, vocabulary
+
+
+def emoji_speech() -> Speech:
+    """One form of caption, the neutral concepts, and the categories that it draws beside them."""
+    words = vocabulary()
+    return Speech(
+        single=("{thing}, {style} style, {background} background",),
+        pair=("{first} and {second}, {style} style, {background} background",),
+        slots={"style": words.styles, "background": words.background_names},
+        neutral=words_of(known_concepts()),
+        held_out=words_of(held_out_concepts()),
+        packs=tuple(f"{EMOJI}:{name}" for name in emoji_packs()),
+    )

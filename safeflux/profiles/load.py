@@ -1,0 +1,79 @@
+"""Profiles by name, hub id, folder or file."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from safeflux.errors import ConfigError
+from safeflux.policy.strict_file import read_strict
+from safeflux.policy.validate import suggest
+from safeflux.profiles.emoji import emoji_speech
+from safeflux.profiles.schema import Profile
+from safeflux.reference import NAME
+
+
+def bundled_profiles() -> list[str]:
+    """The names of the profiles that come with safeflux."""
+    entries = files("safeflux.profiles").joinpath("bundled").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_profile(model: str | Path) -> Profile:
+    """The profile of a model.
+
+    Args:
+        model: A bundled name (`flux2-klein-4b`), the hub id of a bundled profile, a YAML file, or the folder of a
+            pipeline, for which the bundled profile of its shape is taken, or else that of its class.
+
+    Raises:
+        ConfigError: There is no such profile, the file is not valid, or no bundled profile is for such a pipeline.
+    """
+    text = str(model)
+    if text.endswith((".yaml", ".yml")):
+        return read_strict(Path(text), text, Profile)
+    if text in bundled_profiles():
+        return _bundled(text)
+    every = [_bundled(name) for name in bundled_profiles()]
+    for profile in every:
+        if profile.model.lower() == text.partition("@")[0].lower():
+            _, at, revision = text.partition("@")
+            return profile.model_copy(update={"revision": revision}) if at else profile
+    if (Path(text) / "model_index.json").is_file():
+        return _of_folder(Path(text), every)
+    hint = suggest(text, bundled_profiles())
+    raise ConfigError(
+        f"model {text!r}: expected a bundled profile, the hub id of one, a profile in a YAML file, or the folder of a "
+        f"pipeline{hint}"
+    )
+
+
+def profile_of(model: str) -> Profile | None:
+    """The bundled profile of a model that is named by the profile, or by its hub id; None for any other."""
+    return next((one for one in map(_bundled, bundled_profiles()) if model in (one.name, one.source)), None)
+
+
+def _bundled(name: str) -> Profile:
+    entry = files("safeflux.profiles") / "bundled" / f"{name}.yaml"
+    profile = read_strict(entry, f"bundled:{name}.yaml", Profile)
+    return profile.model_copy(update={"speech": emoji_speech()}) if name == NAME else profile
+
+
+def _of_folder(folder: Path, every: list[Profile]) -> Profile:
+    """The bundled profile that fits a folder's transformer, or the first of its pipeline's class."""
+    pipeline = _read(folder / "model_index.json").get("_class_name")
+    alike = [profile for profile in every if profile.pipeline == pipeline and profile.name != NAME]
+    if not alike:
+        known = ", ".join(sorted({profile.pipeline for profile in every}))
+        raise ConfigError(f"{folder}: expected a pipeline of the class {known}, got {pipeline}; write a profile for it")
+    config = _read(folder / "transformer" / "config.json")
+    fitting = [one for one in alike if all(config.get(k, v) == v for k, v in one.transformer.items() if k != "class")]
+    return (fitting or alike)[0].model_copy(update={"model": str(folder), "revision": None, "memory": None})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise ConfigError(f"{path}: expected JSON of a pipeline's folder ({error}); download the model anew") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,392 @@
+"""Folders: links are followed and said, other weights are faults, and a copy keeps what it needs to load."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from safetensors.torch import load_file, save_file
+
+from safeflux.baking.bake import bake, check_bake
+from safeflux.baking.verify import verify_files
+from safeflux.cli import main
+from safeflux.errors import BakeError, ModelError
+from safeflux.plan.status import State
+from tests.helpers.layouts import to_bfl
+from tests.helpers.policies import BLADES
+
+NAME = "diffusion_pytorch_model"
+
+
+@pytest.fixture
+def folder(pipe, tmp_path):
+    """A real pipeline, as diffusers saves it, without text encoders."""
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def draws_guarded(target, base_transformer, bits_of):
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    loaded = FluxPipeline.from_pretrained(target, local_files_only=True, **absent)
+    return bits_of(loaded.transformer) != bits_of(base_transformer)
+
+
+def test_linked_folders_and_files_go_along_and_are_named(folder, store, base_transformer, bits_of):
+    shared, blobs = folder.parent / "shared", folder.parent / "blobs"
+    (folder / "vae").rename(shared)
+    (folder / "vae").symlink_to("../shared")
+    blobs.mkdir()
+    for path in (folder / "transformer").iterdir():  # as in a snapshot of the hub's cache
+        path.rename(blobs / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    target = folder.parent / "guarded"
+    made = bake(folder, target, BLADES, store=store)
+    assert made.links[Path("vae")] == shared
+    assert {str(path) for path in made.links} == {"vae", "transformer/config.json", f"transformer/{NAME}.safetensors"}
+    check_bake(folder, target, BLADES, store=store)
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+    assert not any(path.is_symlink() for path in target.rglob("*"))
+    shutil.rmtree(shared)
+    shutil.rmtree(blobs)
+    assert draws_guarded(target, base_transformer, bits_of)
+
+
+def test_the_command_says_which_links_lead_out(folder, store, tmp_path):
+    (folder / "vae").rename(tmp_path / "shared")
+    (folder / "vae").symlink_to("../shared")
+    (tmp_path / "blades.yaml").write_text(
+        "apiVersion: safeflux/v1\nkind: Policy\nname: blades\ncategories: {weapons: {masks: [blades]}}\n"
+    )
+    asked = ["--policy", str(tmp_path / "blades.yaml"), "--store", str(store)]
+    done = CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "guarded"), *asked])
+    assert f"copied from outside of SRC, by a link: vae -> {tmp_path / 'shared'}" in done.stdout
+    told = json.loads(CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "b"), *asked, "--json"]).stdout)
+    assert told["links"] == {"vae": str(tmp_path / "shared")}
+
+
+@pytest.mark.parametrize("inside", ["vae/config.json", f"vae/{NAME}.safetensors", "transformer/more.txt", "LICENSE"])
+def test_a_dangling_link_is_an_error_and_nothing_is_written(folder, store, inside):
+    (folder / inside).unlink(missing_ok=True)
+    (folder / inside).symlink_to("../../blobs/0123")
+    with pytest.raises(ModelError, match=rf"{inside}: is a link to \.\./\.\./blobs/0123, which is not there"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+    assert not list(folder.parent.glob("*guarded*"))
+
+
+def test_a_component_that_is_not_there_is_an_error(folder, store):
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ModelError, match=r"names the component 'vae'.*bake its transformer alone"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+    bake(folder / "transformer", folder.parent / "guarded", BLADES, store=store)
+
+
+def test_a_component_that_git_left_behind_or_that_lost_a_shard_is_an_error(folder, store):
+    weights = folder / "vae" / f"{NAME}.safetensors"
+    whole = weights.read_bytes()
+    weights.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 999\n")
+    with pytest.raises(ModelError, match=r"vae/.*is a Git LFS pointer.*git lfs pull"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+    weights.write_bytes(whole)
+    (folder / "vae" / f"{NAME}.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    with pytest.raises(ModelError, match=r"index\.json: names gone\.safetensors, which is missing"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+
+
+def other_index(home, base):
+    base.save_pretrained(home / "elsewhere", max_shard_size="40KB")
+    content = json.loads((home / "elsewhere" / f"{NAME}.safetensors.index.json").read_text())
+    content["weight_map"] = {k: f"../../base/{v}" for k, v in content["weight_map"].items()}
+    shutil.rmtree(home / "elsewhere")
+    (home / f"{NAME}.safetensors.index.fp16.json").write_text(json.dumps(content))
+
+
+def torch_file(path):
+    return lambda root, base: torch.save(base.state_dict(), root / path)
+
+
+def tensor_file(path, names=lambda model: model.state_dict()):
+    return lambda root, base: save_file(dict(names(base)), root / path)
+
+
+OTHERS = {
+    "variant": (lambda root, base: base.save_pretrained(root / "transformer", variant="fp16"), "fp16.safetensors"),
+    "sharded variant": (
+        lambda root, base: base.save_pretrained(root / "transformer", variant="fp16", max_shard_size="40KB"),
+        "fp16-00001-of",
+    ),
+    "pickle": (lambda root, base: base.save_pretrained(root / "transformer", safe_serialization=False), f"{NAME}.bin"),
+    "single file of BFL": (tensor_file("flux1.safetensors", to_bfl), "flux1.safetensors"),
+    "single file inside": (tensor_file("transformer/flux1.sft", to_bfl), "flux1.sft"),
+    "capital suffix": (tensor_file("FLUX.SAFETENSORS", to_bfl), "FLUX.SAFETENSORS"),
+    "no suffix": (tensor_file("flux", to_bfl), "file flux:"),
+    "a suffix of texts": (torch_file("notes.txt"), "notes.txt"),
+    "checkpoint": (torch_file("last.ckpt"), "last.ckpt"),
+    "hidden": (tensor_file(".flux.safetensors", to_bfl), r"\.flux\.safetensors"),
+    "subfolder": (lambda root, base: base.save_pretrained(root / "base"), f"base/{NAME}.safetensors"),
+    "inside another component": (tensor_file("vae/flux.safetensors", to_bfl), "vae/flux.safetensors"),
+    "as another component": (lambda root, base: base.save_pretrained(root / "vae"), f"vae/{NAME}.safetensors"),
+    "at the top": (lambda root, base: base.save_pretrained(root), f"file {NAME}.safetensors"),
+    "another index": (lambda root, base: other_index(root / "transformer", base), "index.fp16.json"),
+    "linked folder": (
+        lambda root, base: (base.save_pretrained(root.parent / "base"), (root / "more").symlink_to("../base")),
+        f"more/{NAME}.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_weights_beside_guarded_ones_are_faults(folder, base_transformer, store, name):
+    add, told = OTHERS[name]
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+    add(target, base_transformer)
+    found = verify_files(target, BLADES, store=store).status
+    assert found.state is State.DEGRADED
+    assert any(re.search(told, fault) for fault in found.faults), found.faults
+    with pytest.raises(BakeError):
+        check_bake(folder, target, BLADES, store=store)
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - {"hidden", "linked folder", "as another component"}))
+def test_other_weights_of_the_source_do_not_go_along(folder, base_transformer, store, name):
+    add, _ = OTHERS[name]
+    target = folder.parent / "guarded"
+    add(folder, base_transformer)
+    if name == "inside another component":
+        with pytest.raises(ModelError, match=r"vae/flux\.safetensors: is a second FLUX transformer"):
+            bake(folder, target, BLADES, store=store)
+        return
+    made = bake(folder, target, BLADES, store=store)
+    assert made.left_out
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+
+
+def test_the_command_exits_1_and_names_the_file(folder, base_transformer, store, tmp_path):
+    (tmp_path / "blades.yaml").write_text(
+        "apiVersion: safeflux/v1\nkind: Policy\nname: blades\ncategories: {weapons: {masks: [blades]}}\n"
+    )
+    asked = ["--policy", str(tmp_path / "blades.yaml"), "--store", str(store)]
+    bake(folder, tmp_path / "guarded", tmp_path / "blades.yaml", store=store)
+    assert CliRunner().invoke(main, ["verify", str(tmp_path / "guarded"), *asked]).exit_code == 0
+    base_transformer.save_pretrained(tmp_path / "guarded" / "transformer", variant="fp16")
+    done = CliRunner().invoke(main, ["verify", str(tmp_path / "guarded"), *asked])
+    assert done.exit_code == 1
+    assert f"file transformer/{NAME}.fp16.safetensors: other weights" in done.stdout
+
+
+def test_a_modular_pipeline_keeps_its_parts_and_loads_its_own_transformer(folder, store):
+    entries = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").unlink()
+    for name in ("transformer", "vae"):
+        entries[name] += [
+            {"pretrained_model_name_or_path": "org/base", "subfolder": name, "type_hint": list(entries[name])}
+        ]
+    (folder / "modular_model_index.json").write_text(json.dumps(entries))
+    target = folder.parent / "guarded"
+    made = bake(folder, target, BLADES, store=store)
+    assert not made.left_out
+    assert (target / "vae" / f"{NAME}.safetensors").is_file()
+    told = json.loads((target / "modular_model_index.json").read_text())
+    assert told["transformer"][2]["pretrained_model_name_or_path"] is None
+    assert told["vae"] == entries["vae"]
+    check_bake(folder, target, BLADES, store=store)
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+    shutil.copy(folder / "modular_model_index.json", target)
+    found = verify_files(target, BLADES, store=store).status
+    assert found.state is State.DEGRADED
+    assert "loads 'transformer' from org/base" in found.faults[0]
+
+
+def test_a_real_modular_pipeline_is_baked_and_draws_guarded(tmp_path):
+    """As diffusers saves it, the index names the source's own folder: the copy must not load its transformer there."""
+    from diffusers import ModularPipeline
+
+    from safeflux.reference.model import EMOJI_FLUX
+
+    pipe = ModularPipeline.from_pretrained(str(EMOJI_FLUX))
+    pipe.load_components()
+    pipe.save_pretrained(str(tmp_path / "model"), overwrite_modular_index=True)
+    made = bake(tmp_path / "model", tmp_path / "guarded")
+    assert not made.left_out
+    assert verify_files(tmp_path / "guarded").status.state is State.GUARDED
+    index = json.loads((tmp_path / "guarded" / "modular_model_index.json").read_text())
+    assert str(tmp_path) not in json.dumps(index["transformer"])
+    loaded = ModularPipeline.from_pretrained(str(tmp_path / "guarded"))
+    loaded.load_components()
+    before, after = (one.transformer.state_dict() for one in (pipe, loaded))
+    changed = sum(int((before[name] != after[name]).sum()) for name in before)
+    assert changed == made.plan.masks.count.masked
+
+
+def with_entry(folder, name, entry):
+    path = folder / "modular_model_index.json"
+    content = json.loads((folder / "model_index.json").read_text())
+    path.write_text(json.dumps(content | {name: entry}))
+
+
+CLASS = ["diffusers", "FluxTransformer2DModel"]
+ELSEWHERE = {
+    "a folder outside": ("transformer", [*CLASS, {"subfolder": "../base"}]),
+    "another revision of a repository": ("transformer", [*CLASS, {"repo": "org/base", "subfolder": "transformer"}]),
+    "a second transformer": ("refiner", [*CLASS, {"pretrained_model_name_or_path": "org/base", "subfolder": ""}]),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_index_that_loads_another_transformer_is_a_fault(folder, store, name):
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    with_entry(target, *ELSEWHERE[name])
+    found = verify_files(target, BLADES, store=store).status
+    assert found.state is State.DEGRADED
+    assert f"index: loads {ELSEWHERE[name][0]!r} from" in found.faults[0]
+    shutil.rmtree(target)
+    with_entry(folder, *ELSEWHERE[name])
+    if name == "a second transformer":
+        with pytest.raises(ModelError, match="names a second FLUX transformer, 'refiner'"):
+            bake(folder, target, BLADES, store=store)
+        return
+    bake(folder, target, BLADES, store=store)
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+
+
+def test_texts_that_begin_as_weights_might_go_along(folder, store):
+    """The ninth byte of a safetensors file is a brace; that of a text may be one too."""
+    for name, text in (("template.jinja", "{% if a {{ b }}"), ("NOTES", "12345678{"), ("pipeline.py", "def f(): {}")):
+        (folder / name).write_text(text)
+    made = bake(folder, folder.parent / "guarded", BLADES, store=store)
+    assert not made.left_out
+    assert (folder.parent / "guarded" / "template.jinja").is_file()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".gguf", ".safetensors"])
+def test_a_flux_among_the_files_of_another_component_is_found_unread(folder, base_transformer, store, suffix):
+    from gguf import GGMLQuantizationType
+
+    from tests.helpers.ggufs import write_gguf
+
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    path, tensors = target / "vae" / f"extra{suffix}", to_bfl(base_transformer)
+    if suffix == ".gguf":
+        write_gguf(path, tensors, GGMLQuantizationType.F16)
+    elif suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    found = verify_files(target, BLADES, store=store).status
+    assert found.state is State.DEGRADED
+    assert f"vae/extra{suffix}" in found.faults[0]
+
+
+def test_a_pipeline_without_its_configuration_or_with_a_damaged_component_is_refused(folder, store):
+    weights = folder / "vae" / f"{NAME}.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    with pytest.raises(ModelError, match=r"vae/.*cannot be read as safetensors"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+    weights.write_bytes(whole)
+    (folder / "transformer" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"transformer: has no config\.json"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store)
+
+
+def test_permissions_are_those_of_the_source_and_of_the_process_and_never_wider(folder, bfl, store, tmp_path):
+    weights = folder / "transformer" / f"{NAME}.safetensors"
+    weights.chmod(0o600)
+    (folder / "vae").chmod(0o750)
+    bfl.chmod(0o440)
+    before = os.umask(0o022)
+    try:
+        bake(folder, tmp_path / "one", BLADES, store=store)
+        bake(bfl, tmp_path / "one.safetensors", BLADES, store=store)
+        os.umask(0o077)
+        bake(folder, tmp_path / "two", BLADES, store=store)
+    finally:
+        os.umask(before)
+
+    def mode(path):
+        return path.stat().st_mode & 0o777
+
+    assert mode(tmp_path / "one" / "transformer" / f"{NAME}.safetensors") == 0o600
+    assert (
+        mode(tmp_path / "one" / "transformer" / "config.json") == mode(folder / "transformer" / "config.json") & 0o644
+    )
+    assert mode(tmp_path / "one" / "vae") == 0o750
+    assert mode(tmp_path / "one.safetensors") == 0o440
+    assert all(mode(path) & 0o077 == 0 for path in (tmp_path / "two").rglob("*"))
+
+
+SOURCE_EDITS = {
+    "weights": lambda root: (root / "transformer" / f"{NAME}.safetensors").touch(),
+    "a part": lambda root: (root / "vae" / "config.json").write_text("{}"),
+    "one more file": lambda root: (root / "NOTES.md").write_text("new"),
+    "one file less": lambda root: (root / "vae" / "config.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", SOURCE_EDITS)
+def test_a_source_that_is_edited_while_it_is_baked_is_noticed(folder, store, name):
+    def edit(what, done, total, edits=[SOURCE_EDITS[name]]):  # noqa: B006 - once
+        if edits:
+            edits.pop()(folder)
+
+    with pytest.raises(BakeError, match="changed while it was read"):
+        bake(folder, folder.parent / "guarded", BLADES, store=store, progress=edit)
+    assert not list(folder.parent.glob("*guarded*"))
+
+
+def test_a_target_that_appears_meanwhile_is_not_replaced_without_overwrite(bfl, store, tmp_path):
+    target = tmp_path / "guarded.safetensors"
+
+    def appear(*_):
+        target.write_bytes(b"theirs")
+
+    with pytest.raises(BakeError, match=r"has appeared while it was made, and was not replaced.*--overwrite"):
+        bake(bfl, target, BLADES, store=store, progress=appear)
+    assert target.read_bytes() == b"theirs"
+    bake(bfl, target, BLADES, store=store, progress=appear, overwrite=True)
+    check_bake(bfl, target, BLADES, store=store)
+
+
+def test_files_that_another_tool_wrote_anew_are_verified_with_their_base(bfl, store, tmp_path):
+    target = tmp_path / "guarded.safetensors"
+    bake(bfl, target, BLADES, store=store)
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(target).items()}, target)
+    with pytest.raises(ModelError, match=r"does not say which base model.*--base"):
+        verify_files(target, BLADES, store=store)
+    assert verify_files(target, BLADES, store=store, base=bfl).status.state is State.GUARDED
+    shown = CliRunner().invoke(main, ["verify", "--help"]).stdout
+    assert "--base flux1-dev.safetensors" in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bake",
+        "verify",
+        "onnx export",
+        "audit verify",
+        *(f"mask {name}" for name in ("show", "card", "diff", "compose", "export", "import", "sign", "verify")),
+    ],
+)
+def test_help_ends_in_examples(command):
+    shown = CliRunner().invoke(main, [*command.split(), "--help"]).stdout
+    assert f"\n    safeflux {command} " in shown[shown.index("Example") :]
+
+
+def test_a_transformer_that_loads_is_what_was_verified(folder, store):
+    """Every way of diffusers into a baked folder: the usual one draws guarded, each other one finds nothing."""
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    FluxTransformer2DModel.from_pretrained(target, subfolder="transformer")
+    for options in ({"variant": "fp16"}, {"use_safetensors": False}):
+        with pytest.raises((OSError, ValueError)):
+            FluxTransformer2DModel.from_pretrained(target, subfolder="transformer", **options)

@@ -1,0 +1,65 @@
+"""What a shell completes: commands without importing them, policies, categories and files."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.fresh import modules_after
+
+COMMAND = [sys.executable, "-m", "safeflux"]
+
+
+def completed(words: str, folder) -> list[str]:
+    """What bash is given for the last of some words, as its completion function asks for it."""
+    parts = words.split(" ")
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(parts) - 1), "_SAFEFLUX_COMPLETE": "bash_complete"}
+    code = "import sys; from safeflux.cli import main; main(prog_name='safeflux')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, cwd=folder, capture_output=True, text=True
+    )
+    assert run.stderr == ""
+    return run.stdout.split()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "shop.yaml").write_text("kind: Policy\n")
+    (tmp_path / "shelves").mkdir()
+    (tmp_path / "shop.txt").write_text("")
+    (tmp_path / "st[r]ange.yaml").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("safeflux po", ["plain,policy"]),
+        ("safeflux policy sc", ["plain,schema"]),
+        ("safeflux policy explain mod", ["plain,moderate"]),
+        ("safeflux policy explain sh", ["plain,shelves/", "plain,shop.yaml"]),
+        ("safeflux policy explain st", ["plain,strict", "plain,st[r]ange.yaml"]),
+        ("safeflux policy explain st[", ["plain,st[r]ange.yaml"]),
+        ("safeflux bake --policy fam", ["plain,family"]),
+        ("safeflux eval --policy fam", ["plain,family"]),
+        ("safeflux bake sho", ["file,sho"]),
+        ("safeflux policy new x.yaml --categories weapons,al", ["plain,weapons,alcohol"]),
+        ("safeflux train --category tob", ["plain,tobacco"]),
+        ("safeflux policy explain nothing-like-it", ["file,nothing-like-it"]),
+    ],
+)
+def test_the_shell_is_told_what_fits(folder, words, expected):
+    assert completed(words, folder) == expected
+
+
+def test_completing_a_command_imports_none():
+    code = (
+        "import click, safeflux.cli as cli\n"
+        "found = cli.main.shell_complete(click.Context(cli.main), '')\n"
+        "assert {'policy', 'bake', 'train'} <= {item.value for item in found}, found"
+    )
+    loaded, _ = modules_after(code)
+    assert not {name for name in loaded if name.startswith("safeflux.cli.")} - {
+        f"safeflux.cli.{name}" for name in ("_lazy", "_logs")
+    }

@@ -1,0 +1,139 @@
+"""Exit codes: 1 for what was looked at and is not so, 3 for what could not be looked at, in every command alike."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from safeflux.cli import main
+from safeflux.cli._lazy import EXIT_CODES, exit_code
+from safeflux.errors import PolicyError, StoreError
+from tests.helpers.key_presses import heed_key_presses
+
+BAD = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\nextends: strict\nadpaters: deny\n"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in a folder with policies, one of which is not valid."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.yaml").write_text(BAD.replace("adpaters", "adapters"))
+    (tmp_path / "bad.yaml").write_text(BAD)
+    (tmp_path / "log").write_text("nothing of a log\n")
+    (tmp_path / "masks").write_text("no folder")
+    test = "apiVersion: safeflux/v1\nkind: PolicyTest\npolicy: moderate\nexpect: {enforced: [horror]}\n"
+    (tmp_path / "test.yaml").write_text(test)
+    return lambda line: CliRunner().invoke(main, line.split(), catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("policy check good.yaml strict", 0),
+        ("policy check good.yaml bad.yaml", 1),
+        ("policy explain bad.yaml", 1),
+        ("policy diff --forbid-relaxed strict moderate", 1),
+        ("policy test test.yaml", 1),
+        ("verify emoji-flux --base emoji-flux --policy strict", 1),
+        ("audit verify log", 1),
+        ("mask show log", 1),
+        ("policy check", 2),
+        ("policy check strict --format xml", 2),
+        ("policy explain strict --nothing", 2),
+        ("policy check nowhere.yaml", 3),
+        ("policy check bad.yaml nowhere.yaml", 3),
+        ("policy check strct", 3),
+        ("policy explain nowhere.yaml", 3),
+        ("policy explain strict --store nowhere", 3),
+        ("policy explain strict --store masks", 3),
+        ("policy plan strict nowhere", 3),
+        ("policy plan strict --lock nowhere.json", 3),
+        ("policy plan nowhere.yaml", 3),
+        ("policy lock strict --out nowhere/lock.json", 3),
+        ("policy new nowhere/mine.yaml", 3),
+        ("policy test nowhere.yaml", 3),
+        ("verify nowhere", 3),
+        ("verify .", 3),
+        ("bake nowhere out", 3),
+        ("bake emoji-flux out --policy nowhere.yaml", 3),
+        ("audit verify nowhere", 3),
+        ("mask show nowhere", 3),
+        ("mask card nowhere", 3),
+        ("mask diff nowhere nowhere", 3),
+        ("mask sign nowhere --key nowhere", 3),
+        ("mask verify nowhere --key nowhere", 3),
+    ],
+)
+def test_the_code_says_whether_it_looked(run, line, code):
+    result = run(line)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_mask_that_is_in_no_store_is_missing(run, tmp_path):
+    text = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\ncategories: {weapons: {masks: [nowhere]}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert run("policy plan mine.yaml").exit_code == 3
+    assert run("verify emoji-flux --base emoji-flux --policy mine.yaml").exit_code == 3
+
+
+def test_the_cause_decides():
+    missing, wrong, wrapped = PolicyError("missing"), PolicyError("wrong"), PolicyError("wrapped")
+    missing.__cause__, wrong.__cause__, wrapped.__cause__ = FileNotFoundError(), ValueError(), missing
+    assert [exit_code(error) for error in (missing, wrong, wrapped, StoreError("gone"), None)] == [3, 1, 3, 3, 1]
+
+
+def commands(group, path=()):
+    for name in group.list_commands(None):
+        command = group.get_command(click.Context(group), name)
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [(), *commands(main)], ids=" ".join)
+def test_every_help_says_the_codes(path):
+    shown = CliRunner().invoke(main, [*path, "--help"], catch_exceptions=False).stdout
+    assert " ".join(shown.split()).count(EXIT_CODES) == 1
+
+
+@pytest.mark.parametrize("words", ["policy", "policy check", "mask show", "audit verify", "onnx export"])
+def test_a_slip_is_told_with_the_nearest_command(run, words):
+    result = run(f"{words[:-1]}x")
+    assert result.exit_code == 2
+    assert f"did you mean '{words.split()[-1]}'?" in result.stderr
+
+
+def test_an_interrupt_ends_in_130(tmp_path):
+    """A real Ctrl-C, while a real command waits for its standard input."""
+    command = [sys.executable, "-m", "safeflux", "policy", "check", "-"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=heed_key_presses)
+    deadline = time.monotonic() + 60
+    while "read" not in _waits_in(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "interrupted\n")
+
+
+def _waits_in(pid):
+    """Where the process sleeps: in the read of the pipe once it is there."""
+    with open(f"/proc/{pid}/wchan", encoding="utf-8") as file:
+        name = file.read()
+    return name if "pipe" in name else ""
+
+
+def test_what_the_terminal_cannot_show_is_a_question_mark(tmp_path):
+    text = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\ndescription: 武器\nextends: strict\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "safeflux", "policy", "explain", "mine.yaml"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"mine: ??")

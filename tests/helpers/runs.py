@@ -1,0 +1,23 @@
+"""Settings of training runs that take seconds on the embedded model."""
+
+from pathlib import Path
+
+SMALL = {
+    "batch": "2",
+    "steps": "1",
+    "prompts.erase_pairs": "6",
+    "prompts.preserve_pairs": "8",
+    "validation_prompts": "4",
+    "validate_every": "2",
+    "saliency.rounds": "4",
+    "saliency.warm_up": "0",
+    "saliency.bits_off": "40",
+    "saliency.bits_on": "10",
+    "saliency.last_rounds": "0",
+    "saliency.erase_batches": "1",
+    "saliency.preserve_batches": "1",
+    "target_found": "0",
+    "precision": "float32",  # `auto` may choose otherwise in another process, and bytes of two runs are compared
+}
+SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
+MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"

@@ -1,0 +1,118 @@
+"""What each look finds, as docs/serving.md says it: the cheap one, the deep one, and what neither can see."""
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from safeflux.model.guard import guard
+from safeflux.plan.status import State
+from tests.helpers.policies import BOTH
+
+LAYER = "transformer_blocks.1.ff_context.net.2"
+
+
+def replaced_layer(model, other):
+    model.set_submodule(LAYER, other.get_submodule(LAYER))
+
+
+def replaced_parameter(model, other):
+    model.get_submodule(LAYER).weight = other.get_submodule(LAYER).weight
+
+
+def written(model, other):
+    with torch.no_grad():
+        model.get_submodule(LAYER).weight += 1
+
+
+def moved(model, other):
+    model.get_submodule(LAYER).weight.data = other.get_submodule(LAYER).weight.data
+
+
+@pytest.mark.parametrize("change", [replaced_layer, replaced_parameter, written, moved])
+def test_what_both_looks_see(transformer, other_transformer, store, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(transformer, other_transformer)
+    assert handle.verify().state is State.DEGRADED
+    assert handle.verify(deep=True).state is State.DEGRADED
+
+
+def through_data(model, other):
+    model.get_submodule(LAYER).weight.data += 1
+
+
+def through_numpy(model, other):
+    model.get_submodule(LAYER).weight.detach().numpy()[:] = 1
+
+
+def through_shared_memory(model, other):
+    """As another process does that got the tensor."""
+    rebuild, arguments = torch.multiprocessing.reductions.reduce_tensor(model.get_submodule(LAYER).weight.detach())
+    rebuild(*arguments).fill_(1)
+
+
+def replaced_dict(model, other):
+    model.get_submodule(LAYER).__dict__ = vars(other.get_submodule(LAYER))
+
+
+@pytest.mark.parametrize("change", [through_data, through_numpy, through_shared_memory, replaced_dict])
+def test_what_the_deep_look_alone_sees(transformer, other_transformer, store, change):
+    if change is through_shared_memory:
+        transformer.share_memory()
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(transformer, other_transformer)
+    assert handle.verify().ok
+    assert handle.verify(deep=True).state is State.DEGRADED
+    assert handle.verify().state is State.DEGRADED  # known now
+
+
+class Drawing(TorchFunctionMode):
+    """Gives other weights to the layers, as a dispatch mode may."""
+
+    def __init__(self, instead):
+        super().__init__()
+        self.instead = instead
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is torch.nn.functional.linear:
+            value, weight, *more = arguments
+            arguments = (value, self.instead.get(weight.data_ptr(), weight), *more)
+        return function(*arguments, **(options or {}))
+
+
+def test_what_neither_look_sees(transformer, base_transformer, store, inputs, forward, monkeypatch):
+    """Named in docs/serving.md as limits: whoever runs code in the process can draw past any guard."""
+    base = forward(base_transformer)
+    handle = guard(transformer, BOTH, store=store)
+    masked = forward(transformer)
+    assert not torch.equal(masked, base)
+
+    def both_say_guarded():
+        return handle.verify().ok and handle.verify(deep=True).ok
+
+    originals = dict(base_transformer.named_parameters())
+    with torch.no_grad():
+        drawn = torch.func.functional_call(transformer, originals, kwargs={**inputs, "return_dict": False})[0]
+    assert torch.equal(drawn, base)
+    assert both_say_guarded()
+
+    instead = {p.data_ptr(): originals[name] for name, p in transformer.named_parameters()}
+    with Drawing(instead):
+        assert not torch.equal(forward(transformer), masked)
+        assert both_say_guarded()
+
+    linear = torch.nn.functional.linear
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", lambda value, *rest: 2 * linear(value, *rest))
+        assert not torch.equal(forward(transformer), masked)
+        assert both_say_guarded()
+
+    with torch.no_grad():
+        steered = transformer(**inputs, controlnet_block_samples=[torch.ones(2, 4, 32)], return_dict=False)[0]
+    assert not torch.equal(steered, masked)
+    assert both_say_guarded()
+
+    transformer.transformer_blocks[0].attn.norm_q.eps = 100.0
+    assert not torch.equal(forward(transformer), masked)
+    assert both_say_guarded()

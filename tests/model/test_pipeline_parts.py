@@ -1,0 +1,219 @@
+"""A pipeline is guarded as a pipeline: its other parts are noted, and adapters in them are the policy's business."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from peft import LoraConfig
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from safeflux.errors import ModelError
+from safeflux.model.guard import guard
+from safeflux.plan.status import State
+from tests.helpers.lora import ALLOW, QUIET
+from tests.helpers.policies import BOTH
+
+pytestmark = QUIET
+
+
+@pytest.fixture
+def full(pipe, tmp_path):
+    """The pipeline with a real small text encoder and its tokenizer."""
+    vocabulary = tmp_path / "vocab.json"
+    letters = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *"abcdefghijklmnop",
+        *(f"{letter}</w>" for letter in "abcdefghijklmnop"),
+    ]
+    import json
+
+    vocabulary.write_text(json.dumps({token: n for n, token in enumerate(letters)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(vocabulary), str(tmp_path / "merges.txt"))
+    torch.manual_seed(0)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(letters), hidden_size=20, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
+            bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+    pipe.register_modules(text_encoder=encoder.eval(), tokenizer=tokenizer)
+    return pipe
+
+
+def encoder_adapter(pipe):
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+def learned_token(pipe):
+    pipe.tokenizer.add_tokens("<knife>")
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+
+
+def other_encoder(pipe):
+    torch.manual_seed(7)
+    pipe.text_encoder = CLIPTextModel(pipe.text_encoder.config).eval()
+
+
+def merged_encoder(pipe):
+    with torch.no_grad():
+        for name, parameter in pipe.text_encoder.named_parameters():
+            if name.endswith("q_proj.weight"):
+                parameter += 0.01
+
+
+def other_scheduler(pipe):
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+
+
+def other_settings(pipe):
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+
+
+def other_vae(pipe):
+    torch.manual_seed(7)
+    pipe.vae = type(pipe.vae).from_config(pipe.vae.config)
+
+
+CHANGES = pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (encoder_adapter, "text_encoder"),
+        (learned_token, "tokenizer"),
+        (other_encoder, "text_encoder"),
+        (merged_encoder, "text_encoder"),
+        (other_scheduler, "scheduler"),
+        (other_settings, "scheduler"),
+        (other_vae, "vae"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+
+
+@CHANGES
+def test_another_part_or_an_adapter_in_it_is_found(full, store, change, part):
+    handle = guard(full, BOTH, store=store)
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+    change(full)
+    for deep in (False, True):
+        found = handle.verify(deep=deep)
+        assert found.state is State.DEGRADED
+        assert any(f"the pipeline's {part}" in fault for fault in found.faults)
+        assert any("adapters: deny" in fault for fault in found.faults)
+    assert handle.receipt()["faults"]
+
+
+@CHANGES
+def test_where_the_policy_lets_any_adapter_in_other_parts_may_come(full, store, change, part):
+    handle = guard(full, ALLOW, store=store)
+    change(full)
+    assert handle.verify(deep=True).ok
+
+
+def test_an_adapter_of_a_text_encoder_is_refused_before_the_guard(full, store, bits_of):
+    before = bits_of(full.transformer)
+    encoder_adapter(full)
+    with pytest.raises(ModelError, match=r"the pipeline's text_encoder.*adapters: deny"):
+        guard(full, BOTH, store=store)
+    assert bits_of(full.transformer) == before
+
+
+def own_prompts(pipe):
+    pipe.encode_prompt = lambda *args, **options: None
+
+
+def another_class(pipe):
+    pipe.__class__ = type("Mine", (type(pipe),), {})
+
+
+@pytest.mark.parametrize("change", [own_prompts, another_class])
+def test_another_class_or_method_of_the_pipeline_itself_is_found(full, store, change):
+    handle = guard(full, BOTH, store=store)
+    assert handle.verify().ok
+    change(full)
+    for deep in (False, True):
+        found = handle.verify(deep=deep)
+        assert found.state is State.STALE
+        assert "the pipeline's class, or a method" in found.faults[0]
+    assert guard(full, ALLOW, store=store).verify(deep=True).ok
+
+
+def fused_vae(pipe):
+    pipe.vae.fuse_qkv_projections()
+
+
+def compiled_decoder(pipe):
+    pipe.vae.decode = torch.compile(pipe.vae.decode, backend="eager")
+
+
+def tiles(pipe):
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+
+
+def half(pipe):
+    pipe.to(torch.bfloat16)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("step", [fused_vae, compiled_decoder, tiles, half])
+def test_what_serving_does_to_parts_is_known(full, store, step):
+    handle = guard(full, BOTH, store=store)
+    step(full)
+    for deep in (False, True):
+        found = handle.verify(deep=deep)
+        assert found.ok, found
+
+
+def step_of_another(pipe):
+    pipe.scheduler.step = FlowMatchHeunDiscreteScheduler().step
+
+
+def token_without_an_embedding(pipe):
+    pipe.tokenizer.add_tokens("<knife>")
+
+
+def settings_in_place(pipe):
+    pipe.scheduler.register_to_config(shift=7.0)
+
+
+@pytest.mark.parametrize("change", [step_of_another, token_without_an_embedding, settings_in_place])
+def test_what_is_changed_inside_of_a_part_without_weights_only_a_deep_look_sees(full, store, change):
+    handle = guard(full, BOTH, store=store)
+    assert handle.verify().ok
+    change(full)
+    assert handle.verify().ok
+    assert handle.verify(deep=True).state is State.DEGRADED
+
+
+def test_what_no_setting_of_a_part_shows_is_not_seen(full, store):
+    handle = guard(full, BOTH, store=store)
+    full.scheduler.set_shift(7.0)
+    full.vae_scale_factor = 4
+    assert handle.verify(deep=True).ok
+
+
+def test_a_scheduler_and_a_tokenizer_made_anew_with_the_same_settings_are_the_same(full, store):
+    handle = guard(full, BOTH, store=store)
+    assert handle.verify().ok
+    full.scheduler = FlowMatchEulerDiscreteScheduler.from_config(full.scheduler.config)
+    full.tokenizer = copy.deepcopy(full.tokenizer)
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+    full.text_encoder = None  # freed once the prompts are encoded
+    assert handle.verify().ok
+
+
+def test_the_receipt_says_what_is_watched(full, store):
+    with guard(full, BOTH, store=store) as handle:
+        watched = handle.receipt()["watched"]
+        assert watched["parts"] == ["scheduler", "text_encoder", "tokenizer", "vae"]
+        assert not watched["note"]
+    handle = guard(full.transformer, BOTH, store=store)
+    assert handle.receipt()["watched"]["parts"] == []
+    assert "are not watched" in handle.receipt()["watched"]["note"]
+    other_encoder(full)
+    assert handle.verify(deep=True).ok

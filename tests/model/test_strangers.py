@@ -1,0 +1,335 @@
+"""What makes the next output beside the weights that are read: known code stays GUARDED, any other never does."""
+
+import functools
+import sys
+import types
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    HookRegistry,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+    TextKVCacheConfig,
+)
+from diffusers.hooks import ModelHook as DiffusersHook
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
+
+from safeflux.errors import ModelError
+from safeflux.model.guard import guard
+from safeflux.plan.status import State
+from tests.helpers.lora import ALLOW
+from tests.helpers.policies import BOTH, SPIRITS
+
+LAYER = "transformer_blocks.1.ff_context"
+
+
+def replaced_forward(model, other):
+    model.forward = other.forward
+
+
+def replaced_layer_forward(model, other):
+    layer = model.get_submodule(LAYER)
+    layer.forward = other.get_submodule(LAYER).forward
+
+
+def drawing_hook(model, other):
+    model.register_forward_hook(lambda module, inputs, output: other.x_embedder(inputs[0]) if inputs else output)
+
+
+def prior_hook(model, other):
+    model.context_embedder.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def hidden_weight(model, other):
+    model.context_embedder.__dict__["weight"] = other.context_embedder.weight
+
+
+def hidden_part(model, other):
+    model.__dict__["context_embedder"] = other.context_embedder
+
+
+def hidden_by_a_class(model, other):
+    base = type(model.context_embedder)
+    kind = type("Linear", (base,), {"weight": property(lambda self: other.context_embedder.weight)})
+    kind.__module__ = base.__module__
+    model.context_embedder.__class__ = kind
+
+
+class Processor(FluxAttnProcessor):
+    """Draws as it likes."""
+
+
+def foreign_processor(model, other):
+    model.transformer_blocks[0].attn.set_processor(Processor())
+
+
+def processor_with_weights(model, other):
+    processor = FluxAttnProcessor()
+    processor.extra = torch.nn.Linear(2, 2)
+    model.transformer_blocks[0].attn.set_processor(processor)
+
+
+def foreign_hook_of_accelerate(model, other):
+    class Other(ModelHook):
+        def post_forward(self, module, output):
+            return output
+
+    add_hook_to_module(model.context_embedder, Other())
+
+
+def foreign_hook_of_diffusers(model, other):
+    class Other(DiffusersHook):
+        pass
+
+    HookRegistry.check_if_exists_or_initialize(model).register_hook(Other(), "other")
+
+
+def hook_of_known_code_bound_to_another_model(model, other):
+    model.context_embedder.register_forward_hook(other.context_embedder.forward)
+
+
+def another_call(model, other):
+    model._call_impl = other._call_impl
+
+
+def compiled_from_another_model(model, other):
+    model.context_embedder._compiled_call_impl = torch.compile(other.context_embedder.forward, backend="eager")
+
+
+def forward_compiled_from_another_model(model, other):
+    model.forward = torch.compile(other.forward, backend="eager")
+
+
+def replaced_method(model, other):
+    model.transformer_blocks[0].ff.net[0].gelu = lambda gate: gate * 0
+
+
+def own_way_to_find_attributes(model, other):
+    base = type(model.context_embedder)
+
+    def find(self, name):
+        return other.context_embedder.weight if name == "weight" else base.__getattribute__(self, name)
+
+    kind = type("Linear", (base,), {"__getattribute__": find})
+    kind.__module__ = base.__module__
+    model.context_embedder.__class__ = kind
+
+
+def processor_with_a_list_of_weights(model, other):
+    processor = FluxAttnProcessor()
+    processor.layers = [torch.nn.Linear(2, 2)]
+    model.transformer_blocks[0].attn.set_processor(processor)
+
+
+def hook_of_known_code_with_a_tensor(model, other):
+    model.context_embedder.register_forward_pre_hook(functools.partial(torch.nn.functional.embedding, torch.ones(1)))
+
+
+def hook_of_known_code_around_another_model(model, other):
+    model.context_embedder.register_forward_hook(torch.compile(other.context_embedder.forward, backend="eager"))
+
+
+CHANGES = (
+    *(replaced_forward, replaced_layer_forward, drawing_hook, prior_hook, hidden_weight, hidden_part),
+    *(hidden_by_a_class, foreign_processor, processor_with_weights, foreign_hook_of_accelerate),
+    *(foreign_hook_of_diffusers, hook_of_known_code_bound_to_another_model, another_call),
+    *(compiled_from_another_model, forward_compiled_from_another_model, replaced_method, own_way_to_find_attributes),
+    *(processor_with_a_list_of_weights, hook_of_known_code_with_a_tensor, hook_of_known_code_around_another_model),
+)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch, when its compiler is first imported
+@pytest.mark.parametrize("policy", [BOTH, ALLOW], ids=["deny", "allow"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_not_known_is_never_guarded(transformer, other_transformer, store, change, policy):
+    handle = guard(transformer, policy, store=store)
+    assert handle.verify().ok
+    change(transformer, other_transformer)
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "not known here" in found.faults[0]
+    assert handle.verify(deep=True).faults == found.faults
+    assert handle.receipt()["faults"] == list(found.faults)
+
+
+def test_a_forward_that_is_patched_in_the_class_is_seen(transformer, store, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    plain = type(transformer).forward
+    monkeypatch.setattr(type(transformer), "forward", lambda self, *args, **options: plain(self, *args, **options))
+    assert handle.verify().state is State.STALE
+    monkeypatch.undo()
+    assert handle.verify().ok
+
+
+class Lying(dict):
+    """Shows what it holds, and gives out something else."""
+
+    def __getitem__(self, name):
+        return self.other[name]
+
+
+def lying_parameters(model, other):
+    lying = Lying(model.context_embedder._parameters)
+    lying.other = other.context_embedder._parameters
+    model.context_embedder._parameters = lying
+
+
+def patched_method_of_a_class(model, other):
+    kind = type(model.transformer_blocks[0].ff.net[0])
+    kind.gelu = lambda self, gate: gate * 0
+
+
+def code_on_a_processor(model, other):
+    model.transformer_blocks[0].attn.processor._attention_backend = lambda: None
+
+
+@pytest.mark.parametrize("change", [lying_parameters, patched_method_of_a_class, code_on_a_processor])
+def test_some_of_it_only_a_deep_look_sees(transformer, other_transformer, store, change, request):
+    kind = type(transformer.transformer_blocks[0].ff.net[0])
+    request.addfinalizer(functools.partial(setattr, kind, "gelu", kind.gelu))
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(transformer, other_transformer)
+    assert handle.verify().ok
+    found = handle.verify(deep=True)
+    assert found.state is State.STALE
+    assert "not known here" in found.faults[0]
+
+
+def test_a_hook_of_all_modules_is_seen(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        assert handle.verify().state is State.STALE
+    finally:
+        hook.remove()
+    assert handle.verify().ok
+
+
+def add_ip_adapter(model):
+    """As `load_ip_adapter` does: processors with weights of their own."""
+    for block in model.transformer_blocks:
+        block.attn.set_processor(
+            FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=24, num_tokens=(4,), scale=[1.0])
+        )
+
+
+def test_an_ip_adapter_is_an_adapter(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    add_ip_adapter(transformer)
+    found = handle.verify()
+    assert found.state is State.DEGRADED
+    assert "adapters: deny" in found.faults[0]
+    assert "attn.processor.to_k_ip.0.bias" in found.faults[0]
+
+
+def test_an_ip_adapter_is_refused_before_the_guard_and_let_in_by_a_policy(transformer, store):
+    add_ip_adapter(transformer)
+    with pytest.raises(ModelError, match=r"adapters: deny.*processor"):
+        guard(transformer, BOTH, store=store)
+    assert guard(transformer, ALLOW, store=store).verify(deep=True).ok
+
+
+class Alike(torch.nn.Module):
+    """Says that it wraps a model, and draws with another."""
+
+    def __init__(self, wrapped, other):
+        super().__init__()
+        self._orig_mod, self.other = wrapped, other
+
+
+def test_a_foreign_wrapper_is_another_transformer(pipe, other_transformer, store):
+    handle = guard(pipe, BOTH, store=store)
+    pipe.transformer = Alike(pipe.transformer, other_transformer)
+    assert handle.verify().state is State.DEGRADED
+    assert "another transformer" in handle.verify().faults[0]
+
+
+def test_what_was_added_to_a_leaf_or_put_in_place_of_its_dictionaries_is_seen(transformer, other_transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    layer = transformer.context_embedder
+    changes = (
+        lambda: layer.add_module("more", torch.nn.Linear(2, 2)),
+        lambda: setattr(layer, "_parameters", dict(other_transformer.context_embedder._parameters)),
+        lambda: setattr(transformer, "_modules", dict(other_transformer._modules)),
+        lambda: layer.__setstate__(other_transformer.context_embedder.__getstate__()),
+    )
+    before = dict(vars(layer)), dict(vars(transformer)), layer._modules.copy()
+    for change in changes:
+        assert handle.verify().ok
+        change()
+        assert not handle.verify().ok
+        vars(layer).update(before[0])
+        vars(transformer).update(before[1])
+        layer._modules.clear()
+        layer._modules.update(before[2])
+
+
+EVERY = {"spatial_attention_timestep_skip_range": (0, 1000), "current_timestep_callback": lambda: 500}
+CACHES = {
+    "first block": lambda: FirstBlockCacheConfig(threshold=1e6),
+    "broadcast": lambda: PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=100, **EVERY),
+    "magnitude": lambda: MagCacheConfig(threshold=1e6, max_skip_steps=10, retention_ratio=0, **MAGNITUDES),
+    "Taylor": lambda: TaylorSeerCacheConfig(cache_interval=5, disable_cache_before_step=1, max_order=1),
+    "text": TextKVCacheConfig,
+    "sea": lambda: SeaCacheConfig(threshold=1e6),
+}
+MAGNITUDES = {"num_inference_steps": 28, "mag_ratios": torch.ones(28)}
+QUIET = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@QUIET
+@pytest.mark.parametrize("cache", CACHES)
+def test_caches_of_diffusers_are_known(transformer, store, cache):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    transformer.enable_cache(CACHES[cache]())
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+    _, hook = cpu_offload_with_hook(transformer, execution_device=torch.device("cpu"))
+    assert handle.verify(deep=True).ok
+    hook.remove()
+    assert handle.verify(deep=True).ok
+
+
+@QUIET
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_forgets_the_base_when_the_model_is_guarded_swapped_and_undone(transformer, store, forward, cache):
+    def draw():
+        with transformer.cache_context("cond"):
+            return forward(transformer)
+
+    def draw_anew():
+        transformer._reset_stateful_cache()
+        return draw()
+
+    transformer.enable_cache(CACHES[cache]())  # takes whatever it holds
+    base = draw()
+    handle = guard(transformer, BOTH, store=store)
+    masked = draw()
+    assert not torch.equal(masked, base)
+    assert torch.equal(draw_anew(), masked)
+    handle.swap(SPIRITS, store=store)
+    swapped = draw()
+    assert torch.equal(draw_anew(), swapped)
+    handle.undo()
+    assert torch.equal(draw(), base)
+
+
+def test_cache_dit_is_known(pipe, store, monkeypatch):
+    """A method of its package, bound to the model, as `enable_cache` sets it; the package need not be installed."""
+    cache_dit = types.ModuleType("cache_dit.caching.stand_in")
+    exec("def forward(self, *args, **options): return type(self).forward(self, *args, **options)", vars(cache_dit))
+    monkeypatch.setitem(sys.modules, cache_dit.__name__, cache_dit)
+    handle = guard(pipe, BOTH, store=store)
+    pipe.transformer.forward = types.MethodType(cache_dit.forward, pipe.transformer)
+    assert handle.verify().ok

@@ -1,0 +1,1 @@
+"""The request for a run: configuration, categories in words, prompts."""

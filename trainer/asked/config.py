@@ -1,0 +1,272 @@
+"""The configuration of a training run. Pydantic; every field says its unit. Imports no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from safeflux.errors import ConfigError
+from safeflux.packs.templates import BY_KIND, Templates, faults
+from safeflux.reference import NAME
+from safeflux.reference.vocabulary import TargetKind
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Words = tuple[str, ...]
+
+NULL, DROPPED = "null", "dropped"
+"""Two anchors that are no text of their own: the empty prompt, and the prompt without the concept."""
+
+
+class Part(BaseModel):
+    """Base of the configuration's parts: unknown keys are errors, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrajectoryConfig(Part):
+    """A target that keeps the early steps and turns away from the concept in the later ones (arXiv 2504.12782)."""
+
+    hold_steps: Annotated[int, Field(ge=0)] = 1
+    """First sampling steps that follow the base model's trajectory for the prompt."""
+    reversal: Weight = 0.5
+    """How far the later steps turn away: 0 draws the anchor, 1 as far beyond it as the prompt is on this side."""
+
+
+class CategoryConfig(Part):
+    """The concepts that one mask erases. A thing is written with its article: `a dagger`."""
+
+    concepts: dict[str, Words]
+    """Concept to erase -> the words that training uses for it. The evaluation keeps other words for itself."""
+    kind: TargetKind = "object"
+    """The kind of the concepts: `object`, `identity` or `style`. It selects the templates of a run without its own."""
+    slot: str = "thing"
+    """The placeholder of the templates that the words fill: `thing`, or another slot such as `style`."""
+    anchor: str = DROPPED
+    """The prompt to draw instead: `null` (the empty prompt), `dropped` (the prompt without the concept), or words
+    that take the concept's place, e.g. `a ball`."""
+    anchors: dict[str, str] = {}
+    """Concept -> its own anchor, where it is not the one above."""
+    trajectory: TrajectoryConfig | None = None
+    """How the target is drawn; without, by the anchor in every step."""
+    erase_pairs: Count | None = None
+    """Erase prompts, each with its anchor and its own noise; without, as many as `prompts.erase_pairs`."""
+    sites: Words = ("*",)
+    """Which of the run's sites its mask may touch, as patterns of their names; each must match a site of the model."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CategoryConfig":
+        if not self.concepts or not all(self.concepts.values()):
+            raise ValueError("concepts: expected at least one concept with at least one word")
+        if unknown := [name for name in self.anchors if name not in self.concepts]:
+            raise ValueError(f"anchors: no such concept: {', '.join(unknown)}")
+        return self
+
+    def anchor_of(self, concept: str) -> str:
+        """The anchor of a concept."""
+        return self.anchors.get(concept, self.anchor)
+
+
+class PromptConfig(Part):
+    """Templates and the words that fill them; the same for every category of a run."""
+
+    neutral: Words
+    """Things to preserve, used in training. The evaluation uses others."""
+    others: dict[str, CategoryConfig] = {}
+    """Categories that this run does not train. They are preserved too, where no mask of theirs is on."""
+    single: Words = ()
+    """Templates with `{thing}` and the slots. Without any, single and pair are those of each category's kind
+    (`safeflux.packs.templates`)."""
+    pair: Words = ()
+    """Templates with `{first}`, `{second}` and the slots: the concept beside a thing to preserve."""
+    slots: dict[str, Words] = {}
+    """Slot name -> its values, e.g. styles."""
+    images: tuple[Path, ...] = ()
+    """For a model that edits images (Kontext, FLUX.2): images to edit, one at random for each prompt; without, it draws
+    from text alone. They are scaled to the size of the run."""
+    erase_pairs: Count = 640
+    """Erase prompts of a category that sets no number of its own. The base model's outputs are computed once."""
+    preserve_pairs: Count = 2048
+    """Prompts to preserve, each with its own noise."""
+    category_share: Share = 0.25
+    """Share of the prompts to preserve with a thing of a category; they serve where that category's mask is off."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "PromptConfig":
+        if not self.neutral:
+            raise ValueError("expected at least one neutral thing")
+        if self.pair and not self.single:
+            raise ValueError("pair: expected single templates too")
+        return self
+
+    def templates_of(self, kind: TargetKind) -> Templates:
+        """The run's own templates or, without, those of a kind."""
+        return Templates(self.single, self.pair) if self.single else BY_KIND[kind]
+
+
+class SaliencyConfig(Part):
+    """The method `saliency`: rounds that switch bits by the effect of each on the whole loss."""
+
+    rounds: Count = 80
+    """Rounds at most; they end earlier when validation has found every category gone and the last rounds are done."""
+    warm_up: Annotated[int, Field(ge=0)] = 0
+    """How many of these only gather estimates. One round's are noisy; masks to start from are spoilt by them."""
+    bits_off: Count = 150
+    """Bits of a category switched off in a round, at most, while validation still finds the category."""
+    bits_on: Annotated[int, Field(ge=0)] = 50
+    """Bits switched on again in a round, at most: those whose return lowers the whole loss."""
+    last_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds after these, or after every category is gone. They switch on as many bits as off, fewer from round to
+    round: the masks come to rest."""
+    erase_batches: Count = 1
+    """Batches of erase prompts a round, for each category on average: one for each, the others by how much is left."""
+    preserve_batches: Count = 2
+    """Batches of prompts to preserve a round."""
+    beta: Weight | Literal["auto"] = "auto"
+    """Weight of the preservation loss beside the erasure loss. `auto`: the weight that keeps preservation within its
+    budget, by dual ascent."""
+    preserve_budget: Annotated[float, Field(gt=0)] = 0.015
+    """For `auto`: preservation loss allowed, in units of the variance of the base model's outputs."""
+    balance: Weight = 0.5
+    """How much more the erasure of a category counts than another's for each time that more is left of it: an exponent;
+    0: all alike. Otherwise concepts that are hard to erase lose their bits to preservation."""
+    price_floor: Annotated[float, Field(gt=0)] = 3.0
+    """Added to every bit's price, in units of the mean price. The higher it is, the more the gain alone decides
+    which bits go off: fewer bits erase as much, but each costs more preservation, so that rounds must be small."""
+
+
+class GateConfig(Part):
+    """The method `gates`: hard-concrete gates under Adam."""
+
+    rounds: Count = 20
+    """Rounds, all of which are run; the best validated mask is the result."""
+    steps_per_round: Count = 10
+    """Optimiser steps a round, of one erase batch a category and one batch to preserve each."""
+    lr: Annotated[float, Field(gt=0)] = 0.15
+    """Learning rate of Adam."""
+    initial: Annotated[float, Field(gt=0)] = 3.0
+    """Size of log alpha at the start: positive for a bit that is kept, negative for one that is off."""
+    beta: Weight = 1.0
+    """Weight of the preservation loss beside the erasure loss."""
+    lambda_: Annotated[Weight | Literal["auto"], Field(alias="lambda")] = 0.3
+    """Weight of the share of gates that are expected to be closed. `auto`: the weight that leads to the target share,
+    by dual ascent."""
+    target_share: Share = 0.01
+    """For `auto`: share of the bits that may be closed."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class TrainConfig(Part):
+    """One or several categories on one base model; each gets a mask of its own, and any of them may be combined."""
+
+    categories: dict[str, CategoryConfig]
+    """Policy category -> the concepts that its mask erases."""
+    prompts: PromptConfig
+    model: str = NAME
+    """A folder that a FLUX pipeline of diffusers loads, a hub id that was downloaded, or `emoji-flux`."""
+    detector: str | None = None
+    """The spec of the detector that validates, e.g. `zero-shot:FOLDER`; without, nothing does."""
+    call: dict[str, Any] = {}
+    """Arguments of the pipeline's call for validation pictures; without a size, they have that of the rollout."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the frozen weights. Gates, estimates and optimiser are always float32."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Dtype of matrix products. `auto`: bf16 where the device multiplies it faster than float32. A resumed run keeps
+    the dtype that it began with."""
+    kinds: tuple[Literal["ff", "mlp", "norm", "weight", "image"], ...] = ("weight",)
+    """Kinds of site that may be masked."""
+    sites: Words = ("*",)
+    """Which of these sites, as patterns of their names: `transformer_blocks.1?.*`; each must match at least one."""
+    method: Literal["saliency", "gates"] = "saliency"
+    """How bits are chosen; the group of options of the same name is its own."""
+    saliency: SaliencyConfig = SaliencyConfig()
+    gates: GateConfig = GateConfig()
+    initial: tuple[Path, ...] = ()
+    """Mask files to start from, of categories of this run; the others start with every bit kept."""
+    together_with: tuple[Path, ...] = ()
+    """Mask files of other categories. They stay as they are, and are switched on in a part of the batches."""
+    erase_loss: Literal["relative", "absolute"] = "relative"
+    """`relative`: each pair's distance counts relative to the base model's change between prompt and anchor, so
+    that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
+    hard_share: Share = 0.7
+    """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
+    spoilt_share: Share = 0.7
+    """The same for preservation: prompts, and masks that are on alone, are drawn by how much was spoilt."""
+    steps: Count = 4
+    """Sampling steps of the training rollout."""
+    height: Count = 64
+    """Pixels."""
+    width: Count = 64
+    """Pixels."""
+    guidance: Weight | None = None
+    """Guidance scale of a guidance-distilled model; without, the pipeline's own default. Other models have none."""
+    max_sequence_length: Count = 20
+    """T5 tokens of a prompt."""
+    batch: Count = 32
+    """Prompts a batch."""
+    recompute: Literal["none", "step", "block"] = "step"
+    """Activations that the backward pass recomputes instead of keeping them in memory: none, each sampling step, or
+    within a step each transformer block too."""
+    target_found: Share = 0.01
+    """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures, under
+    this mask alone and under all masks of the run."""
+    validate_every: Count = 8
+    """Rounds between validations."""
+    validation_prompts: Count = 192
+    """Pictures of a validation a category, and half as many for each of two questions on preserved things: alone, and
+    beside a concept."""
+    tensorboard: bool = False
+    """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
+    minimise: bool = True
+    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often."""
+    seed: int = 0
+    """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if not self.categories:
+            raise ValueError("categories: expected at least one")
+        slots = {"thing", *self.prompts.slots}
+        if twice := sorted(self.categories.keys() & self.prompts.others.keys()):
+            raise ValueError(f"prompts.others: {', '.join(twice)} is to be erased, not preserved")
+        for name, category in {**self.prompts.others, **self.categories}.items():
+            if category.slot not in slots:
+                raise ValueError(
+                    f"categories.{name}.slot: expected one of {', '.join(sorted(slots))}, got {category.slot!r}"
+                )
+        for name, category in self.categories.items():
+            templates = self.prompts.templates_of(category.kind)
+            for fault in faults(templates, slots, {category.slot}):
+                raise ValueError(f"the template for {name} {fault}")
+        return self
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a YAML configuration; `overrides` replace top-level keys.
+
+    Raises:
+        ConfigError: The file cannot be read or is not valid; the message lists every wrong key.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(data).__name__}")
+    return make_config({**data, **(overrides or {})}, where=str(path))
+
+
+def make_config(data: dict[str, Any], where: str) -> TrainConfig:
+    """Check the options.
+
+    Raises:
+        ConfigError: One line for each wrong key.
+    """
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""Ways to choose which bits are off."""

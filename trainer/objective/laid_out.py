@@ -1,0 +1,92 @@
+"""A model laid out without its weights, and the memory that a training run on it needs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.objective.memory import Memory, estimate_memory
+from safeflux.trainer.sampling.sampler import Condition, Sampler
+
+from safeflux.errors import ModelError
+from safeflux.families.sites import find_sites
+from safeflux.profiles.load import profile_of
+from safeflux.reference.model import model_folder
+
+PIXELS_A_TOKEN = 16
+"""A side of an image token of every published model: the autoencoder's 8, and patches of 2."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on: the transformer's class with its configuration, and the pixels of a token's side."""
+
+    transformer: Mapping[str, Any]
+    pixels: int = PIXELS_A_TOKEN
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model from its folder or, where that is not here, from its bundled profile; no weight is read.
+
+    Raises:
+        SafeFluxError: Neither says what the transformer is.
+    """
+    profile = profile_of(model)
+    if profile and profile.transformer:
+        return Shape(profile.transformer)
+    folder = model_folder(model)
+    try:
+        config, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "vae"))
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        return Shape({"class": config["_class_name"], **settings}, 2 ** len(vae["block_out_channels"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: expected a pipeline with a transformer and a VAE ({error!r})") from error
+
+
+def lay_out(transformer: Mapping[str, Any], dtype: str) -> Any:
+    """A transformer on the meta device.
+
+    Raises:
+        ModelError: The installed diffusers has no such class.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    settings = dict(transformer)
+    name = str(settings.pop("class", ""))
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        raise ModelError(f"transformer: expected the name of a class of diffusers as `class`, got {name!r}")
+    with init_empty_weights():
+        model = kind(**settings)
+    return torch.nn.Module.to(model, getattr(torch, dtype))  # diffusers' own `to` warns of it
+
+
+def memory_of(shape: Shape, config: TrainConfig, rows: int = 1, device: torch.device | None = None) -> Memory:
+    """The memory of a run on a model; no weight is read.
+
+    Args:
+        shape: The model.
+        config: The run: size, steps, prompt length, batch, kinds of site.
+        rows: How many masks there are.
+        device: Where the run will be; None for the CPU.
+    """
+    model = lay_out(shape.transformer, config.dtype)
+    dtype, axes = getattr(torch, config.dtype), len(model.config.axes_dims_rope)
+    tokens = config.height // shape.pixels * (config.width // shape.pixels)
+    guidance = 1.0 if model.config.get("guidance_embeds") else None
+    size = (tokens, model.config.in_channels)
+    sampler = Sampler(torch.linspace(1, 0, config.steps + 1), torch.zeros(tokens, axes), guidance, size, dtype)
+    text = torch.empty(
+        config.batch, config.max_sequence_length, model.config.joint_attention_dim, dtype=dtype, device="meta"
+    )
+    pooled = model.config.get("pooled_projection_dim")
+    condition = Condition(
+        text,
+        None if pooled is None else torch.empty(config.batch, pooled, dtype=dtype, device="meta"),
+        torch.zeros(config.max_sequence_length, axes),
+    )
+    sites = [site for site in find_sites(model).values() if site.kind in config.kinds]
+    return estimate_memory(model, sampler, condition, config, sites, rows, device or torch.device("cpu"))

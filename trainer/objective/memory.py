@@ -1,0 +1,172 @@
+"""The memory that a run needs, estimated before it starts, so that a model too big for the machine is refused at once.
+
+Activations are counted by running one sampling step with fake tensors, which have shapes and no values: autograd
+saves as many bytes of them as of real ones. The rest is arithmetic.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.objective.gating import gated
+from safeflux.trainer.sampling.precision import fast_math
+from safeflux.trainer.sampling.rollout import step_inputs
+from safeflux.trainer.sampling.sampler import Condition, Reference, Sampler
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from safeflux.doctor.memory import main_memory
+from safeflux.errors import TrainError
+from safeflux.families import MATRIX_KINDS
+from safeflux.families.sites import Site
+from safeflux.model.weights import named_weights
+
+_FLOAT = 4
+_GRADIENTS = 2
+"""Vectors of float32 for a batch: its gradient and that of the projection."""
+_ESTIMATES = 3
+"""Vectors of float32 that the method `saliency` holds a category; `gates` holds log alpha and two moments of Adam."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by their use."""
+
+    weights: int
+    """The transformer."""
+    gated_layer: int
+    """What the largest gated layer needs while it runs: its mask, its masked matrix, and the gradients of both."""
+    estimates: int
+    """The estimates of every bit, the masks, and the gradients of a batch; float32 and bool, in the main memory."""
+    activations: int
+    """Activations that the backward pass keeps at a time."""
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        """In GB, the largest first."""
+        parts = sorted(asdict(self).items(), key=lambda item: -item[1])
+        return ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f} GB" for name, size in parts)
+
+
+def estimate_memory(
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    condition: Condition,
+    config: TrainConfig,
+    sites: Iterable[Site],
+    rows: int,
+    device: torch.device | None = None,
+) -> Memory:
+    """Estimate the memory of a run.
+
+    Args:
+        transformer: The model.
+        sampler: The schedule.
+        condition: Any encoded prompts; only shapes are read.
+        config: The run.
+        sites: Those that may be masked.
+        rows: How many masks there are.
+        device: Where the run will be; None for where the transformer is. One on the meta device needs it.
+    """
+    kept, largest, hidden = _activations(transformer, sampler, condition, config.batch, device)
+    latents = config.batch * sampler.shape[0] * sampler.shape[1] * _FLOAT * (config.steps + 1)
+    activations = {"none": kept * config.steps, "step": kept, "block": hidden + largest}[config.recompute]
+    chosen = list(sites)
+    bits = sum(site.num_bits for site in chosen)
+    return Memory(
+        weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
+        gated_layer=_gated_layer(transformer, chosen),
+        estimates=rows * bits * (_ESTIMATES * _FLOAT + 2) + _GRADIENTS * bits * _FLOAT + bits,
+        activations=activations + latents,
+    )
+
+
+def _gated_layer(transformer: torch.nn.Module, sites: Iterable[Site]) -> int:
+    """Of a weight site, by element: its mask, the masked matrix and its gradient, and the product of two in float32."""
+    weights = named_weights(transformer)
+    touched = {span.tensor for site in sites if site.kind in MATRIX_KINDS for span in gated(site)}
+    sizes = (weights[name].numel() * (1 + 2 * weights[name].element_size() + _FLOAT) for name in touched)
+    return max(sizes, default=0)
+
+
+def check_memory(memory: Memory, device: torch.device) -> None:
+    """Refuse a run that does not fit.
+
+    Raises:
+        TrainError: More is needed than is free.
+    """
+    rest, main = memory.gated_layer + memory.activations, main_memory().free  # the weights are loaded already
+    if device.type == "cuda":
+        needed = {f"on {device}": (rest, torch.cuda.mem_get_info(device)[0]), "": (memory.estimates, main)}
+    else:
+        needed = {"": (rest + memory.estimates, main)}
+    for where, (bytes_needed, free) in needed.items():
+        if bytes_needed > free:
+            raise TrainError(
+                f"this run needs about {bytes_needed / 1e9:.1f} GB more{where and ' ' + where}, and "
+                f"{free / 1e9:.1f} GB are free: {memory}. Less is needed with recompute=block, a smaller batch, height "
+                "and width, or fewer kinds of site."
+            )
+
+
+def _activations(
+    transformer: torch.nn.Module, sampler: Sampler, condition: Condition, batch: int, device: torch.device | None = None
+) -> tuple[int, int, int]:
+    """Bytes that autograd saves in one step, those of the largest block, and the hidden states between blocks."""
+    config: Any = transformer.config
+    parameter = next(transformer.parameters())
+    device = device or parameter.device
+    saved: dict[int, torch.UntypedStorage] = {}
+    after_block: list[int] = [0]
+
+    def size() -> int:
+        return sum(storage.nbytes() for storage in saved.values())
+
+    with FakeTensorMode(), device:
+        twin = _twin(transformer, parameter.dtype)
+        own = {p.untyped_storage()._cdata for p in twin.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage  # held, so that no other takes its number
+            return tensor
+
+        blocks = [block for stack in twin.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
+        for block in blocks:
+            block.register_forward_hook(lambda *_: after_block.append(size()))
+        x = torch.empty(batch, *sampler.shape, requires_grad=True)
+        tokens = torch.empty(batch, *condition.tokens.shape[1:], dtype=condition.tokens.dtype)
+        pooled = None if condition.pooled is None else torch.empty(batch, condition.pooled.shape[1], dtype=tokens.dtype)
+        text_ids = None if condition.text_ids is None else torch.empty(condition.text_ids.shape)
+        seen = condition.reference
+        image = seen and Reference(torch.empty(batch, *seen.tokens.shape[1:]), torch.empty(seen.ids.shape))
+        like = replace(sampler, image_ids=torch.empty(sampler.image_ids.shape))
+        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids, image))
+        with (
+            fast_math(x.device, sampler.compute_dtype),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            twin(**inputs)
+    largest = max((after - before for before, after in pairwise(after_block)), default=size())
+    width = int(config.num_attention_heads * config.attention_head_dim)
+    num_tokens = tokens.shape[1] + sampler.shape[0]
+    return size(), largest, len(blocks) * batch * num_tokens * width * tokens.element_size()
+
+
+def _twin(transformer: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of the same shapes, made in its dtype: fake tensors cannot be cast."""
+    model: Any = transformer
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        twin: torch.nn.Module = type(model).from_config(dict(model.config))
+        return twin
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,74 @@
+"""Files that a run resumes from: its checkpoint, and the digest of its configuration."""
+
+import json
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.prompts import PAIR_SHARE
+from safeflux.trainer.methods.saliency import BETA_START, PRICE_SMOOTHING, SMOOTHING
+
+from safeflux.disk.atomic import write_atomically
+from safeflux.errors import ConfigError
+
+CHECKPOINT = "checkpoint.pt"
+REFERENCES = "references.cache"
+"""Safetensors inside; another suffix, since the mask files of a folder go by theirs."""
+CONSTANTS: dict[str, dict[str, float]] = {
+    "prompts": {"pair_share": PAIR_SHARE, "drop_share": 0.0},
+    "saliency": {"beta_start": BETA_START, "smoothing": SMOOTHING, "price_smoothing": PRICE_SMOOTHING},
+}
+"""Part of the digest beside the options, since they decide the masks as well; no prompts are dropped. Masks made while
+these were options keep the digest that they were made with."""
+
+
+def config_digest(config: TrainConfig) -> str:
+    """The sha256 of the configuration and the method's constants; without `precision`, so that a run may move.
+
+    A run that moves to another machine keeps the dtype that it began with.
+    """
+    options = config.model_dump(mode="json", exclude={"precision"})
+    if config.detector in (None, "judge"):  # as before these were options
+        del options["detector"], options["call"]
+    for group, constants in CONSTANTS.items():
+        options[group] |= constants
+    return sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The state that a run in this folder was in after its last round; None for a folder without a run.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration, or its checkpoint cannot be read.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        digest = state["config"]
+    except Exception as error:  # torch.load raises whatever zip, pickle and its own reader raise
+        raise ConfigError(
+            f"{path}: expected a checkpoint of a training run, and it cannot be read ({error}). Choose another --out, "
+            "or remove the file to begin again."
+        ) from error
+    if digest != config_digest(config):
+        raise ConfigError(
+            f"{path}: this folder holds a run of another configuration. Resume with that configuration, or choose "
+            "another --out."
+        )
+    return state
+
+
+def write_checkpoint(folder: Path, config: TrainConfig, state: dict[str, Any]) -> None:
+    """Replace the checkpoint of a folder; the older one stands until all bytes are on disk.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    buffer = BytesIO()
+    torch.save({"config": config_digest(config), **state}, buffer)
+    write_atomically(folder / CHECKPOINT, buffer.getvalue())

@@ -1,0 +1,220 @@
+"""Validation during a run: pictures that the model draws under the masks, and the judge of the embedded model.
+
+Prompts are made as in training, with its words and its things to preserve; the noises are others. The held-out words
+and things are left to the evaluation.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.options import call_of
+from safeflux.trainer.asked.prompts import PromptSource
+
+from safeflux.errors import ConfigError
+from safeflux.masks.mask_set import MaskSet, compose
+from safeflux.model.apply import apply_masks_
+from safeflux.reference.judge import Judge
+from safeflux.reference.measure import concept_right, draw, in_turn, other_found, pair_asks, single_asks
+from safeflux.reference.vocabulary import Concept, Target, find_target, known_concepts, vocabulary
+
+VALIDATION_SEED = 50_000_000
+"""First seed of the noises; a training noise has a 62-bit random seed, so that meeting one is out of the question."""
+
+COLUMNS = 8
+"""Columns of each sort in the picture of a validation."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The figures of the masks of a run, as shares of pictures."""
+
+    found: tuple[float, ...]
+    """Each category, where a prompt asks for it: the larger of the shares under its own mask and under all masks."""
+    right: float
+    """Things to preserve: alone (neutral things, and those of categories whose mask is off) and beside an erased thing
+    (neutral things). The mean of the two shares, the smallest of those under each mask and under all masks."""
+
+    def score(self, target: float) -> tuple[bool, float]:
+        """The order of masks: whether every category is gone, then the share preserved less the share still found.
+
+        Examples:
+            >>> Validation((0.01, 0.0), 0.9).score(0.01)
+            (True, 0.9)
+            >>> near, far, spoilt = (Validation((f,), right) for f, right in ((0.11, 0.9), (0.21, 0.9), (0.11, 0.7)))
+            >>> near.score(0.01) > far.score(0.01) > spoilt.score(0.01)
+            True
+        """
+        missed = sum(max(0.0, found - target) for found in self.found)
+        return missed == 0, self.right - missed
+
+
+Masks = Mapping[str, MaskSet]
+"""One mask set for each category."""
+
+
+class Validator(Protocol):
+    """Looks at pictures."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the mask files say of it beside the figures."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is printed of it before the first round, a line each."""
+
+    def found(self, category: str, masks: MaskSet) -> float:
+        """How often a category is found under a mask set, in prompts that ask for it."""
+
+    def right(self, erased: Collection[str], masks: MaskSet) -> float:
+        """How often the things that a mask set for some categories should preserve are found."""
+
+    def picture(self, masks: MaskSet) -> Image.Image:
+        """Some pictures of both sorts without masks, and below them the same under a mask set."""
+
+
+def validate(validator: Validator, masks: Masks, trained: Sequence[str]) -> Validation:
+    """Ask both questions: the first for every trained category, the second under every mask."""
+    return Validation(tuple(found(validator, name, masks) for name in trained), right(validator, masks, masks))
+
+
+def found(validator: Validator, category: str, masks: Masks) -> float:
+    """How often a category is found: the larger of the shares under its own mask and under all masks."""
+    return max(validator.found(category, state) for _, state in _alone_and_all([category], masks))
+
+
+def right(validator: Validator, asked: Collection[str], masks: Masks) -> float:
+    """How often things to preserve are found: the smallest of the shares under each asked mask and under all masks."""
+    return min(validator.right(*state) for state in _alone_and_all(asked, masks))
+
+
+class JudgeValidator:
+    """The validator by the embedded model's judge, which looks for the concepts of the configuration."""
+
+    about: Mapping[str, Any] = MappingProxyType({})
+    notes: Sequence[str] = ()
+
+    def __init__(
+        self, pipe: Any, judge: Judge, config: TrainConfig, beside: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> None:
+        """Fix all prompts of the run's validations.
+
+        Args:
+            pipe: A model that draws what the judge knows.
+            judge: Its judge.
+            config: The run.
+            beside: Category of a mask that stays as it is -> the concepts that it erases.
+
+        Raises:
+            ConfigError: The judge does not know a concept of the run.
+        """
+        self._pipe, self._judge, self._call = pipe, judge, call_of(config)
+        words, count, source = vocabulary(), config.validation_prompts, PromptSource(config)
+        rng = np.random.default_rng((config.seed, VALIDATION_SEED))
+        self._targets, self._gone = judged_targets(config), erased_things(config, beside)
+        targets = list(self._targets.values())
+        things = _shuffled(_things_to_preserve(self._gone), rng)
+        self._erased = {  # a style on neutral things: under all masks, no other thing is left to have one
+            target.name: [
+                (ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)
+            ]
+            if target.style
+            else [(pair.prompt, pair.concept or "") for pair in source.erase(target.name, rng, count)]
+            for target in targets
+        }
+        concepts = [concept for target in targets for concept in target.concepts] or things
+        self._alone = single_asks(words, in_turn(things, -(-count // 2)), 1, rng)
+        self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
+        of_categories = [concept for target in words.targets.values() for concept in target.concepts]
+        self._of_categories = single_asks(words, in_turn(of_categories, -(-count // 2)), 1, rng)
+
+    def found(self, category: str, masks: MaskSet) -> float:
+        """See `Validator`."""
+        asked, style = self._erased[category], self._targets[category].style
+        shift = 200_000 * (list(self._erased).index(category) + 1)
+        verdicts = self._judge(self._draw([prompt for prompt, _ in asked], masks, shift))
+        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
+        return float(is_there.mean())
+
+    def right(self, erased: Collection[str], masks: MaskSet) -> float:
+        """See `Validator`."""
+        gone = frozenset[str]().union(*(self._gone[name] for name in erased))
+        alone = self._alone + [ask for ask in self._of_categories if ask.concept not in gone]
+        images = self._draw([ask.prompt for ask in alone + self._beside], masks, 100_000)
+        rates = (
+            concept_right(self._judge, images[: len(alone)], alone),
+            other_found(self._judge, images[len(alone) :], self._beside),
+        )
+        return sum(rate.value for rate in rates) / len(rates)
+
+    def picture(self, masks: MaskSet) -> Image.Image:
+        """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
+        in_turn_of_all = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
+        prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
+        base = draw(self._pipe, prompts, VALIDATION_SEED + 300_000, settings=self._call)
+        return grid([base, self._draw(prompts, masks, 300_000)])
+
+    def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
+        # A run that has only warmed up masks nothing, and an empty mask set cannot be applied.
+        with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
+            return draw(self._pipe, prompts, VALIDATION_SEED + shift, settings=self._call)
+
+
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of as many pictures of one size, as one picture."""
+    width, height = rows[0][0].size
+    whole = Image.new("RGB", (len(rows[0]) * width, len(rows) * height))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            whole.paste(image, (x * width, y * height))
+    return whole
+
+
+def judged_targets(config: TrainConfig) -> dict[str, Target]:
+    """Category of the run -> the things or the style that the judge looks for.
+
+    Raises:
+        ConfigError: The judge does not know a concept.
+    """
+    return {name: find_target(name, category.concepts) for name, category in config.categories.items()}
+
+
+def erased_things(config: TrainConfig, beside: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
+    """Category -> names of the things that its mask erases, as far as the judge knows them.
+
+    Raises:
+        ConfigError: Fewer than two neutral things are left to preserve.
+    """
+    known = vocabulary().targets
+    things = {name: frozenset(category.concepts) for name, category in config.categories.items()}
+    for name, concepts in beside.items():
+        is_whole = name in known and set(concepts) <= {name}  # a mask that names nothing but its category
+        things[name] = frozenset(concept.name for concept in known[name].concepts) if is_whole else frozenset(concepts)
+    if len(_things_to_preserve(things)) < 2:
+        raise ConfigError(
+            "categories: expected at least two neutral concepts that no category erases, for validation to look at; "
+            "got fewer. Leave some out of the categories."
+        )
+    return things
+
+
+def _things_to_preserve(erased: Mapping[str, frozenset[str]]) -> list[Concept]:
+    """The neutral concepts that mask training knows, without the erased ones."""
+    gone = frozenset[str]().union(*erased.values())
+    return [concept for concept in known_concepts() if concept.name not in gone]
+
+
+def _shuffled(concepts: Sequence[Concept], rng: np.random.Generator) -> list[Concept]:
+    return [concepts[k] for k in rng.permutation(len(concepts))]
+
+
+def _alone_and_all(asked: Collection[str], masks: Masks) -> list[tuple[Collection[str], MaskSet]]:
+    """Some masks one by one and, if there are several, all of them combined; each with its categories."""
+    alone: list[tuple[Collection[str], MaskSet]] = [([name], masks[name]) for name in asked]
+    return [*alone, (masks, compose(*masks.values()))] if len(masks) > 1 else alone

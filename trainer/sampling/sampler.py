@@ -1,0 +1,68 @@
+"""The inputs of a rollout: the schedule and geometry of a sampler, and the conditions of a batch. Plain records.
+
+Shapes: B batch, N image tokens, R reference tokens, L text tokens, C channels of a token, D and P widths of the text
+encoders, A axes of a position.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image to draw after, encoded: `tokens` (B, R, C), and their position ids (R, A)."""
+
+    tokens: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The conditions of a batch; made by `pipelines.encode`.
+
+    Attributes:
+        tokens: Encoded prompts, (B, L, D). The transformer runs in their dtype.
+        pooled: One vector a prompt, (B, P); None for a family without it.
+        text_ids: Position ids of the text tokens, (L, A); None where all are zero.
+        reference: An image that the model sees beside the prompt; None without.
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+    text_ids: torch.Tensor | None = None
+    reference: Reference | None = None
+
+    def __getitem__(self, index: Any) -> "Condition":
+        """A part of the batch."""
+        pooled, reference = self.pooled, self.reference
+        return Condition(
+            self.tokens[index],
+            None if pooled is None else pooled[index],
+            self.text_ids,
+            None if reference is None else Reference(reference.tokens[index], reference.ids),
+        )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The schedule and the geometry of a run; made by `pipelines.sampler_of`.
+
+    Attributes:
+        sigmas: Noise levels from 1 to 0, (steps + 1,).
+        image_ids: Position ids of the image tokens, (N, A).
+        guidance: Guidance scale of a guidance-distilled model; None for a model without the embedding.
+        shape: (N, C) of one sample's packed latents.
+        compute_dtype: Of matrix products; the weights and the latents keep theirs.
+    """
+
+    sigmas: torch.Tensor
+    image_ids: torch.Tensor
+    guidance: float | None
+    shape: tuple[int, int]
+    compute_dtype: torch.dtype
+
+    def noise(self, count: int, seed: int) -> torch.Tensor:
+        """`count` starting points x_T, float32 (count, N, C) on the CPU, the same for the same seed."""
+        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
