@@ -121,7 +121,7 @@ def test_a_second_key_press_while_going_back_does_not_tear_the_weights(transform
 
 @pytest.fixture
 def leaks_of_injected_exceptions():
-    """What an exception between two bytecodes of the standard library leaves open is freed here, not in a later test."""
+    """Frees here, not in a later test, what an exception within the standard library leaves open."""
     yield
     gc.collect()
 

@@ -6,60 +6,25 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from safeflux.errors import ApplyError, PolicyError
+from safeflux.errors import ApplyError
 from safeflux.masks.store import Store, StoreLike, open_store
 from safeflux.model.adapters import admit
 from safeflux.model.commit import Commit
 from safeflux.model.handle import GuardHandle
-from safeflux.model.index_sets import MOST_SETS
-from safeflux.model.planning import make_plan
-from safeflux.model.pool.layers import Layers
-from safeflux.model.pool.pooled import Pooled
-from safeflux.model.pool.queue import Queue, Request
-from safeflux.model.record import ATTRIBUTE, GONE, Entry, Standing, record_of, standing_record
+from safeflux.model.pool.members import Member, Members, check_policies, plan_all, replace_
+from safeflux.model.pool.queue import Queue
+from safeflux.model.pool.under import Under
+from safeflux.model.record import ATTRIBUTE, GONE, Entry, record_of, standing_record
 from safeflux.model.turn_lock import turns_of
 from safeflux.model.verify import Verification
 from safeflux.model.watch.forward import reset_caches
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.sample import Sample
-from safeflux.model.weights import check_not_compiled, find_transformer
+from safeflux.model.weights import check_not_compiled, check_reached, find_transformer
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Policy, load_policy
 
 _log = logging.getLogger(__name__)
-
-
-class Under:
-    """A picture's time under one policy, as a context manager. One that is dropped ends, whatever became of `with`."""
-
-    def __init__(self, queue: Queue, policy: str, timeout: float | None, handle: GuardHandle) -> None:
-        """Queue nowhere yet."""
-        self._queue, self._policy, self._timeout, self._handle = queue, policy, timeout, handle
-        self._request: Request | None = None
-
-    def __enter__(self) -> GuardHandle:
-        """Wait for the policy's turn, and return the handle of what is in force."""
-        try:
-            self._request = Request(self._policy)
-            self._queue.enter(self._request, self._timeout)
-        except BaseException:
-            self._end()
-            raise
-        return self._handle
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let the next request draw."""
-        self._end()
-
-    def __del__(self) -> None:
-        """End what was left without `__exit__`."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._request is not None:
-            self._queue.leave(self._request)
 
 
 class PolicyPool:
@@ -105,60 +70,67 @@ class PolicyPool:
             SafeFluxError: The errors of `guard`, for any of the policies; the model is as before.
         """
         effective = {name: load_policy(policy) for name, policy in policies.items()}
-        _check(effective, at_once, patience)
-        self._transformer = find_transformer(model)
+        check_policies(effective)
+        if at_once < 1 or patience < 0:
+            raise ApplyError(
+                f"expected at_once of at least 1 and patience of at least 0, got {at_once} and {patience:g}"
+            )
+        self._model, self._transformer, self._store = model, find_transformer(model), open_store(store, keys)
         check_not_compiled(self._transformer)
         self._modules = list(self._transformer.modules())
-        self._turns, masks = turns_of(self._transformer), open_store(store, keys)
-        self._policies = effective
-        self._turns.plan(lambda: self._open(model, masks, adapters))
+        self._turns = turns_of(self._transformer)
+        self._turns.plan(lambda: self._open(effective, adapters))
         self._queue = Queue(self._turns, self._name_in_force, self._switch, at_once=at_once, patience=patience)
 
-    def _open(self, model: Any, masks: Store, adapters: Sequence[str | os.PathLike[str]]) -> None:
+    def _open(self, policies: Mapping[str, Policy], adapters: Sequence[str | os.PathLike[str]]) -> None:
         record = standing_record(self._transformer)
         if record.is_final:
             raise ApplyError(f"cannot make a pool: {GONE}")
-        admitted = admit(next(iter(self._policies.values())), *adapters)
-        plans: dict[str, Plan] = {}
-        base = None
-        for name, policy in self._policies.items():
-            plan = make_plan(policy, model, masks, standing=record.plans, base=base, admitted=admitted)
-            plan.check_enforces()
-            plans[name], base = plan, plan.base
-        rest = Rest(model)
+        admitted = admit(next(iter(policies.values())), *adapters)
+        plans = plan_all(policies, self._model, self._store, standing=record.plans, base=None, admitted=admitted)
+        rest = Rest(self._model)
 
         def write() -> Entry:
             reset_caches(self._modules)
             sample = record.sample or Sample(self._transformer)
-            self._layers = Layers(self._transformer, {name: plan.masks for name, plan in plans.items()})
-            self._undos = {name: Pooled(self._transformer, plan, self._layers, name) for name, plan in plans.items()}
-            self._standings = {n: Standing(plans[n], undo, sample.masked_by(undo)) for n, undo in self._undos.items()}
-            self._names = {standing: name for name, standing in self._standings.items()}
-            first = next(iter(plans))
-            entry = Entry(self._standings[first], sample, admitted)
-            self._undos[first].fill_(Commit(vars(self._transformer), ATTRIBUTE, lambda: record.plus(entry, sample)))
+            members = Members(self._transformer, plans, sample)
+            first = members[next(iter(plans))]
+            entry = Entry(first, sample, admitted)
+            first.undo.fill_(Commit(vars(self._transformer), ATTRIBUTE, lambda: record.plus(entry, sample)))
             return entry
 
         self._entry = self._turns.write(write)
-        self._handle = GuardHandle(model, self._entry.plan, self._entry, owns=True, rest=rest)
+        self._handle = GuardHandle(self._model, self._entry.plan, self._entry, owns=True, rest=rest)
         try:
             self._turns.write(self._read_back)
         except BaseException:
             self._handle.undo()
             raise
-        _log.info("pool: %s; in force: %s", ", ".join(map(repr, self._policies)), self._entry.plan.line)
+        _log.info("pool: %s; in force: %s", ", ".join(map(repr, plans)), self._entry.plan.line)
 
     def _read_back(self) -> None:
         """Put each policy in force and read it, the first one last."""
-        for name in reversed(self._policies):
+        for name in reversed(self._member.members.names):
             self._switch(name)
             for fault in self._entry.undo.faults():
                 raise ApplyError(f"policy {name!r} of the pool: tensor {fault.tensor!r} {fault.reason}")
 
     @property
+    def _member(self) -> Member:
+        """What is in force, or was before the pool was closed."""
+        now = self._entry.now
+        assert isinstance(now, Member)  # nothing but this pool sets it: the handle's `swap` is refused
+        return now
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """What each policy asks for, by its name in the pool."""
+        return self._member.members.plans
+
+    @property
     def policies(self) -> dict[str, Policy]:
         """The policies by their names in the pool."""
-        return dict(self._policies)
+        return {name: plan.policy for name, plan in self.plans.items()}
 
     @property
     def in_force(self) -> str:
@@ -185,7 +157,7 @@ class PolicyPool:
 
         Beside it are kept, as for a guard, the elements that all policies switch off (`GuardHandle.num_bytes_saved`).
         """
-        return self._layers.num_bytes
+        return self._member.members.layers.num_bytes
 
     def under(self, policy: str, *, timeout: float | None = None) -> Under:
         """Draw inside of it: a picture under one of the policies, wholly, whatever other threads draw under.
@@ -206,8 +178,7 @@ class PolicyPool:
                 changed by others so that it cannot be switched, this thread draws under another policy, or `timeout`
                 seconds went by.
         """
-        if policy not in self._policies:
-            raise ApplyError(f"no policy {policy!r} in the pool; it has {', '.join(map(repr, self._policies))}")
+        self._member.members[policy]  # that there is one
         return Under(self._queue, policy, timeout, self._handle)
 
     def verify(self, *, deep: bool = False) -> Verification:
@@ -218,10 +189,54 @@ class PolicyPool:
         """Return the evidence of this moment as `GuardHandle.receipt` does, with the pool's policies beside it."""
 
         def make() -> dict[str, Any]:
-            digests = {name: policy.digest for name, policy in self._policies.items()}
+            digests = {name: policy.digest for name, policy in self.policies.items()}
             return self._handle.receipt() | {"pool": {"in_force": self._name_in_force(), "policies": digests}}
 
         return self._turns.draw(make)
+
+    def replace(
+        self, policies: Mapping[str, str | os.PathLike[str] | Policy], *, store: StoreLike | Store | None = None
+    ) -> None:
+        """Put other policies in the place of the pool's, all or nothing.
+
+        Pictures that are being drawn are finished first, under their own policy; all others wait. Requests that wait
+        are drawn under the new policy of the name that they asked for, and get an error where there is none. What is
+        in force is the policy of the same name as before, or the first one. Whoever draws outside of `under` may see
+        weights of the base model meanwhile.
+
+        Args:
+            policies: As for the pool.
+            store: As for the pool; without, its own.
+
+        Raises:
+            ApplyError: The pool is not in force any more, another policy is on top of it, the weights were changed by
+                others, or a write failed. The old policies stay.
+            SafeFluxError: Another of the errors of `guard`, for any of the policies; likewise.
+        """
+        effective = {name: load_policy(policy) for name, policy in policies.items()}
+        check_policies(effective)
+        masks = self._store if store is None else open_store(store)
+        self._turns.plan(lambda: self._replace(effective, masks))
+        self._queue.wake()
+
+    def _replace(self, policies: Mapping[str, Policy], masks: Store) -> None:
+        before = record_of(self._transformer).plans[:-1]
+        self._check_on_top()
+        plans = plan_all(
+            policies, self._model, masks, standing=before, base=self._entry.plan.base, admitted=self._entry.admitted
+        )
+        name = self._name_in_force()
+        first = name if name in plans else next(iter(plans))
+
+        def write() -> None:
+            check_reached(self._transformer)
+            reset_caches(self._modules)
+            entry = self._entry
+            entry.seen = None
+            replace_(self._member, lambda: Members(self._transformer, plans, entry.sample), first, vars(entry))
+
+        self._turns.write(write)
+        _log.info("pool: %s; in force: %s", ", ".join(map(repr, plans)), self._entry.plan.line)
 
     def close(self) -> None:
         """Put every bit back. Requests that wait get an error; doing it twice does nothing more.
@@ -243,38 +258,25 @@ class PolicyPool:
         self.close()
 
     def _name_in_force(self) -> str:
-        now = self._entry.now
+        member = self._member
         if self._entry not in record_of(self._transformer).entries:
             raise ApplyError("no policy of this pool is in force: it was closed, or the model was loaded anew")
-        return self._names[now]
+        return member.name
+
+    def _check_on_top(self) -> None:
+        above = record_of(self._transformer).entries[-1]
+        if above is not self._entry:
+            raise ApplyError(f"policy {above.plan.policy.name!r} was put on top of the pool; undo it first")
 
     def _switch(self, policy: str) -> None:
         """Put a policy in force while nobody draws."""
-        name, entry = self._name_in_force(), self._entry
-        above = record_of(self._transformer).entries[-1]
-        if above is not entry:
-            raise ApplyError(f"policy {above.plan.policy.name!r} was put on top of the pool; undo it first")
+        name, entry, old = self._name_in_force(), self._entry, self._member
+        self._check_on_top()
+        new = old.members[policy]
         reset_caches(self._modules)
         seen, entry.seen = entry.seen, None
-        commit = Commit(vars(entry), "now", lambda: self._standings[policy])
-        num_written = self._undos[name].switch_(self._undos[policy], commit)
+        num_written = old.undo.switch_(new.undo, Commit(vars(entry), "now", lambda: new))
         if seen is not None:
             seen.count(num_written)
             entry.seen = seen
         _log.debug("switch: policy %r of the pool in the place of %r", policy, name)
-
-
-def _check(policies: Mapping[str, Policy], at_once: int, patience: float) -> None:
-    if not 1 <= len(policies) <= MOST_SETS:
-        raise PolicyError(f"a pool has 1 to {MOST_SETS} policies, got {len(policies)}")
-    if at_once < 1 or patience < 0:
-        raise ApplyError(f"expected at_once of at least 1 and patience of at least 0, got {at_once} and {patience:g}")
-    (first, policy), *others = policies.items()
-    for name, other in others:
-        for field in ("adapters", "adapter_allowlist"):
-            mine, its = getattr(policy, field), getattr(other, field)
-            if mine != its:
-                raise PolicyError(
-                    f"policies of a pool say the same of adapters, which the model carries under each of them; "
-                    f"{first!r} says {field}: {mine}, {name!r} says {field}: {its}"
-                )

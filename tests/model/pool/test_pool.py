@@ -1,18 +1,20 @@
 """Several policies on one model: what a switch writes, what it refuses, and what is said of it."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from safeflux.errors import ApplyError, MaskMismatchError, PolicyError
+from safeflux.errors import ApplyError, MaskMismatchError, PolicyError, StoreError
 from safeflux.masks.file import load_masks, save_masks
 from safeflux.masks.mask_set import MaskSet
 from safeflux.model.guard import guard
 from safeflux.model.pool.pool import PolicyPool
 from safeflux.model.record import record_of
 from safeflux.model.weights import fingerprint
+from safeflux.model.writes import Write
 from safeflux.plan.status import State
 from safeflux.policy.load import Adapters, Category, Policy
 from tests.helpers.policies import BLADES, BOTH, SPIRITS
@@ -262,3 +264,44 @@ def _with_fingerprint(store, model):
         masks, meta = load_masks(path)
         save_masks(path, masks, replace(meta, fingerprint=fingerprint(model)))
     return store
+
+
+def test_other_policies_take_the_place_of_a_pools_all_or_nothing(
+    transformer, store, bits_of, guarded_bits, monkeypatch
+):
+    before = bits_of(transformer)
+    pool = PolicyPool(transformer, {"blades": BLADES, "both": BOTH}, store=store)
+    with pool.under("both"):
+        pass
+    missing = Policy(name="missing", categories={"weapons": Category(masks=("nowhere",))})
+    with pytest.raises(StoreError, match="nowhere"):
+        pool.replace({"both": BOTH, "other": missing})
+    written = itertools.count()
+
+    def fail(write, fill=Write.fill_):
+        fill(write)
+        if next(written) == 5:
+            raise OSError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Write, "fill_", fail)
+        with pytest.raises(ApplyError, match="replacing the policies failed"):
+            pool.replace({"spirits": SPIRITS})
+    assert list(pool.policies) == ["blades", "both"]
+    assert bits_of(transformer) == guarded_bits["both"]
+    with pool.under("blades"):
+        assert bits_of(transformer) == guarded_bits["blades"]
+        assert pool.verify(deep=True).ok
+    pool.replace({"spirits": SPIRITS, "blades": BOTH})
+    assert pool.in_force == "blades"  # the name stays, what it says is another
+    assert bits_of(transformer) == guarded_bits["both"]
+    assert pool.verify(deep=True).ok
+    with pytest.raises(ApplyError, match="no policy 'both' in the pool"):
+        pool.under("both")
+    with pool.under("spirits") as handle:
+        assert bits_of(transformer) == guarded_bits["spirits"]
+        assert handle.plan.policy is SPIRITS
+        with pytest.raises(ApplyError, match="this thread is drawing"):
+            pool.replace({"both": BOTH})
+    pool.close()
+    assert bits_of(transformer) == before

@@ -1,0 +1,39 @@
+"""A picture's time under one policy of a pool."""
+
+from types import TracebackType
+
+from safeflux.model.handle import GuardHandle
+from safeflux.model.pool.queue import Queue, Request
+
+
+class Under:
+    """A picture's time under one policy, as a context manager. One that is dropped ends, whatever became of `with`."""
+
+    def __init__(self, queue: Queue, policy: str, timeout: float | None, handle: GuardHandle) -> None:
+        """Queue nowhere yet."""
+        self._queue, self._policy, self._timeout, self._handle = queue, policy, timeout, handle
+        self._request: Request | None = None
+
+    def __enter__(self) -> GuardHandle:
+        """Wait for the policy's turn, and return the handle of what is in force."""
+        try:
+            self._request = Request(self._policy)
+            self._queue.enter(self._request, self._timeout)
+        except BaseException:
+            self._end()
+            raise
+        return self._handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the next request draw."""
+        self._end()
+
+    def __del__(self) -> None:
+        """End what was left without `__exit__`."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._request is not None:
+            self._queue.leave(self._request)
