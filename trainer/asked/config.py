@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safeflux.trainer.asked.erasure import NoisedConfig, TermConfig
 
 from safeflux.errors import ConfigError
 from safeflux.packs.templates import BY_KIND, Templates, faults
@@ -191,6 +192,12 @@ class TrainConfig(Part):
     erase_loss: Literal["relative", "absolute"] = "relative"
     """`relative`: each pair's distance counts relative to the base model's change between prompt and anchor, so
     that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
+    erase_terms: TermConfig = TermConfig()
+    """What erase batches ask."""
+    preserve_terms: TermConfig = TermConfig()
+    """What batches to preserve ask; they have no `bank`."""
+    noised: NoisedConfig = NoisedConfig()
+    """Of the terms that start from noised pictures."""
     hard_share: Share = 0.7
     """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
     spoilt_share: Share = 0.7
@@ -229,6 +236,8 @@ class TrainConfig(Part):
     def _consistent(self) -> "TrainConfig":
         if not self.categories:
             raise ValueError("categories: expected at least one")
+        if self.preserve_terms.bank:
+            raise ValueError("preserve_terms.bank: expected 0; adversarial embeddings serve erasure alone")
         slots = {"thing", *self.prompts.slots}
         if twice := sorted(self.categories.keys() & self.prompts.others.keys()):
             raise ValueError(f"prompts.others: {', '.join(twice)} is to be erased, not preserved")

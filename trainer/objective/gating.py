@@ -32,13 +32,14 @@ def gated(site: Site) -> list[Span]:
 class Gates:
     """The gates of one subset of masks, and what collects their gradients."""
 
-    def __init__(self, bits: Bits, vector: torch.Tensor, device: torch.device) -> None:
+    def __init__(self, bits: Bits, vector: torch.Tensor, device: torch.device, *, learns: bool = True) -> None:
         """Part the gates by their sites.
 
         Args:
             bits: What they are gates of.
             vector: One gate a bit, bool or floats (bits,).
             device: Where the model runs.
+            learns: Whether gradients of the gates will be asked for.
         """
         self._bits = bits
         self.dtype = torch.promote_types(vector.dtype, torch.float32)
@@ -46,10 +47,12 @@ class Gates:
         self.values = bits.split(vector.detach())
         """Site name -> gates in the site's shape; those of weight sites come to the device layer by layer."""
         self.neurons = {
-            name: part.to(device, self.dtype).requires_grad_() for name, part in self.values.items() if part.dim() == 1
+            name: part.to(device, self.dtype).requires_grad_(learns)
+            for name, part in self.values.items()
+            if part.dim() == 1
         }
         """Site name -> gates of a neuron site, leaves on the device."""
-        self.trigger = torch.zeros((), device=device, requires_grad=True)
+        self.trigger = torch.zeros((), device=device, requires_grad=learns)
         """A leaf that makes autograd visit every gated layer, whatever else needs a gradient."""
         self._arrived: dict[str, torch.Tensor] = {}
 
@@ -94,13 +97,14 @@ class GatedModel:
                     self._layers[transformer.get_submodule(layer)].append((site, span))
 
     @contextmanager
-    def under(self, vector: torch.Tensor) -> Iterator[Gates]:
+    def under(self, vector: torch.Tensor, *, learns: bool = True) -> Iterator[Gates]:
         """Run the model under gates for as long as the context is open, backward passes included.
 
         Args:
             vector: One gate a bit, bool or floats (bits,): 1 keeps, 0 switches off, anything between is relaxed.
+            learns: Whether gradients of the gates will be asked for; without, those of the inputs cost less.
         """
-        gates = Gates(self._bits, vector, self._device)
+        gates = Gates(self._bits, vector, self._device, learns=learns)
         try:
             for layer, places in self._layers.items():
                 layer.forward = _GatedLayer(layer, places, gates)
@@ -180,6 +184,7 @@ class _MaskedLinear(torch.autograd.Function):
         """See the class; products run in the dtype of the outputs, which is autocast's in the forward pass."""
         x, weight = ctx.saved_tensors
         layer, dtype = ctx.layer, grad_y.dtype
-        layer.add_gradient(weight, x.to(dtype), grad_y)
+        if ctx.needs_input_grad[1]:
+            layer.add_gradient(weight, x.to(dtype), grad_y)
         grad_x = (grad_y @ layer.masked(weight).to(dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad_y.new_zeros(()), None, None, None

@@ -12,14 +12,17 @@ All randomness comes from (seed, round, batch): a batch is the same in every pro
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.erasure import TERMS, Term, TermConfig
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel, Gates
 from safeflux.trainer.objective.hardness import Hardness
+from safeflux.trainer.objective.knowledge import Knowledge
 from safeflux.trainer.objective.losses import distance, erase_loss, random_projection
 from safeflux.trainer.objective.references import References
 from safeflux.trainer.processes import Processes
@@ -63,7 +66,8 @@ class Objective:
 
     Attributes:
         variance: Variance of the base model's outputs over the prompts to preserve, which is the unit of a budget.
-        hard: For each category, how much was left of each erase pair when it was last seen: 1 all, 0 nothing.
+        hard: For each category, by each term, how much was left of each erase pair when it was last seen: 1 all, 0
+            nothing.
         spoilt: For each mask alone, and for several, how much each prompt to preserve was spoilt when last seen.
     """
 
@@ -94,27 +98,34 @@ class Objective:
         self._device = next(transformer.parameters()).device
         self._erase, self._preserve = list(erase), preserve
         self.variance = float(self._preserve.target.var(dim=0).mean())
-        self.hard = [Hardness(1, len(pool.pairs), start=1.0) for pool in self._erase]
+        self.hard = [Hardness(len(TERMS), len(pool.pairs), start=1.0) for pool in self._erase]
         self.spoilt = Hardness(len(names) + 1, len(self._preserve.pairs))
+        self._knowledge = Knowledge(config, transformer, sampler, self._erase, preserve)
         self._seen: list[tuple[int, int, list[int], list[float]]] = []
 
     def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
-        """The masked output for a category's concepts against the base output for their anchors.
+        """What is left of a category's concepts: by name against the base output for their anchors, or by pictures.
 
         A part of the batch is drawn by how much was left of each pair when it was last seen. The gradient is of the
         batch as it was drawn; the reported loss is that of pairs drawn uniformly, so that rounds can be compared.
         """
         rng = self._rng("erase", round_, batch, category)
         subset, pool = self._subset(rng, category), self._erase[category]
-        weight = self.hard[category].weights(0, self._config.hard_share)
+        term = _drawn_term(self._config.erase_terms, rng)
+        state = TERMS.index(term)
+        weight = self.hard[category].weights(state, self._config.hard_share)
         indices = pool.draw(rng, self._config.batch, self._masked(subset), weight)
-        with self._gated(_product(gates, subset)) as gated:
-            output = self._output(pool, indices)
-            is_relative = self._config.erase_loss == "relative"
-            change = pool.change[indices] if is_relative else torch.ones(len(indices))
-            losses = erase_loss(output, pool.target[indices], change)
+        product = self._reopened(_product(gates, subset), rng)
+        measure = (
+            partial(self._left_by_name, pool, indices)
+            if term == "named"
+            else self._knowledge.erase(term, category, indices, rng, lambda: self._gated(product, learns=False))
+        )
+        with self._gated(product) as gated:
+            losses = measure()
             gradient = gated.gradient(losses.mean())
-        self._seen.append((category, 0, indices, (losses.detach() * change / pool.change[indices]).tolist()))
+        change = torch.ones(len(indices)) if self._is_relative or term != "named" else pool.change[indices]
+        self._seen.append((category, state, indices, (losses.detach() / change).tolist()))
         return Slope(_drawn_uniformly(losses, weight[indices]), subset, gradient)
 
     def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
@@ -128,14 +139,17 @@ class Objective:
         subset = self._subset(rng, int(rng.choice(len(rows), p=(rows / rows.sum()).numpy())))
         signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
         state = subset[0] if len(subset) == 1 else len(gates)
+        term = _drawn_term(self._config.preserve_terms, rng)
         weight = self.spoilt.weights(state, share)
         indices = self._preserve.draw(rng, self._config.batch, self._masked(subset), weight)
+        outputs = partial(self._by_name, indices) if term == "named" else self._knowledge.preserve(term, indices, rng)
         with self._gated(_product(gates, subset)) as gated:
-            output = self._output(self._preserve, indices)
-            losses = distance(output, self._preserve.target[indices])
+            output, target = outputs()
+            losses = distance(output, target)
             gradient = gated.gradient(losses.mean(), keep_graph=True)
             projection = gated.gradient(random_projection(output, signs))
-        self._seen.append((len(self.hard), state, indices, losses.tolist()))
+        if term == "named":
+            self._seen.append((len(self.hard), state, indices, losses.tolist()))
         return Slope(_drawn_uniformly(losses, weight[indices]), subset, gradient, projection)
 
     def settle(self, processes: Processes) -> None:
@@ -143,15 +157,17 @@ class Objective:
         for pool, state, indices, left in processes.gather(self._seen):
             self._pools[pool].note(state, indices, left)
         self._seen = []
+        self._knowledge.settle(processes)
 
-    def state_dict(self) -> list[torch.Tensor]:
-        """How much was left of each pair, for a checkpoint."""
-        return [pool.left for pool in self._pools]
+    def state_dict(self) -> dict[str, Any]:
+        """How much was left of each pair, and the adversarial embeddings, for a checkpoint."""
+        return {"left": [pool.left for pool in self._pools], "knowledge": self._knowledge.state_dict()}
 
-    def load_state_dict(self, state: list[torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
-        for pool, left in zip(self._pools, state, strict=True):
+        for pool, left in zip(self._pools, state["left"], strict=True):
             pool.left = left
+        self._knowledge.load_state_dict(state["knowledge"])
 
     @property
     def _pools(self) -> list[Hardness]:
@@ -166,10 +182,31 @@ class Objective:
         return frozenset(self._names[k] for k in subset)
 
     @contextmanager
-    def _gated(self, gates: torch.Tensor) -> Iterator[Gates]:
+    def _gated(self, gates: torch.Tensor, *, learns: bool = True) -> Iterator[Gates]:
         """The model under gates, in the dtype of the run."""
-        with self._model.under(gates) as gated, fast_math(self._device, self._sampler.compute_dtype):
+        with self._model.under(gates, learns=learns) as gated, fast_math(self._device, self._sampler.compute_dtype):
             yield gated
+
+    @property
+    def _is_relative(self) -> bool:
+        return self._config.erase_loss == "relative"
+
+    def _left_by_name(self, pool: References, indices: list[int]) -> torch.Tensor:
+        """The erasure loss of whole pictures by the pairs' prompts, (B,)."""
+        change = pool.change[indices] if self._is_relative else torch.ones(len(indices))
+        return erase_loss(self._output(pool, indices), pool.target[indices], change)
+
+    def _by_name(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs for prompts to preserve, and the base model's."""
+        return self._output(self._preserve, indices), self._preserve.target[indices]
+
+    def _reopened(self, gates: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """The gates with some closed bits open, in a part of the batches."""
+        config = self._config.noised
+        if not config.reopened or gates.dtype != torch.bool or rng.random() >= config.reopened_batches:
+            return gates
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return gates | (torch.rand(gates.shape, generator=generator) < config.reopened)
 
     def _output(self, pool: References, indices: list[int]) -> torch.Tensor:
         """The output for some pairs' prompts, on the CPU."""
@@ -191,6 +228,12 @@ class Objective:
 def rng_of(seed: int, stream: Stream, *where: int) -> np.random.Generator:
     """The random numbers of one purpose at one place of a run with this seed."""
     return np.random.default_rng((seed, _STREAMS.index(stream), *where))
+
+
+def _drawn_term(config: TermConfig, rng: np.random.Generator) -> Term:
+    """What a batch asks; without a choice, no random number is taken."""
+    weights = np.array(config.weights) / sum(config.weights)
+    return TERMS[int(weights.argmax() if weights.max() == 1 else rng.choice(len(TERMS), p=weights))]
 
 
 def _drawn_uniformly(losses: torch.Tensor, weight: torch.Tensor) -> float:

@@ -105,12 +105,12 @@ def prepare(
     inputs = _inputs(config, pipe, names, compute_dtype)
     if stored and (kept := stored.read(inputs)):
         noises = [sampler.noise(len(pool), seed) for pool, seed in zip(pools, seeds, strict=True)]
-        parts = zip(pools, noises, kept[::2], kept[1::2], strict=True)
-        references = [References(pool, encoded, noise, target, change) for pool, noise, target, change in parts]
+        parts = zip(pools, noises, *(kept[k::3] for k in range(3)), strict=True)
+        references = [References(pool, encoded, *tensors) for pool, *tensors in parts]
     else:
         references = _draw(config, pipe.transformer, sampler, pools, encoded, seeds, drawn)
         if stored:
-            stored.write(inputs, [tensor for pool in references for tensor in (pool.target, pool.change)])
+            stored.write(inputs, [tensor for pool in references for tensor in (pool.target, pool.own, pool.change)])
     return Objective(config, pipe.transformer, sampler, bits, names, references[:-1], references[-1])
 
 

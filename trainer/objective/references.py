@@ -45,6 +45,10 @@ class Encoded:
         """The conditions of some pairs' anchors."""
         return self._of([(pair.anchor, pair.image) for pair in pairs])
 
+    def other(self, prompts: Sequence[str], like: Condition) -> Condition:
+        """The conditions of some prompts, with the images of others."""
+        return replace(self.condition[[self.row[prompt] for prompt in prompts]], reference=like.reference)
+
     def _of(self, asked: Sequence[tuple[str, Path | None]]) -> Condition:
         condition = self.condition[[self.row[prompt] for prompt, _ in asked]]
         images = [self.images[image] for _, image in asked if image]
@@ -55,13 +59,13 @@ class Encoded:
 
 @torch.no_grad()
 def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encoded:
-    """Encode each different prompt, anchor and image once.
+    """Encode each different prompt, anchor and image once, and the empty prompt.
 
     Raises:
         ConfigError: An image cannot be read.
         ModelError: There are images, and the pipeline takes none.
     """
-    unique = list(dict.fromkeys(text for pair in pairs for text in (pair.prompt, pair.anchor)))
+    unique = list(dict.fromkeys(("", *(text for pair in pairs for text in (pair.prompt, pair.anchor)))))
     parts = [
         encode(pipe, unique[k : k + ENCODED_TOGETHER], config.max_sequence_length)
         for k in range(0, len(unique), ENCODED_TOGETHER)
@@ -120,6 +124,8 @@ class References:
     """x_T, float32 (pairs, N, C)."""
     target: torch.Tensor
     """F(x_T, anchor) of the base model, (pairs, N, C)."""
+    own: torch.Tensor
+    """F(x_T, prompt) of the base model, (pairs, N, C)."""
     change: torch.Tensor
     """Mean squared distance of F(x_T, prompt) to the target, both of the base model, but no less than `LEAST_CHANGE` of
     the mean; (pairs,), 0 for prompts to preserve."""
@@ -173,18 +179,19 @@ def make_references(
         drawn: Called after each batch with the number of outputs so far, for a progress bar.
     """
     noise = sampler.noise(len(pairs), seed)
-    targets, changes = [], []
+    targets, owns, changes = [], [], []
     for start in range(0, len(pairs), batch):
         part, rows = pairs[start : start + batch], noise[start : start + batch]
         asked, anchor = encoded.prompts(part), encoded.anchors(part)
         targets.append(_outputs(transformer, sampler, rows, anchor, asked, trajectory))
         is_same = all(pair.prompt == pair.anchor for pair in part)
         plain = targets[-1] if is_same else _outputs(transformer, sampler, rows, asked)
+        owns.append(plain)
         changes.append(distance(plain, targets[-1]))
         drawn(start + len(part))
     change = torch.cat(changes)
     change.clamp_(min=LEAST_CHANGE * change.mean())
-    return References(pairs, encoded, noise, torch.cat(targets), change)
+    return References(pairs, encoded, noise, torch.cat(targets), torch.cat(owns), change)
 
 
 def _outputs(
