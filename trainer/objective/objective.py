@@ -68,6 +68,7 @@ class Objective:
         variance: Variance of the base model's outputs over the prompts to preserve, which is the unit of a budget.
         hard: For each category, by each term, how much was left of each erase pair when it was last seen: 1 all, 0
             nothing.
+        knowledge: The terms that start from noised pictures.
         spoilt: For each mask alone, and for several, how much each prompt to preserve was spoilt when last seen.
     """
 
@@ -100,7 +101,7 @@ class Objective:
         self.variance = float(self._preserve.target.var(dim=0).mean())
         self.hard = [Hardness(len(TERMS), len(pool.pairs), start=1.0) for pool in self._erase]
         self.spoilt = Hardness(len(names) + 1, len(self._preserve.pairs))
-        self._knowledge = Knowledge(config, transformer, sampler, self._erase, preserve)
+        self.knowledge = Knowledge(config, transformer, sampler, self._erase, preserve)
         self._seen: list[tuple[int, int, list[int], list[float]]] = []
 
     def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
@@ -119,7 +120,7 @@ class Objective:
         measure = (
             partial(self._left_by_name, pool, indices)
             if term == "named"
-            else self._knowledge.erase(term, category, indices, rng, lambda: self._gated(product, learns=False))
+            else self.knowledge.erase(term, category, indices, rng, lambda: self._gated(product, learns=False))
         )
         with self._gated(product) as gated:
             losses = measure()
@@ -142,7 +143,7 @@ class Objective:
         term = _drawn_term(self._config.preserve_terms, rng)
         weight = self.spoilt.weights(state, share)
         indices = self._preserve.draw(rng, self._config.batch, self._masked(subset), weight)
-        outputs = partial(self._by_name, indices) if term == "named" else self._knowledge.preserve(term, indices, rng)
+        outputs = partial(self._by_name, indices) if term == "named" else self.knowledge.preserve(term, indices, rng)
         with self._gated(_product(gates, subset)) as gated:
             output, target = outputs()
             losses = distance(output, target)
@@ -157,17 +158,17 @@ class Objective:
         for pool, state, indices, left in processes.gather(self._seen):
             self._pools[pool].note(state, indices, left)
         self._seen = []
-        self._knowledge.settle(processes)
+        self.knowledge.settle(processes)
 
     def state_dict(self) -> dict[str, Any]:
         """How much was left of each pair, and the adversarial embeddings, for a checkpoint."""
-        return {"left": [pool.left for pool in self._pools], "knowledge": self._knowledge.state_dict()}
+        return {"left": [pool.left for pool in self._pools], "knowledge": self.knowledge.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         for pool, left in zip(self._pools, state["left"], strict=True):
             pool.left = left
-        self._knowledge.load_state_dict(state["knowledge"])
+        self.knowledge.load_state_dict(state["knowledge"])
 
     @property
     def _pools(self) -> list[Hardness]:

@@ -67,8 +67,8 @@ def _set(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         if not isinstance(data.get(parent), dict):
             raise ConfigError(
-                f"--set {setting}: there is no group of options {parent!r}; "
-                "the groups are categories, prompts, saliency and gates"
+                f"--set {setting}: there is no group of options {parent!r}; the groups are "
+                + ", ".join(name for name, value in data.items() if isinstance(value, dict))
             )
         data = data[parent]
     if not equals:
