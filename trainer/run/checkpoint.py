@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.erasure import NoisedConfig, TermConfig
 from safeflux.trainer.asked.prompts import PAIR_SHARE
 from safeflux.trainer.methods.saliency import BETA_START, PRICE_SMOOTHING, SMOOTHING
 
@@ -24,6 +25,9 @@ CONSTANTS: dict[str, dict[str, float]] = {
 """Part of the digest beside the options, since they decide the masks as well; no prompts are dropped. Masks made while
 these were options keep the digest that they were made with."""
 
+ADDED = {"erase_terms": TermConfig(), "preserve_terms": TermConfig(), "noised": NoisedConfig()}
+"""Groups of options that came later; masks made without them keep their digest."""
+
 
 def config_digest(config: TrainConfig) -> str:
     """The sha256 of the configuration and the method's constants; without `precision`, so that a run may move.
@@ -33,6 +37,9 @@ def config_digest(config: TrainConfig) -> str:
     options = config.model_dump(mode="json", exclude={"precision"})
     if config.detector in (None, "judge"):  # as before these were options
         del options["detector"], options["call"]
+    for group, default in ADDED.items():
+        if getattr(config, group) == default:
+            del options[group]
     for group, constants in CONSTANTS.items():
         options[group] |= constants
     return sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
