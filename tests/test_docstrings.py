@@ -34,6 +34,7 @@ WITH_EXAMPLES = {
     "safeflux.families.sites",
     "safeflux.trainer.methods.estimates",
     "safeflux.trainer.objective.hardness",
+    "safeflux.trainer.objective.noised",
     "safeflux.evaluation.metrics",
     "safeflux.packs.templates",
     "safeflux.packs.neutral",
