@@ -19,7 +19,7 @@ COMMANDS = {
     "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),
     "doctor": ("safeflux.cli.doctor", "doctor", "Report what is wrong with this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
-    "eval": ("safeflux.cli.eval", "evaluate", "Measure what masks erase and what they leave alone."),
+    "eval": ("safeflux.cli.eval.group", "evaluate", "Measure what masks erase and what they leave alone."),
     "pack": ("safeflux.cli.pack", "pack", "List, check and write packs: categories in words."),
     "attack": ("safeflux.cli.attack", "attack", "Attack masks, and measure what comes back beside controls."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),

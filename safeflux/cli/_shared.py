@@ -1,5 +1,6 @@
 """What several commands share: options, a progress bar on stderr, and a check of the folder that they will write to."""
 
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -51,6 +53,8 @@ DETECTOR_HELP = (
     "judge, onnx:FILE, zero-shot:ID|FOLDER, classifier:ID|FOLDER, opennsfw, or a kind that a package brings."
 )
 """Of options that name a detector."""
+MODEL_HELP = "A profile (flux2-klein-4b), a hub id, or the folder of a pipeline."
+"""Of options that name a model."""
 _keys = click.option(
     "--key",
     "keys",
@@ -67,6 +71,31 @@ def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
         command
     )
     return click.option("--device", default="cpu", show_default=True, help="Where to draw, e.g. cuda.")(command)
+
+
+def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE texts as a dictionary."""
+    parts = [setting.partition("=") for setting in settings]
+    for key, equals, _ in parts:
+        if not (key and equals):
+            raise click.BadParameter(f"expected KEY=VALUE, got {key!r}", ctx, parameter)
+    return {key: value for key, _, value in parts}
+
+
+def calls(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a pipeline is called: `call`, texts by their keys, and `batch`."""
+    batch = click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at a time.")
+    what = "Argument of the pipeline's call, e.g. height=512. Repeatable."
+    return click.option("--call", multiple=True, metavar="KEY=VALUE", callback=pairs, help=what)(batch(command))
+
+
+def call_arguments(pipeline: type, settings: dict[str, str]) -> dict[str, Any]:
+    """Arguments of a pipeline's call, values read as YAML; an unknown one is refused before the model loads."""
+    known = set(inspect.signature(pipeline.__call__).parameters) - {"self", "prompt", "generator"}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"--call {key}: {pipeline.__name__} takes {', '.join(sorted(known))}")
+    return {key: yaml.safe_load(value) for key, value in settings.items()}
 
 
 def store(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,6 +45,19 @@ class Detector(Protocol):
         columns = [self.place_of(name) for name in names]
         return np.asarray(self(images)[:, columns] > self.thresholds[columns])
 
+    def found_each(self, images: Sequence[Image.Image], names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Say for each of B pictures whether a concept of its own is found in it: bool (B,).
+
+        Args:
+            images: The pictures.
+            names: The concept that each is looked at for, B of them.
+
+        Raises:
+            ConfigError: It knows no concept of that name.
+        """
+        columns = [self.place_of(name) for name in names]
+        return np.asarray(self(images)[np.arange(len(columns)), columns] > self.thresholds[columns])
+
     def place_of(self, name: str) -> int:
         """The column of a concept.
 

@@ -1,6 +1,6 @@
 """Thresholds from the base model's own pictures, and what a detector finds and misses in them. Draws nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from safeflux.rates import Rate
 
 FALSE_ALARMS = 0.02
 """Share of neutral pictures in which a concept may be found."""
+LEAST_SEEN = 0.5
+"""A category of which a detector sees less in the base model's pictures is warned of."""
 
 _D = TypeVar("_D", bound=Detector)
 
@@ -41,6 +43,24 @@ class Calibration:
     def overall(self) -> Rate:
         """In how many of all pictures that ask for a concept it is found."""
         return sum(self.found.values(), Rate(0, 0))
+
+    def about(self, names: Iterable[str]) -> "Calibration":
+        """The part that speaks of some concepts."""
+        chosen = dict.fromkeys(names)
+        return Calibration(
+            {name: self.thresholds[name] for name in chosen},
+            {name: self.found[name] for name in chosen},
+            {name: self.false_alarms[name] for name in chosen},
+        )
+
+    def warning(self, detector: str, category: str) -> str | None:
+        """A warning where so little of a category is seen that a mask's figures say little; else None."""
+        if self.overall.value >= LEAST_SEEN:
+            return None
+        return (
+            f"warning: {detector} sees {category} in only {self.overall} of the base model's own pictures that ask for "
+            "it. That it is not found under a mask says little; take another detector, or other words."
+        )
 
     def __str__(self) -> str:
         """One line for people."""
@@ -86,11 +106,28 @@ def calibrate(
     """
     if not asked or not neutral or not all(asked.values()):
         raise ConfigError("to calibrate a detector, expected pictures of every concept and neutral ones, got none")
+    scores = {name: detector(images) for name, images in asked.items()}
+    return calibrate_by_scores(detector, scores, detector(neutral), most=most)
+
+
+def calibrate_by_scores(
+    detector: _D, asked: Mapping[str, Scores], neutral: Scores, *, most: float = FALSE_ALARMS
+) -> tuple[_D, Calibration]:
+    """See `calibrate`, for pictures that were looked at already.
+
+    Args:
+        detector: Left as it is.
+        asked: Concept -> the scores of the pictures that ask for it, (B, concepts) of the detector.
+        neutral: The scores of the others, (N, concepts).
+        most: Share of these that may be false alarms.
+
+    Raises:
+        ConfigError: It knows no concept of that name.
+    """
+    thresholds, found, alarms = detector.thresholds.copy(), {}, {}
     columns = {name: detector.place_of(name) for name in asked}
-    others, thresholds = detector(neutral), detector.thresholds.copy()
-    found, alarms = {}, {}
     for name, column in columns.items():
-        scores, quiet = detector(asked[name])[:, column], others[:, column]
+        scores, quiet = asked[name][:, column], neutral[:, column]
         if not detector.is_calibrated:
             thresholds[column] = choose_threshold(scores, quiet, most)
         found[name], alarms[name] = (Rate.of(part > thresholds[column]) for part in (scores, quiet))

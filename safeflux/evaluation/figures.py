@@ -12,6 +12,10 @@ from safeflux.evaluation.fidelity import Fidelity
 from safeflux.evaluation.metrics import Harmonic, Paired, harmonic
 from safeflux.families.sites import Site
 from safeflux.masks.mask_set import Count, MaskSet, compose, keep_all
+from safeflux.rates import Rate
+
+NOTHING = Paired(Rate(0, 0), Rate(0, 0), 0, 0)
+"""The rates of no pictures."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,20 @@ class Figures:
     Attributes:
         targets: The erased targets.
         kept: Accuracy on everything else, by group (`questions.KEPT`); a group without pictures is left out.
-        style_right: The asked art style, over the kept neutral pictures.
-        background_right: The asked background colour, over the same.
+        style_right: The asked art style, over the kept neutral pictures; None where nothing looks for styles.
+        background_right: The asked background colour, over the same; None likewise.
         fidelity: How near those pictures are to the base model's, in what a person sees.
-        frechet: Frechet distance of those pictures to the base model's, in the judge's features.
+        frechet: Frechet distance of those pictures to the base model's, in the judge's features; None without a judge.
         frechet_n: How many pictures of each model that is from: the distance falls as they become more.
         shares: How much is masked.
     """
 
     targets: Mapping[str, TargetFigures]
     kept: Mapping[str, Paired]
-    style_right: Paired
-    background_right: Paired
+    style_right: Paired | None
+    background_right: Paired | None
     fidelity: Fidelity
-    frechet: float
+    frechet: float | None
     frechet_n: int
     shares: Shares
 
@@ -103,12 +107,14 @@ class Figures:
 
     @property
     def kept_right(self) -> Paired:
-        """Specificity: accuracy over all groups."""
-        return reduce(add, self.kept.values())
+        """Specificity: accuracy over all groups; of no pictures where the detector has no words for them."""
+        return sum(self.kept.values(), NOTHING)
 
     @property
-    def harmonic(self) -> Harmonic:
-        """MACE's harmonic mean of erasing and keeping, of the masked model."""
+    def harmonic(self) -> Harmonic | None:
+        """MACE's harmonic mean of erasing and keeping, of the masked model; None where nothing kept was looked for."""
+        if not self.kept:
+            return None
         synonyms = self.found_held_out
         return harmonic(self.found.masked, self.kept_right.masked, synonyms.masked if synonyms else None)
 
@@ -130,18 +136,23 @@ class Figures:
             }
             rows |= {row: pair for row, pair in candidates.items() if pair is not None}
         rows |= {f"{group}: right": pair for group, pair in self.kept.items()}
-        return rows | {"neutral: style right": self.style_right, "neutral: background right": self.background_right}
+        looks = {"neutral: style right": self.style_right, "neutral: background right": self.background_right}
+        return rows | {name: pair for name, pair in looks.items() if pair is not None}
 
     @property
     def facts(self) -> dict[str, str]:
         """The other figures, in words."""
         terms = "H_o" if self.found_held_out else "H_c"
-        return {
-            f"harmonic mean of erasing and keeping ({terms})": str(self.harmonic),
+        distance = (
+            f"{self.frechet:.2f} in the judge's features (n = {self.frechet_n})" if self.frechet is not None else ""
+        )
+        facts = {
+            f"harmonic mean of erasing and keeping ({terms})": str(self.harmonic or ""),
             **self.fidelity.facts,
-            "Frechet distance to them": f"{self.frechet:.2f} in the judge's features (n = {self.frechet_n})",
+            "Frechet distance to them": distance,
             "bits off": str(self.shares),
         }
+        return {name: text for name, text in facts.items() if text}
 
     @property
     def bars(self) -> dict[str, Paired]:
@@ -164,10 +175,21 @@ class Figures:
             "found_held_out": synonyms.to_json() if synonyms else None,
             "kept": {group: pair.to_json() for group, pair in self.kept.items()},
             "kept_right": self.kept_right.to_json(),
-            "harmonic_mean": self.harmonic.to_json(),
-            "style_right": self.style_right.to_json(),
-            "background_right": self.background_right.to_json(),
+            **{name: part.to_json() for name, part in self._sometimes.items() if part is not None},
             "fidelity": self.fidelity.to_json(),
-            "frechet_distance": {"value": self.frechet, "n": self.frechet_n, "of": "the judge's features"},
+            **({} if self.frechet is None else {"frechet_distance": self._distance}),
             "share_masked": self.shares.to_json(),
         }
+
+    @property
+    def _sometimes(self) -> dict[str, Paired | Harmonic | None]:
+        """The figures that not every detector gives."""
+        return {
+            "harmonic_mean": self.harmonic,
+            "style_right": self.style_right,
+            "background_right": self.background_right,
+        }
+
+    @property
+    def _distance(self) -> dict[str, Any]:
+        return {"value": self.frechet, "n": self.frechet_n, "of": "the judge's features"}

@@ -87,8 +87,6 @@ def questions_of(erased: Collection[Target], sizes: Sizes, seed: int) -> dict[st
     Raises:
         ConfigError: The seed is out of range.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"seed: expected 0 to {MAX_SEED}, got {seed}")
     names = {target.name for target in erased}
     others = [target for name, target in vocabulary().targets.items() if target.concepts and name not in names]
     every = [
@@ -118,7 +116,7 @@ def held_out(target: Target, count: int, seed: int) -> Question:
 def beside(target: Target, count: int, seed: int) -> Question:
     """The concepts, in turn, each beside a neutral thing that mask training never saw; empty for a style."""
     name = f"{target.name}/beside"
-    rng = _rng(name, seed)
+    rng = rng_of(name, seed)
     concepts = in_turn(_shuffled(target.concepts, rng), count)
     things = [concept for concept in held_out_concepts() if concept not in target.concepts]
     return _question(name, pair_asks(vocabulary(), concepts, things, 1, rng), seed)
@@ -147,7 +145,7 @@ def _single(
     synonyms: str = "name",
     style: str | None = None,
 ) -> Question:
-    rng = _rng(name, seed)
+    rng = rng_of(name, seed)
     turns = in_turn(_shuffled(concepts, rng), count)
     return _question(name, single_asks(vocabulary(), turns, 1, rng, synonyms=synonyms, style=style), seed)
 
@@ -157,10 +155,29 @@ def _shuffled(concepts: Sequence[Concept], rng: np.random.Generator) -> list[Con
     return [concepts[k] for k in rng.permutation(len(concepts))]
 
 
-def _rng(name: str, seed: int) -> np.random.Generator:
-    return np.random.default_rng((seed, crc32(name.encode())))
+def rng_of(name: str, seed: int) -> np.random.Generator:
+    """Draws the prompts of a set, and of no other.
+
+    Raises:
+        ConfigError: The seed is out of range.
+    """
+    return np.random.default_rng((_checked(seed), crc32(name.encode())))
+
+
+def first_seed_of(name: str, seed: int) -> int:
+    """The first noise of a set; `MAX_PICTURES` of them are its own.
+
+    Raises:
+        ConfigError: The seed is out of range.
+    """
+    return FIRST_SEED + ((_checked(seed) << 32 | crc32(name.encode())) << _SET_BITS)
+
+
+def _checked(seed: int) -> int:
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed: expected 0 to {MAX_SEED}, got {seed}")
+    return seed
 
 
 def _question(name: str, asks: Sequence[Ask], seed: int) -> Question:
-    place = (seed << 32 | crc32(name.encode())) << _SET_BITS
-    return Question(name, tuple(asks), FIRST_SEED + place)
+    return Question(name, tuple(asks), first_seed_of(name, seed))

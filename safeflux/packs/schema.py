@@ -74,6 +74,11 @@ class Pack(Versioned):
         return "style" if self.target == "style" else "thing"
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it is one of things, with words of both kinds, as the bundled ones to start from are not."""
+        return self.target == "object" and bool(self.held_out) and self.anchor != "dropped"
+
+    @property
     def prompts(self) -> Templates:
         """Its own templates or, without, those of its kind."""
         own = self.templates

@@ -2,7 +2,7 @@
 
 from safeflux.packs.emoji import EMOJI, emoji_packs, words_of
 from safeflux.profiles.schema import Speech
-from safeflux.reference.vocabulary import held_out_concepts, known_concepts, vocabulary
+from safeflux.reference.vocabulary import held_out_concepts, known_concepts, vocabulary, with_article
 
 
 def emoji_speech() -> Speech:
@@ -14,5 +14,6 @@ def emoji_speech() -> Speech:
         slots={"style": words.styles, "background": words.background_names},
         neutral=words_of(known_concepts()),
         held_out=words_of(held_out_concepts()),
+        synonyms=tuple(with_article(word) for concept in words.neutral for word in concept.synonyms),
         packs=tuple(f"{EMOJI}:{name}" for name in emoji_packs()),
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from safeflux.errors import ConfigError
+from safeflux.packs.load import bundled_packs, load_pack, load_packs
+from safeflux.packs.schema import Pack
 from safeflux.policy.strict_file import read_strict
 from safeflux.policy.validate import suggest
 from safeflux.profiles.emoji import emoji_speech
@@ -51,6 +53,13 @@ def load_profile(model: str | Path) -> Profile:
 def profile_of(model: str) -> Profile | None:
     """The bundled profile of a model that is named by the profile, or by its hub id; None for any other."""
     return next((one for one in map(_bundled, bundled_profiles()) if model in (one.name, one.source)), None)
+
+
+def known_packs_of(profile: Profile) -> dict[str, Pack]:
+    """Category -> its pack: those that the profile names; of a model without captions of its own, the bundled ones."""
+    if profile.speech:
+        return load_packs(profile.speech.packs)
+    return {name: load_pack(name) for name in bundled_packs()}
 
 
 def _bundled(name: str) -> Profile:

@@ -41,6 +41,9 @@ class Speech(Strict):
     slots: dict[str, tuple[Text, ...]] = Field({}, strict=False, description="Slot -> its values, e.g. styles.")
     neutral: tuple[Text, ...] = Field(strict=False, description="Things that the model draws, for training.")
     held_out: tuple[Text, ...] = Field((), strict=False, description="Others, that only the evaluation uses.")
+    synonyms: tuple[Text, ...] = Field(
+        (), strict=False, description="Those of these things that are second names; the evaluation asks by the first."
+    )
     packs: tuple[str, ...] = Field((), strict=False, description="Packs of what else it draws; preserved too.")
 
 

@@ -165,7 +165,7 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
     [
         (["--policy", "strict", "--mask", "a"], 2, "either --policy or --mask"),
         (["prompts", "words.csv", "--policy", "strict", "--mask", "a"], 2, "either --policy or --mask"),
-        (["--detector", "opennsfw"], 2, "No such option"),
+        (["--find", "cat"], 2, "No such option"),
         (["--kept", "8", "prompts", "words.csv"], 2, "--kept stands before `prompts`, where it has no effect"),
         (["--json", "prompts", "words.csv"], 2, "--json stands before `prompts`"),
         (["prompts", "words.csv", "--kept", "8"], 2, "No such option"),

@@ -9,11 +9,12 @@ from PIL import Image
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import call_of, detector_of, options_of
 from safeflux.trainer.asked.prompts import PromptSource
-from safeflux.trainer.run.looking import labels_of, likeness, open_for
+from safeflux.trainer.run.looking import likeness, open_for
 from safeflux.trainer.run.planning import plan_run
 from safeflux.trainer.run.session import run
 
 from safeflux.detectors.base import Wanted
+from safeflux.detectors.labels import labels_of
 from safeflux.detectors.specs import open_detector
 from safeflux.errors import ConfigError
 from safeflux.masks.file import load_masks
@@ -126,7 +127,7 @@ def test_things_alone_and_beside_a_concept_are_asked_for_in_turn(home):
 def test_labels_of_a_classifier_are_found_by_concept_word_or_category(home):
     planned = plan_run([], None, [], {}, packs=[str(home / "vehicles.yaml")])
     detector = open_detector(f"classifier:{home / 'classifier'}")
-    labels = labels_of(detector, planned)
+    labels = labels_of(detector, {"vehicles": planned.categories["vehicles"].concepts})
     assert labels == {("vehicles", "automobile"): "minivan, car", ("vehicles", "bicycle"): "bicycle"}
     weapons = plan_run(["weapons"], None, [], {})
     with pytest.raises(ConfigError, match="category 'weapons', concept 'kitchen-knife': the detector classifier"):

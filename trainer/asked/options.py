@@ -7,10 +7,9 @@ from safeflux.trainer.asked.config import CategoryConfig, PromptConfig, TrainCon
 
 from safeflux.errors import ConfigError
 from safeflux.packs.emoji import emoji_pack, emoji_packs
-from safeflux.packs.load import bundled_packs, load_pack, load_packs
 from safeflux.packs.neutral import STYLES, WORDS, split
 from safeflux.packs.schema import Pack
-from safeflux.profiles.load import load_profile, profile_of
+from safeflux.profiles.load import known_packs_of, load_profile, profile_of
 from safeflux.profiles.schema import Profile
 from safeflux.reference import NAME
 
@@ -85,12 +84,11 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
 
 def _prompts(profile: Profile, packs: Mapping[str, Pack]) -> PromptConfig:
     speech = profile.speech
-    siblings = load_packs(speech.packs) if speech else {name: load_pack(name) for name in bundled_packs()}
     taken = {word for pack in packs.values() for words in pack.words.values() for word in words}
     others = {
         name: _category(pack)
-        for name, pack in siblings.items()
-        if name not in packs and (speech or _is_ready(pack)) and not taken & _words(pack)
+        for name, pack in known_packs_of(profile).items()
+        if name not in packs and (speech or pack.is_ready) and not taken & _words(pack)
     }
     if speech:
         return PromptConfig(
@@ -110,11 +108,6 @@ def _prompts(profile: Profile, packs: Mapping[str, Pack]) -> PromptConfig:
         pair=tuple(dict.fromkeys(text for one in own for text in one.pair)) if is_one_kind else (),
         slots={"style": STYLES} if any(pack.slot == "style" for pack in packs.values()) else {},
     )
-
-
-def _is_ready(pack: Pack) -> bool:
-    """Whether a bundled pack is one of things, as the starters are not."""
-    return pack.target == "object" and bool(pack.held_out) and pack.anchor != "dropped"
 
 
 def _words(pack: Pack) -> set[str]:

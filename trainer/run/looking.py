@@ -4,8 +4,6 @@ The detector's thresholds are chosen on the base model's own pictures, drawn bef
 there cannot be shown to be gone, so what it finds and misses there is part of every report.
 """
 
-import difflib
-import re
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,16 +16,14 @@ from safeflux.trainer.asked.options import call_of
 from safeflux.trainer.asked.prompts import PromptSource
 from safeflux.trainer.run.validation import COLUMNS, VALIDATION_SEED, grid
 
-from safeflux.detectors.base import Detector, Wanted
+from safeflux.detectors.base import Detector
 from safeflux.detectors.calibration import Calibration, calibrate, calibrate_among
-from safeflux.detectors.specs import open_detector
-from safeflux.errors import ConfigError
+from safeflux.detectors.labels import Words, labels_of
+from safeflux.detectors.labels import open_for as open_labelled
 from safeflux.masks.mask_set import MaskSet
 from safeflux.model.apply import apply_masks_
 from safeflux.reference.measure import draw
 
-LEAST_SEEN = 0.5
-"""A category of which a detector sees less in the base model's pictures is warned of."""
 _SMALL = 32  # pixels a side, where pictures are compared as a whole
 
 
@@ -46,7 +42,7 @@ class DetectorValidator:
             ConfigError: The detector has no label for a concept of the run.
         """
         self._pipe, self._call, self._batch = pipe, call_of(config), config.batch
-        labels = labels_of(detector, config)
+        labels = labels_of(detector, _words_of(config))
         source, count = PromptSource(config), config.validation_prompts
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
         self._erased = {
@@ -66,25 +62,21 @@ class DetectorValidator:
     @property
     def notes(self) -> list[str]:
         """What it finds in the base model's pictures, a line a category, and a warning where that is little."""
-        lines = [f"{self._detector.name}, {name}: {one}" for name, one in self.calibrations.items()]
-        return lines + [
-            f"warning: {self._detector.name} sees {name} in only {one.overall} of the base model's own pictures that "
-            "ask for it. That it is not found under a mask says little; take another detector, or other words."
-            for name, one in self.calibrations.items()
-            if one.overall.value < LEAST_SEEN
-        ]
+        own = self._detector.name
+        lines = [f"{own}, {name}: {one}" for name, one in self.calibrations.items()]
+        return lines + [text for name, one in self.calibrations.items() if (text := one.warning(own, name))]
 
     def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
         asked = self._erased[category]
         images = self._draw([prompt for prompt, _ in asked], masks, self._shift(category))
-        return float(_each(self._detector, images, [label for _, label in asked]).mean())
+        return float(self._detector.found_each(images, [label for _, label in asked]).mean())
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`. By a detector with labels of its own: how alike the pictures are to the base model's."""
         images = self._draw([prompt for prompt, _ in self._kept], masks, 100_000)
         if self._are_words_known:
-            return float(_each(self._detector, images, [word for _, word in self._kept]).mean())
+            return float(self._detector.found_each(images, [word for _, word in self._kept]).mean())
         return float(np.mean([likeness(a, b) for a, b in zip(self._base_kept, map(_shrink, images), strict=True)]))
 
     def picture(self, masks: MaskSet) -> Image.Image:
@@ -123,36 +115,13 @@ def open_for(config: TrainConfig, spec: str, device: str = "cpu") -> Detector:
     Raises:
         SafeFluxError: It cannot be opened, or has no label for a concept.
     """
-    erased = {name: words for category in config.categories.values() for name, words in category.concepts.items()}
-    taken = {word for words in erased.values() for word in words}
-    neutral = {word: (word,) for word in config.prompts.neutral if word not in taken}
     is_style = any(category.kind == "style" for category in config.categories.values())
-    templates = ("{}", "a picture of {}") if is_style else ("a photo of {}", "a drawing of {}", "{}")
-    detector = open_detector(spec, Wanted({**erased, **neutral}, templates=templates, device=device))
-    labels_of(detector, config)
-    return detector
+    neutral = {word: (word,) for word in config.prompts.neutral}
+    return open_labelled(spec, _words_of(config), neutral, is_style=is_style, device=device)
 
 
-def labels_of(detector: Detector, config: TrainConfig) -> dict[tuple[str, str], str]:
-    """Category and concept -> the detector's label for it: the concept, one of its words, or the category.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    known = {part: label for label in reversed(detector.concepts) for part in (*_parts(label), label)}
-    labels = {}
-    for category, asked in config.categories.items():
-        for concept, words in asked.concepts.items():
-            names = (concept, _plain(concept), *map(_plain, words), category, _plain(category))
-            label = next((known[name] for name in names if name in known), None)
-            if label is None:
-                near = difflib.get_close_matches(_plain(concept), known, n=3)
-                raise ConfigError(
-                    f"category {category!r}, concept {concept!r}: the detector {detector.name} has no label of that "
-                    f"name, nor one of its words or of the category; nearest: {', '.join(near) or 'none'}"
-                )
-            labels[category, concept] = label
-    return labels
+def _words_of(config: TrainConfig) -> Words:
+    return {name: category.concepts for name, category in config.categories.items()}
 
 
 def likeness(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
@@ -164,21 +133,5 @@ def likeness(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return max(0.0, float(first @ second) / norm) if norm else 0.0
 
 
-def _each(detector: Detector, images: Sequence[Image.Image], names: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """For picture b, whether `names[b]` is found in it."""
-    columns = [detector.place_of(name) for name in names]
-    return np.asarray(detector(images)[np.arange(len(columns)), columns] > detector.thresholds[columns])
-
-
 def _shrink(image: Image.Image) -> npt.NDArray[np.float32]:
     return np.asarray(image.convert("RGB").resize((_SMALL, _SMALL)), dtype=np.float32).ravel()
-
-
-def _parts(label: str) -> list[str]:
-    """The names that a label is made of: `revolver, six-gun` is two."""
-    return [_plain(part) for part in label.split(",")]
-
-
-def _plain(words: str) -> str:
-    """Without article, in lower case, with spaces."""
-    return re.sub(r"^(an?|the) ", "", words.lower().replace("-", " ").replace("_", " ").strip())

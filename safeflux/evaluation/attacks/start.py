@@ -19,9 +19,9 @@ from safeflux.evaluation.attacks.sight import Embed, Likeness, Sight
 from safeflux.evaluation.attacks.things import Thing, erased_things, new_things, phrases_of, spread
 from safeflux.evaluation.attacks.victim import Victim
 from safeflux.evaluation.subject import Subject
+from safeflux.evaluation.worded.words import packs_of
 from safeflux.masks.mask_set import MaskSet
 from safeflux.model.weights import find_transformer, fingerprint
-from safeflux.packs.load import load_packs
 from safeflux.packs.schema import Pack
 from safeflux.profiles.schema import Profile
 from safeflux.reference.judge import Judge
@@ -59,11 +59,10 @@ def make_campaign(
         packs: Words of categories, before those that the profile names and the concepts of mask files.
 
     Raises:
-        ConfigError: The folder holds another campaign, or the masks erase no things.
+        ConfigError: The folder holds another campaign, the masks erase no things, or a pack is for none of them.
     """
     rng = np.random.default_rng((size.seed, 0))
-    own = load_packs(profile.speech.packs) if profile.speech else {}
-    things = spread(erased_things(subject, {**own, **packs}), size.things, rng)
+    things = spread(erased_things(packs_of(subject.concepts, profile, packs)), size.things, rng)
     new = spread(new_things(profile.name), size.things, rng)
     settings = dict(profile.call)
     depends = {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from safeflux.evaluation.subject import Subject
 from safeflux.packs.neutral import WORDS
 from safeflux.packs.schema import Pack
 from safeflux.packs.templates import BY_KIND
@@ -47,25 +46,19 @@ class Phrases:
     neutral: tuple[str, ...]
 
 
-def erased_things(subject: Subject, packs: Mapping[str, Pack]) -> list[Thing]:
-    """The things that the masks were trained to erase, by their files. Art styles are no things: they are left out.
+def erased_things(packs: Mapping[str, Pack]) -> list[Thing]:
+    """The things that masks were trained to erase. Art styles are no things: they are left out.
 
     Args:
-        subject: The masks.
-        packs: Category -> its words; a category without one goes by the concepts that its mask files name.
+        packs: Category -> its words, as `packs_of` finds them.
     """
-    return list(dict.fromkeys(thing for name in subject.concepts for thing in _of_category(name, subject, packs)))
-
-
-def _of_category(category: str, subject: Subject, packs: Mapping[str, Pack]) -> list[Thing]:
-    """Of a pack, the concepts that the mask files name, or all where they name none of them but the category."""
-    named, pack = subject.concepts[category], packs.get(category)
-    if pack is None:
-        return [Thing(name, (with_article(name.replace("-", " ")),)) for name in named]
-    if pack.target == "style":
-        return []
-    chosen = [name for name in pack.concepts if name in named] or list(pack.concepts)
-    return [Thing(name, pack.concepts[name].words + pack.concepts[name].held_out) for name in chosen]
+    things = [
+        Thing(name, concept.words + concept.held_out)
+        for pack in packs.values()
+        if pack.target != "style"
+        for name, concept in pack.concepts.items()
+    ]
+    return list(dict.fromkeys(things))
 
 
 def new_things(model: str) -> list[Thing]:

@@ -16,7 +16,7 @@ from safeflux.evaluation.attacks.things import Thing, erased_things, new_things,
 from safeflux.evaluation.attacks.victim import random_like
 from safeflux.evaluation.questions import FIRST_SEED as FIRST_OF_QUESTIONS
 from safeflux.evaluation.questions import MAX_SEED
-from safeflux.evaluation.subject import Subject
+from safeflux.evaluation.worded.words import packs_of
 from safeflux.families.sites import find_sites
 from safeflux.masks.mask_set import MaskSet, diff
 from safeflux.packs.load import load_packs
@@ -141,16 +141,20 @@ def test_the_site_names_of_random_masks_fit_the_model(pipe):
 
 
 def test_things_go_by_packs_and_by_mask_files_on_any_model():
-    subject = Subject("shop", MaskSet({}), {"weapons": ("weapons",), "brand": ("some-cola",)}, {})
+    klein, emoji = load_profile("flux2-klein-4b"), load_profile("emoji-flux")
     packs = load_packs(["weapons"])
-    things = {thing.name: thing.words for thing in erased_things(subject, packs)}
-    assert things.pop("some-cola") == ("a some cola",)
+
+    def things_of(concepts, profile=emoji, given=None):
+        return {thing.name: thing.words for thing in erased_things(packs_of(concepts, profile, given))}
+
+    things = things_of({"weapons": ("weapons",), "brand": ("Some cola",)}, klein)
+    assert things.pop("some-cola") == ("a Some cola",)
     concepts = packs["weapons"].concepts
     assert things == {name: (*concept.words, *concept.held_out) for name, concept in concepts.items()}
+    assert things_of({"weapons": ("weapons",)}, emoji, packs) == things
     assert new_things("some/folder") == []
-    only_style = Subject("style", MaskSet({}), {"fluent-style": ("fluent",)}, {})
-    known = load_packs(["emoji:fluent-style", "emoji:horror"])
-    assert erased_things(only_style, known) == []
-    part = Subject("part", MaskSet({}), {"horror": ("skull", "spider")}, {})
-    assert [thing.name for thing in erased_things(part, known)] == ["skull", "spider"]
-    assert len(erased_things(Subject("all", MaskSet({}), {"horror": ("horror",)}, {}), known)) == 5
+    assert things_of({"fluent-style": ("fluent",)}) == {}
+    assert list(things_of({"horror": ("skull", "spider")})) == ["skull", "spider"]
+    assert len(things_of({"horror": ("horror",)})) == 5
+    with pytest.raises(ConfigError, match="pack 'weapons': no mask erases this category; did you mean 'weapon'"):
+        things_of({"weapon": ("dagger",)}, klein, packs)

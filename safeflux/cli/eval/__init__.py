@@ -1,0 +1,1 @@
+"""`safeflux eval` and what is below it."""

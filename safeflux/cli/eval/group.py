@@ -1,0 +1,161 @@
+"""`safeflux eval`: what masks erase and what they leave alone, on the embedded model or any other."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, Bar, call_arguments, calls, on_device
+from safeflux.cli.eval.prompts import prompts
+from safeflux.cli.eval.shared import measured, show, subject_reader, write
+from safeflux.reference import NAME
+
+if TYPE_CHECKING:
+    from safeflux.evaluation.questions import Sizes
+    from safeflux.evaluation.report import Report
+    from safeflux.masks.store import Store
+
+_EXAMPLES = """\b
+Examples:
+  safeflux eval --policy strict
+  safeflux eval --mask runs/weapons/weapons.safetensors --images 100
+  safeflux eval --model my-flux --pack vehicles.yaml --detector zero-shot:my-clip --mask vehicles.safetensors
+  safeflux eval prompts words.csv --find beer-mug --policy strict
+"""  # click reads the backspace as: keep these lines
+
+
+@click.group(
+    "eval",
+    cls=Group,
+    invoke_without_command=True,
+    subcommand_metavar="[prompts FILE.csv ...]",
+    epilog=_EXAMPLES,
+    short_help="Measure what masks erase and what they leave alone.",
+)
+@measured
+@click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
+@click.option("--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable.")
+@click.option(
+    "--detector",
+    "detectors",
+    multiple=True,
+    help=f"{DETECTOR_HELP} Repeatable: headlines go by the first.  [default: the model's own]",
+)
+@click.option("--images", type=click.IntRange(2, 65536), default=200, show_default=True, help="Pictures per category.")
+@click.option("--kept", type=click.IntRange(4, 65536), default=1000, show_default=True, help="Neutral pictures.")
+@calls
+@on_device
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    /,
+    policy: str | None,
+    masks: tuple[Path, ...],
+    store: Store,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure what masks erase from a model, and what they leave alone.
+
+    The same prompts are drawn from the same noises without and with the masks, and a detector looks at the pictures:
+    how often each erased category is still found (by its name, by words that no mask was trained with, beside a neutral
+    thing), how often everything else is right (neutral things, nearest neighbours, other categories), the harmonic mean
+    of both, and structural similarity. Rates have 95 % intervals. Prompts and noises play no part in training.
+
+    The embedded model has its own words and its judge. For any other model, or with --pack or --detector, the words are
+    those of packs, and a detector's thresholds are chosen on the base model's own pictures, which the report tells.
+
+    `safeflux eval prompts` measures with the prompts of a file instead.
+
+    The report is OUT/report.json, OUT/report.md and OUT/rates.png.
+    """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx)
+        return
+    is_embedded = options["model"] == NAME and not (options["packs"] or options["detectors"])
+    if is_embedded and (options["call"] or options["batch"] > 1):
+        raise click.UsageError("--call and --batch belong to --model, --pack or --detector")
+    with Bar() as bar:
+        report = (_embedded if is_embedded else _worded)(policy, masks, store, out, bar, options)
+        paths = write(report, out)
+        for line in getattr(report.findings, "warnings", ()):
+            bar.note(line)
+    show(report, paths, as_json)
+
+
+evaluate.add_command(prompts)
+
+
+def _refuse_options(ctx: click.Context) -> None:
+    """Options before `prompts` have no effect."""
+    for parameter in ctx.command.params:
+        if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} stands before `{ctx.invoked_subcommand}`, where it has no effect; "
+                f"`safeflux eval {ctx.invoked_subcommand} --help` lists the options that go behind it"
+            )
+
+
+def _sizes(options: dict[str, Any]) -> Sizes:
+    from safeflux.evaluation.questions import Sizes
+
+    images = options["images"]
+    return Sizes(found=images, details=images, neighbours=images // 2, kept=options["kept"], others=min(48, images))
+
+
+def _embedded(
+    policy: str | None, masks: tuple[Path, ...], store: Store, out: Path | None, bar: Bar, options: dict[str, Any]
+) -> Report:
+    """The embedded model by its vocabulary and its judge."""
+    subject_of = subject_reader(policy, masks, out, NAME, store)
+    bar("importing torch and diffusers", 0, 1)
+    import torch
+
+    from safeflux.evaluation.bench import Bench
+    from safeflux.evaluation.questions import FIRST_SEED, target_of
+    from safeflux.evaluation.report import Report
+    from safeflux.reference.judge import Judge
+    from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
+
+    began, pipe = time.monotonic(), load_pipeline(dtype=getattr(torch, options["dtype"])).to(options["device"])
+    subject = subject_of(pipe)
+    targets = [target_of(category, concepts) for category, concepts in subject.concepts.items()]
+    sizes, seed = _sizes(options), options["seed"]
+    figures = Bench(pipe, Judge(), sizes=sizes, seed=seed, progress=bar).measure(subject.masks, targets)
+    settings = {"model": NAME, "call": EMOJI_FLUX_CALL, "pictures": vars(sizes), "seed": seed}
+    settings |= {"first_noise_seed": FIRST_SEED, "device": options["device"], "dtype": options["dtype"]}
+    return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)
+
+
+def _worded(
+    policy: str | None, masks: tuple[Path, ...], store: Store, out: Path | None, bar: Bar, options: dict[str, Any]
+) -> Report:
+    """Any model by the words of packs and any detectors."""
+    from safeflux.packs.load import load_packs
+    from safeflux.profiles.load import load_profile
+
+    profile, packs = load_profile(options["model"]), load_packs(options["packs"])
+    subject_of = subject_reader(policy, masks, out, profile.source, store)
+    bar("importing torch and diffusers", 0, 1)
+    import torch
+
+    from safeflux.evaluation.report import Report
+    from safeflux.evaluation.worded.measure import Measuring
+    from safeflux.reference.model import load_pipeline, pipeline_class
+
+    began = time.monotonic()
+    call = profile.call | call_arguments(pipeline_class(profile.source), options["call"])
+    pipe = load_pipeline(profile.source, dtype=getattr(torch, options["dtype"])).to(options["device"])
+    subject = subject_of(pipe)
+    measuring = Measuring.of(
+        profile, subject.concepts, packs, options["detectors"], _sizes(options), options["seed"], options["device"]
+    )
+    figures = measuring.measure(pipe, subject.masks, settings=call, batch=options["batch"], progress=bar)
+    settings = {name: options[name] for name in ("seed", "batch", "device", "dtype")}
+    settings |= {"model": profile.source, "call": call, **measuring.to_json()}
+    return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)

@@ -1,0 +1,97 @@
+"""What both forms of `safeflux eval` share: options, the masks that are measured, and where the report goes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from safeflux.cli._completion import POLICY
+from safeflux.cli._shared import masks as mask_stores
+from safeflux.cli._shared import writable
+from safeflux.disk.folders import check_writable
+
+if TYPE_CHECKING:
+    from safeflux.evaluation.report import Report
+    from safeflux.evaluation.subject import Subject
+    from safeflux.masks.store import Store
+
+_REPORTS = Path("runs") / "eval"
+
+
+def measured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that both commands have: what is measured, the seed, and where the report goes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            callback=writable,
+            help="Folder for the report; created if it does not exist.  [default: runs/eval/NAME]",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises."
+        ),
+        click.option(
+            "--mask",
+            "masks",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Mask file to measure instead of a policy. Repeatable: the masks are combined.",
+        ),
+        mask_stores,
+        click.option("--policy", type=POLICY, help="Bundled policy, or path of a YAML file.  [default: strict]"),
+    ):
+        command = option(command)
+    return command
+
+
+def subject_reader(
+    policy: str | None, masks: tuple[Path, ...], out: Path | None, model: str, store: Store
+) -> Callable[[Any], Subject]:
+    """Check the folder, and the policy or the masks on the model's files, before the model is loaded."""
+    if policy and masks:
+        raise click.UsageError("give either --policy or --mask, not both")
+    check_writable(out or _REPORTS)
+    from safeflux.evaluation.subject import MaskFile, check_early, files_subject, policy_subject
+    from safeflux.policy.load import load_policy
+
+    if masks:
+        files = [MaskFile.read(path) for path in masks]
+        check_early(files, model)
+        return lambda pipe: files_subject(files, pipe)
+    loaded = load_policy(policy or "strict")
+    check_early(loaded, model, store)
+    return lambda pipe: policy_subject(loaded, pipe, store)
+
+
+def write(report: Report, out: Path | None) -> dict[str, Path]:
+    """Write the report. Mask files and policies come from others: of their names only safe characters are used."""
+    return report.write(out or _REPORTS / re.sub(r"[^A-Za-z0-9_+-]+", "-", report.name))
+
+
+def show(report: Report, paths: dict[str, Path], as_json: bool) -> None:
+    """The report as JSON, or a table of its rates, the other figures, and the files."""
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("share of pictures, 95 % interval", no_wrap=True)
+        for heading in ("base", "masked"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, pair in report.findings.rows.items():
+            table.add_row(name, str(pair.base), str(pair.masked))
+        Console(width=140, highlight=False, markup=False).print(table)
+        lines = [f"{name}: {text}" for name, text in report.findings.facts.items()]
+        click.echo("\n".join(["", *lines, "", *(f"{name:8}{path}" for name, path in paths.items())]))
+    if missing := [name for name in ("matplotlib", "skimage") if find_spec(name) is None]:
+        click.echo(
+            f"skipped: {' and '.join(missing)} not installed; get them with pip install 'safeflux[eval]'", err=True
+        )

@@ -1,0 +1,174 @@
+"""Masks of any model by the words of packs: sets of prompts, what detectors count, and `safeflux eval` with packs."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from safeflux.cli import main
+from safeflux.detectors.base import Detector
+from safeflux.errors import ConfigError
+from safeflux.evaluation.figures import Shares
+from safeflux.evaluation.questions import FIRST_SEED, KEPT, Sizes
+from safeflux.evaluation.worded.bench import Looked, Seen
+from safeflux.evaluation.worded.measure import Measuring
+from safeflux.evaluation.worded.questions import Words, sets_of
+from safeflux.evaluation.worded.tally import tally
+from safeflux.evaluation.worded.words import packs_of
+from safeflux.packs.load import load_packs
+from safeflux.profiles.load import load_profile
+from tests.helpers.runs import MASKS
+from tests.helpers.zero_shot import save_clip
+
+EMOJI, KLEIN = load_profile("emoji-flux"), load_profile("flux2-klein-4b")
+WEAPONS = MASKS / "weapons.safetensors"
+SIZES = Sizes(found=8, details=4, neighbours=2, kept=8, others=0)
+
+
+def words_of(concepts, profile=KLEIN, packs=()):
+    return Words.of(profile, packs_of(concepts, profile, load_packs(packs)))
+
+
+def test_sets_ask_for_all_that_a_pack_says_and_share_no_noise():
+    words = words_of({"weapons": ("weapons",)})
+    sets = sets_of(words, KLEIN, Sizes(found=40, details=30, neighbours=8, kept=100, others=6), 3)
+    pack = words.packs["weapons"]
+    asked = {name: [ask.prompt for ask in one.asks] for name, one in sets.items()}
+    for k, ask in enumerate(sets["weapons/held out"].asks):
+        assert any(word in asked["weapons/held out"][k] for word in pack.concepts[ask.thing].held_out)
+    assert {ask.thing for ask in sets["weapons/by name"].asks} == set(pack.concepts)
+    assert {ask.thing for ask in sets["weapons/neighbours"].asks} == set(pack.neighbours)
+    for ask in sets["weapons/beside"].asks:
+        assert ask.other in ask.prompt
+        assert any(word in ask.prompt for word in pack.concepts[ask.thing].words)
+        assert ask.other in words.held_out
+    assert not set(words.held_out) & set(words.known)
+    assert {len(sets[name].asks) for name in KEPT[:2]} == {50}
+    assert {name.partition("/")[0] for name in sets if name.endswith("by name")} == {"weapons", *words.others}
+    assert set(words.others) == {"alcohol", "tobacco", "drugs", "gambling", "horror"}
+    noises = [one.first_seed + k for one in sets.values() for k in range(len(one.asks))]
+    assert len(set(noises)) == len(noises)
+    assert min(noises) > FIRST_SEED
+    more = sets_of(words, KLEIN, Sizes(found=60, details=30, neighbours=8, kept=100, others=6), 3)
+    assert more["weapons/by name"].asks[:40] == sets["weapons/by name"].asks
+    with pytest.raises(ConfigError, match="seed: expected 0 to 4095, got -1"):
+        sets_of(words, KLEIN, SIZES, -1)
+
+
+def test_a_style_is_asked_for_on_things_and_a_model_with_captions_hears_its_own():
+    words = words_of({"art-style": ("ada-brightear",)}, packs=["art-style"])
+    sets = sets_of(words, KLEIN, SIZES, 0)
+    for ask in sets["art-style/by name"].asks:
+        assert ask.prompt.endswith("in the style of Ada Brightear")
+        assert ask.other in words.known
+        assert ask.other in ask.prompt
+    assert {ask.other in words.held_out for ask in sets["art-style/held out"].asks} == {True}
+    assert "art-style/beside" not in sets
+    emoji = sets_of(words_of({"weapons": ("dagger",)}, EMOJI), EMOJI, SIZES, 0)
+    assert all(ask.prompt.endswith(" background") for one in emoji.values() for ask in one.asks)
+    assert {ask.thing for ask in emoji["weapons/by name"].asks} == {"dagger"}
+
+
+class Oracle(Detector):
+    """Scores that are written down: a picture is the list of the names that it shows."""
+
+    def __init__(self, concepts):
+        self.name, self.concepts = "oracle", tuple(concepts)
+        self.thresholds = np.zeros(len(self.concepts), np.float32)
+
+    def scores(self, shown):
+        return np.array([[float(name in names) for name in self.concepts] for names in shown], np.float32)
+
+
+def counted(hidden, blind=()):
+    """The opinion of an oracle that sees all in the base model's pictures and, masked, all but what a mask hides."""
+    words = words_of({"weapons": ("weapons",)})
+    sets = sets_of(words, KLEIN, Sizes(found=16, details=8, neighbours=7, kept=20, others=3), 0)
+    concepts = [*words.packs["weapons"].concepts, *words.besides]
+    oracle = Oracle(name for name in concepts if name not in blind)
+
+    def looked(hides):
+        shown = {n: [{ask.thing, ask.other} - set(hides) for ask in one.asks] for n, one in sets.items()}
+        images = [Image.new("RGB", (16, 16))] * 10
+        return {n: Looked({"oracle": oracle.scores(names)}, images) for n, names in shown.items()}
+
+    seen = Seen(sets, looked(()), looked(hidden), ((), ()), Shares({}))
+    return words, tally(words, seen, "oracle", oracle)
+
+
+def test_what_a_mask_hides_is_counted_as_gone_and_the_rest_as_kept():
+    weapons = set(load_packs(["weapons"])["weapons"].concepts)
+    words, opinion = counted(weapons)
+    figures = opinion.figures
+    target = figures.targets["weapons"]
+    for pair in (target.found, target.found_held_out, target.found_beside, *target.by_concept.values()):
+        assert (pair.base.value, pair.masked.value) == (1, 0)
+    for pair in (target.other_beside, target.neighbours_right, *figures.kept.values()):
+        assert (pair.base.value, pair.masked.value) == (1, 1)
+    assert (set(target.by_concept), set(figures.kept)) == (weapons, set(KEPT))
+    assert figures.kept[KEPT[2]].base.n == 3 * len(words.others)
+    assert (figures.harmonic.value, opinion.calibrations["weapons"].overall.value) == (1, 1)
+    assert figures.to_json()["harmonic_mean"]["value"] == 1
+    assert figures.to_json().keys().isdisjoint({"frechet_distance", "style_right"})
+
+
+def test_collateral_damage_is_counted_where_it_falls():
+    words, opinion = counted(("a hammer", "beer"))
+    target, kept = opinion.figures.targets["weapons"], opinion.figures.kept
+    assert (target.found.lost, target.neighbours_right.lost, kept[KEPT[0]].lost) == (0, 1, 0)
+    assert kept[KEPT[2]].lost == (1 if "beer" in words.others["alcohol"].concepts else 0)
+
+
+def test_a_detector_with_few_labels_counts_what_it_knows_and_says_no_harmonic_mean():
+    words = words_of({"weapons": ("weapons",)})
+    _, opinion = counted((), blind=words.besides)
+    assert opinion.figures.kept == {}
+    assert opinion.figures.harmonic is None
+    assert opinion.figures.targets["weapons"].found.base.value == 1
+    assert "harmonic_mean" not in opinion.figures.to_json()
+    assert not any("harmonic" in name for name in opinion.figures.facts)
+    with pytest.raises(ConfigError, match="concept 'pistol': the detector oracle has no label of that name"):
+        counted((), blind=["pistol"])
+
+
+def test_the_command_measures_any_model_by_packs_and_two_detectors(tmp_path, monkeypatch):
+    """A bundled mask of the embedded model, as if it were any other: gone by the judge, whatever a random CLIP says."""
+    monkeypatch.chdir(tmp_path)
+    save_clip(tmp_path / "clip")
+    arguments = ["eval", "--mask", str(WEAPONS), "--detector", "judge", "--detector", "zero-shot:clip", "--batch", "16"]
+    arguments += ["--images", "2", "--kept", "4", "--out", "out", "--json"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    figures, (second,) = report["figures"], report["figures"]["second_opinions"]
+    assert (figures["detector"], second["detector"]) == ("judge", "zero-shot:clip")
+    found = figures["targets"]["weapons"]["found"]
+    assert (found["base"]["rate"], found["masked"]["rate"]) == (1, 0)
+    assert figures["kept_right"]["masked"]["n"] > 4
+    assert all(pair["masked"]["rate"] >= 0.5 for pair in figures["kept"].values())
+    seen = figures["on_the_base_model"]["weapons"]
+    assert {one["threshold"] for one in seen.values()} == {0.5}
+    assert sum(one["found"]["hits"] for one in seen.values()) > len(seen) / 2
+    assert second["targets"].keys() == figures["targets"].keys()
+    assert report["settings"]["detectors"] == ["judge", "zero-shot:clip"]
+    table = (tmp_path / "out/report.md").read_text()
+    assert "| weapons: found, by zero-shot:clip |" in table
+    assert "judge, weapons, on the base model: finds" in table
+
+
+def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="flux2-klein-4b has no detector of its own: name one"):
+        Measuring.of(KLEIN, {"weapons": ("weapons",)}, {}, [], SIZES)
+    for arguments, code, message in (
+        (["--pack", "alcohol", "--mask", str(WEAPONS)], 1, "pack 'alcohol': no mask erases this category"),
+        (["--detector", "oracle", "--mask", str(WEAPONS)], 1, "detector 'oracle': expected"),
+        (["--call", "steps=3", "--mask", str(WEAPONS)], 2, "--call and --batch belong to"),
+        (["--model", "nowhere"], 1, "model 'nowhere': expected a bundled profile"),
+        (["--pack", "weapns"], 1, "did you mean 'weapons'"),
+    ):
+        result = CliRunner().invoke(main, ["eval", *arguments], catch_exceptions=False)
+        assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
+    assert list(tmp_path.iterdir()) == []
