@@ -228,7 +228,8 @@ class TrainConfig(Part):
     tensorboard: bool = False
     """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
     minimise: bool = True
-    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often."""
+    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. Masks
+    that take the thing are not: validation asks for it by its words."""
     seed: int = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
 

@@ -37,6 +37,11 @@ class TermConfig(BaseModel):
         return self
 
     @property
+    def takes_things(self) -> bool:
+        """Whether a term starts from pictures."""
+        return sum(self.weights) > self.named
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """In the order of `TERMS`."""
         return tuple(getattr(self, term) for term in TERMS)
@@ -49,6 +54,8 @@ class NoisedConfig(BaseModel):
 
     ceiling: Annotated[float, Field(gt=1)] = 3.0
     """A thing counts as unknown from this error on, in units of the base model's own."""
+    target: Share = 0.15
+    """A category is gone when no more than this of its pictures is known, over the last batches of every term."""
     least_sigma: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Noise levels are drawn evenly from here to 1."""
     bank_size: Annotated[int, Field(gt=0)] = 3

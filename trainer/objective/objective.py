@@ -32,6 +32,8 @@ from safeflux.trainer.sampling.sampler import Sampler
 
 Stream = Literal["erase", "preserve", "gates", "pairs"]
 _STREAMS: tuple[Stream, ...] = ("erase", "preserve", "gates", "pairs")
+FADING = 0.8
+"""How much of what was known of pictures is carried over when a batch asks again."""
 _ALONE, _ALL = 0.5, 0.75
 """Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
 batch with one mask on serves that one alone, so that a mask would else hardly be seen without others."""
@@ -103,6 +105,8 @@ class Objective:
         self.spoilt = Hardness(len(names) + 1, len(self._preserve.pairs))
         self.knowledge = Knowledge(config, transformer, sampler, self._erase, preserve)
         self._seen: list[tuple[int, int, list[int], list[float]]] = []
+        self._levels = torch.ones(len(self._erase), len(TERMS))
+        self._levels_seen: list[tuple[int, int, float]] = []
 
     def erase(self, round_: int, batch: int, category: int, gates: torch.Tensor) -> Slope:
         """What is left of a category's concepts: by name against the base output for their anchors, or by pictures.
@@ -126,8 +130,10 @@ class Objective:
             losses = measure()
             gradient = gated.gradient(losses.mean())
         change = torch.ones(len(indices)) if self._is_relative or term != "named" else pool.change[indices]
+        loss = _drawn_uniformly(losses, weight[indices])
         self._seen.append((category, state, indices, (losses.detach() / change).tolist()))
-        return Slope(_drawn_uniformly(losses, weight[indices]), subset, gradient)
+        self._levels_seen.append((category, state, loss))
+        return Slope(loss, subset, gradient)
 
     def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
         """The masked output for prompts to preserve against the base output; with the gradient of a projection.
@@ -157,17 +163,31 @@ class Objective:
         """Note how much was left of the pairs that a round saw, in all processes: the next round draws by it."""
         for pool, state, indices, left in processes.gather(self._seen):
             self._pools[pool].note(state, indices, left)
-        self._seen = []
+        for category, state, loss in processes.gather(self._levels_seen):
+            level = self._levels[category, state]
+            self._levels[category, state] = FADING * level + (1 - FADING) * loss
+        self._seen, self._levels_seen = [], []
         self.knowledge.settle(processes)
+
+    def known(self, category: int) -> float:
+        """How much of a category's pictures is known by the term that knows most, over the last batches; 1 is all.
+
+        0 for a run whose terms do not start from pictures.
+        """
+        weights = self._config.erase_terms.weights
+        asked = [k for k, term in enumerate(TERMS) if term != "named" and weights[k]]
+        return max((float(self._levels[category, k]) for k in asked), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """How much was left of each pair, and the adversarial embeddings, for a checkpoint."""
-        return {"left": [pool.left for pool in self._pools], "knowledge": self.knowledge.state_dict()}
+        left = [pool.left for pool in self._pools]
+        return {"left": left, "levels": self._levels, "knowledge": self.knowledge.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         for pool, left in zip(self._pools, state["left"], strict=True):
             pool.left = left
+        self._levels = state["levels"]
         self.knowledge.load_state_dict(state["knowledge"])
 
     @property

@@ -38,6 +38,8 @@ class RoundReport:
     seconds: float
     precision: str
     """Dtype of matrix products: `bfloat16` or `float32`."""
+    known: dict[str, float] | None = None
+    """Category -> share of its pictures that is known; None likewise, and for a run that takes words alone."""
 
     def __str__(self) -> str:
         """One line, for people."""
@@ -45,7 +47,8 @@ class RoundReport:
         if self.found is not None:
             worst = max(self.found, key=self.found.__getitem__)
             which = "" if len(self.found) == 1 else f" at worst ({worst})"
-            seen = f", found {100 * self.found[worst]:.1f} %{which}, kept {100 * (self.right or 0):.1f} %"
+            known = f", known {100 * max(self.known.values()):.0f} %" if self.known else ""
+            seen = f", found {100 * self.found[worst]:.1f} %{which}{known}, kept {100 * (self.right or 0):.1f} %"
         return (
             f"round {self.round} {self.phase}: erase {self.erase_loss:.4f}, preserve {self.preserve_loss:.4f}, "
             f"beta {self.beta:.1f}, {100 * self.share_masked:.2f} % off{seen}, {self.seconds:.0f} s ({self.precision})"
@@ -56,7 +59,7 @@ class RoundReport:
         """All in one flat row: `masked/weapons`, `found/weapons`; empty where there was no validation."""
         flat: dict[str, Any] = {}
         for name, value in asdict(self).items():
-            if name in ("masked", "found"):
+            if name in ("masked", "found", "known"):
                 flat |= {f"{name}/{category}": (value or {}).get(category, "") for category in self.masked}
             else:
                 flat[name] = "" if value is None else value

@@ -7,6 +7,7 @@ those that come nearest. A run that was killed resumes and ends with the same bi
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ class Run:
             share_masked=float((~masks.all(dim=0)).float().mean()),
             found=dict(zip(self.names, seen.found, strict=True)) if seen else None,
             right=seen.right if seen else None,
+            known=dict(zip(self.names, seen.known, strict=True)) if seen and seen.known else None,
             seconds=seconds,
             precision=str(self.compute_dtype).removeprefix("torch."),
         )
@@ -156,8 +158,11 @@ class Run:
         seen: Validation = self.processes.from_first(
             validate(self.validator, self.sets(self.method.masks), self.names) if self.processes.is_first else None
         )
-        self.is_erased = [found <= self.config.target_found for found in seen.found]
-        score, trained = seen.score(self.config.target_found), self.method.masks[: len(self.names)]
+        if self.config.erase_terms.takes_things:
+            seen = replace(seen, known=tuple(self.objective.known(k) for k in range(len(self.names))))
+        targets = self.config.target_found, self.config.noised.target
+        self.is_erased = seen.is_erased(*targets)
+        score, trained = seen.score(*targets), self.method.masks[: len(self.names)]
         if score > self._score and not trained.all(dim=1).any():  # a mask that keeps every bit is no result
             self._best, self._score = self.method.masks.clone(), score
         return seen

@@ -181,7 +181,7 @@ def _finish(training: Run, pipe: Any, phase: Progress) -> Result:
     options = config.model_dump(mode="json", by_alias=True)
     write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
     tried: dict[str, list[Point]] = {}
-    if config.minimise and training.validator is not None:
+    if config.minimise and training.validator is not None and not config.erase_terms.takes_things:
         masks, tried = _minimise(training, masks, phase)
     curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
     if curves:  # there are none for a model that nothing validates

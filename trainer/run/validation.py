@@ -39,9 +39,20 @@ class Validation:
     right: float
     """Things to preserve: alone (neutral things, and those of categories whose mask is off) and beside an erased thing
     (neutral things). The mean of the two shares, the smallest of those under each mask and under all masks."""
+    known: tuple[float, ...] = ()
+    """How much of each category's pictures was known in the last rounds; empty for a run that takes words alone."""
 
-    def score(self, target: float) -> tuple[bool, float]:
-        """The order of masks: whether every category is gone, then the share preserved less the share still found.
+    def is_erased(self, target: float, known: float = 1.0) -> list[bool]:
+        """Each category: whether it is found, and its pictures known, seldom enough."""
+        shares = self.known or (0.0,) * len(self.found)
+        return [found <= target and share <= known for found, share in zip(self.found, shares, strict=True)]
+
+    def score(self, target: float, known: float = 1.0) -> tuple[bool, float]:
+        """The order of masks: whether every category is gone, then the share preserved less what is left.
+
+        Args:
+            target: Share of pictures in which a category that is gone may be found.
+            known: Share of its pictures that may be known.
 
         Examples:
             >>> Validation((0.01, 0.0), 0.9).score(0.01)
@@ -49,8 +60,11 @@ class Validation:
             >>> near, far, spoilt = (Validation((f,), right) for f, right in ((0.11, 0.9), (0.21, 0.9), (0.11, 0.7)))
             >>> near.score(0.01) > far.score(0.01) > spoilt.score(0.01)
             True
+            >>> Validation((0.0,), 0.9, known=(0.4,)).score(0.01, known=0.1)
+            (False, 0.6000000000000001)
         """
         missed = sum(max(0.0, found - target) for found in self.found)
+        missed += sum(max(0.0, share - known) for share in self.known)
         return missed == 0, self.right - missed
 
 
