@@ -1,5 +1,7 @@
 """What is still known of a thing: single steps from noised pictures, and embeddings that try to bring it back."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,31 @@ def test_what_is_left_is_kept_for_each_term(objective_of, gates):
     objective.settle(Processes())
     changed = (objective.hard[0].left != 1).any(dim=1)
     assert changed.tolist() == [False, True, False, False, False]
+
+
+def test_what_is_known_is_that_of_the_term_that_knows_most_over_the_last_batches(objective_of, gates):
+    objective, shut = objective_of(erase_terms={**ONLY, "own": 1, "empty": 1}), torch.zeros_like(gates).bool()
+    assert objective.known(0) == 1
+    losses = []
+    for batch in range(12):
+        losses.append(objective.erase(0, batch, 0, shut).loss)
+        objective.settle(Processes())
+    assert max(losses) < 0.8
+    assert objective.known(0) < 0.85
+    assert objective.known(1) == 1  # not asked yet
+    assert objective_of().known(0) == 0  # takes words alone
+
+
+def test_a_batch_is_the_same_after_a_restart(objective_of, gates):
+    terms = {**ONLY, "bank": 1}
+    first, again = objective_of(erase_terms=terms), objective_of(erase_terms=terms)
+    first.erase(0, 0, 0, gates)
+    first.settle(Processes())
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    slopes = [objective.erase(1, 0, 0, gates) for objective in (first, again)]
+    assert slopes[0].loss == slopes[1].loss
+    assert torch.equal(slopes[0].gradient, slopes[1].gradient)
+    assert objective_of(erase_terms=terms).erase(1, 0, 0, gates).loss != slopes[0].loss
 
 
 def test_bits_that_are_opened_again_count_as_kept(objective_of, gates):
