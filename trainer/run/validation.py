@@ -60,8 +60,8 @@ class Validation:
             >>> near, far, spoilt = (Validation((f,), right) for f, right in ((0.11, 0.9), (0.21, 0.9), (0.11, 0.7)))
             >>> near.score(0.01) > far.score(0.01) > spoilt.score(0.01)
             True
-            >>> Validation((0.0,), 0.9, known=(0.4,)).score(0.01, known=0.1)
-            (False, 0.6000000000000001)
+            >>> Validation((0.0,), 1.0, known=(0.5,)).score(0.01, known=0.25)
+            (False, 0.75)
         """
         missed = sum(max(0.0, found - target) for found in self.found)
         missed += sum(max(0.0, share - known) for share in self.known)
