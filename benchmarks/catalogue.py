@@ -151,7 +151,7 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
         for point in curves[family.name]:
             click.echo(f"{family.name:9} {point.label}: found {point.found}, kept {point.kept}")
         click.echo(f"{family.name:9} worst: {worst(results, family, fitting)}")
-    plot_tradeoff(curves, report / "curve.png", title="masks AND-ed, 1 to all of them; mean over random subsets")
+    plot_tradeoff(curves, report / "curve.png", title="masks combined, 1 to all of them; mean over random subsets")
     if write:
         head = {
             "seed": seed,

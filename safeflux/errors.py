@@ -27,7 +27,7 @@ class StoreError(SafeFluxError, LookupError):
 
 
 class SignatureError(SafeFluxError, ValueError):
-    """A signature is missing, malformed, by another key, or of other bytes."""
+    """A signature is missing, malformed, made with another key, or made for other bytes."""
 
 
 class ModelError(SafeFluxError, TypeError):
@@ -35,15 +35,15 @@ class ModelError(SafeFluxError, TypeError):
 
 
 class ApplyError(SafeFluxError, RuntimeError):
-    """Writing the masks into the model failed; the model was put back as it was."""
+    """Writing the masks into the model failed; the model was restored."""
 
 
 class BakeError(SafeFluxError, RuntimeError):
-    """A guarded file was not written, or is not what it should be; what was there before is as it was."""
+    """A guarded file was not written, or is not what it should be; existing files are unchanged."""
 
 
 class AuditError(SafeFluxError, ValueError):
-    """A file is no audit log, or cannot be read or appended to."""
+    """A file is not an audit log, or cannot be read or appended to."""
 
 
 class ConfigError(SafeFluxError, ValueError):
@@ -51,4 +51,4 @@ class ConfigError(SafeFluxError, ValueError):
 
 
 class TrainError(SafeFluxError, RuntimeError):
-    """A training run cannot go on; its last checkpoint stands."""
+    """A training run cannot continue; its last checkpoint is intact."""

@@ -1,7 +1,7 @@
-"""Masks into checkpoint files: a copy of a model that is guarded wherever it is loaded.
+"""Writes masks into checkpoint files: a copy of a model that is guarded wherever it is loaded.
 
 Files are edited as a stream: no torch, a few megabytes of memory, about the time of a copy. Only masked bytes and the
-header differ from the source (of an ONNX model, its metadata). The same source, masks and form give the same bytes.
+header (for ONNX, the metadata) differ from the source. The same source, masks and form give the same bytes.
 """
 
 import filecmp
@@ -25,16 +25,16 @@ from safeflux.policy.load import Policy, load_policy
 
 @dataclass(frozen=True)
 class Baked:
-    """What was written, or found to be as it would be written.
+    """The result of `bake` or `check_bake`.
 
     Attributes:
         path: The file or folder.
-        plan: What was asked for.
+        plan: The plan that was written.
         num_bytes: Size of all files.
-        num_masked_tensors: How many tensors have zeros now that they had not.
-        num_changed_bytes: How many bytes of tensors differ from the source's, or are gone; known after `check_bake`.
-        left_out: Weights in the source's folder that nobody asked for, which would be unguarded.
-        links: Links in the source's folder that lead out of it, and where; what they lead to was copied.
+        num_masked_tensors: Number of tensors with masked elements.
+        num_changed_bytes: Number of tensor bytes that differ from the source or were removed; only from `check_bake`.
+        left_out: Other weights in the source's folder, which would be unguarded and were not copied.
+        links: Links in the source's folder that point outside it, and their targets, which were copied.
     """
 
     path: Path
@@ -58,33 +58,33 @@ def bake(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Baked:
-    """Write a guarded copy of a model: the source stays as it is, and the copy needs nothing of ours to be loaded.
+    """Write a guarded copy of a model: the source is unchanged, and the copy loads without safeflux.
 
-    All is resolved and checked before the first write. The copy takes its name only once all of it is on disk: whatever
-    stops it, what was there before is as it was.
+    Everything is resolved and checked before the first write. The copy gets its name only once all of it is on disk: on
+    any failure, existing files are unchanged.
 
     Args:
         source: A FLUX pipeline of diffusers or its transformer (a folder); or one safetensors or GGUF file in the
             layout of diffusers or of Black Forest Labs; or an ONNX model, `*.onnx`, whose initializers have diffusers'
-            names, its data in it or in files beside it.
+            names, with its data inside or in files next to it.
         target: The folder or the file to write; for an ONNX model, the folder.
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         store: A folder, or several, with mask files besides the bundled ones.
-        form: What of a masked neuron is filled: its rows with their biases, its column, or both. One is enough for it
-            to be off. A row of zeros becomes NaN in some quantisers. A neuron that lost both sides leaves nothing to
-            reconstruct it from.
-        compact: Cut masked neurons of feed-forwards out instead; of a diffusers folder alone, and
-            `safeflux.load_compact` loads the copy.
-        lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
-        overwrite: Replace a file that is there.
-        progress: Called with how far it is, in bytes.
+        form: The sides of a masked neuron to fill: its rows with their biases, its column, or both. One is enough to
+            switch it off. Some quantisers turn a row of zeros into NaN. With both, nothing is left to reconstruct the
+            neuron from.
+        compact: Remove masked neurons of feed-forwards instead; only for a diffusers folder, and the copy is loaded
+            with `safeflux.load_compact`.
+        lock: A lock file (`safeflux policy lock`): policy, base and masks must match it exactly.
+        overwrite: Replace an existing file.
+        progress: Called with the progress in bytes.
 
     Raises:
         BakeError: The target already exists, is the source, or cannot be written.
-        ModelError: The source is no FLUX model, is damaged, guarded already, or quantised in a way that what is masked
-            cannot be set to zero alone.
-        ConfigError: The source is a GGUF file or an ONNX model, and the package that reads them is not installed.
-        SafeFluxError: Whatever planning refuses (`guard` has the list).
+        ModelError: The source is not a FLUX model, is damaged or already guarded, or is quantised in a way that masked
+            elements cannot be set to zero alone.
+        ConfigError: The source is a GGUF file or an ONNX model, and the package that reads it is not installed.
+        SafeFluxError: Planning refused it (see `guard`).
     """
     asked = Asked(load_policy(policy), open_store(store), form, compact, lock)
     job, place = make_job(source, asked), Path(target)
@@ -94,7 +94,7 @@ def bake(
         try:
             _write(job, partial, report)
         except (OSError, BakeError):
-            job.check_unchanged()  # the better reason: what is gone or shorter was edited
+            job.check_unchanged()  # the better message: a file that is gone or shorter was edited
             raise
         job.check_unchanged()
     return _result(job, place, None)
@@ -121,11 +121,11 @@ def check_bake(
     compact: bool = False,
     progress: Progress | None = None,
 ) -> Baked:
-    """Make sure that a file or folder is what `bake` would write, byte for byte; arguments as there.
+    """Check that a file or folder is what `bake` would write, byte for byte; it takes the same arguments.
 
     Raises:
-        BakeError: It is not, or a folder holds other files too; the message says where it differs first.
-        SafeFluxError: Whatever `bake` refuses in the source, the policy or the masks.
+        BakeError: It is not, or a folder also holds other files; the message names the first difference.
+        SafeFluxError: `bake` would refuse the source, the policy or the masks.
     """
     asked = Asked(load_policy(policy), open_store(store), form, compact)
     job, place = make_job(source, asked), Path(target)
@@ -151,19 +151,19 @@ def _files(target: Path) -> list[Path]:
 
 
 def _narrow(source: Path, made: Path) -> None:
-    """Give files and folders that were made the permissions of those that they are made from, and never wider ones."""
+    """Limit the permissions of new files and folders to those of their sources."""
     for path in (made, *made.rglob("*")):
         like = source / path.relative_to(made)
-        allowed = like.stat().st_mode | (0o700 if path.is_dir() else 0)  # what nobody can enter cannot be renamed
+        allowed = like.stat().st_mode | (0o700 if path.is_dir() else 0)  # a folder without x cannot be renamed
         path.chmod(path.stat().st_mode & allowed & 0o777)
 
 
 def _check_no_others(job: Job, target: Path) -> None:
-    """Make sure that a folder holds nothing else: weights that lie there besides could be loaded, and are unguarded."""
+    """Check that a folder holds nothing else: other weights in it could be loaded, unguarded."""
     made = {_place(job.root, file.path, target) for file in job.files}
     made.update(target / inside for inside in (*job.copied, *job.rewritten))
     if others := sorted(set(_files(target)) - made):
-        raise BakeError(f"{others[0]}: is nothing that baking writes; remove it, or bake the model again")
+        raise BakeError(f"{others[0]}: was not written by baking; remove it, or bake the model again")
 
 
 def _result(job: Job, target: Path, changed: int | None) -> Baked:
@@ -173,7 +173,7 @@ def _result(job: Job, target: Path, changed: int | None) -> Baked:
 
 @dataclass
 class _Progress:
-    """Adds up the bytes that are done."""
+    """Counts the bytes that are done."""
 
     progress: Progress | None
     what: str
@@ -189,15 +189,15 @@ class _Progress:
 def _check_target(job: Job, target: Path, overwrite: bool) -> None:
     source, is_one_file = job.source, job.root.is_file()
     if not target.parent.is_dir():
-        raise BakeError(f"{target}: the folder {target.parent} is not there; make it first")
+        raise BakeError(f"{target}: the folder {target.parent} does not exist; create it first")
     is_there = os.path.lexists(target)
     if target.exists() and source.samefile(target):
         raise BakeError(f"{target}: is the source itself; choose another name")
     if source.is_dir() and source.resolve() in target.resolve().parents:
-        raise BakeError(f"{target}: lies in the source; choose a place outside of it")
+        raise BakeError(f"{target}: is inside the source; choose a path outside it")
     suffix = job.source.suffix
     if is_one_file and OPENERS.get(target.suffix.lower()) != OPENERS[suffix.lower()]:
-        raise BakeError(f"{target}: expected a name that ends in {suffix}, as the source is one such file")
+        raise BakeError(f"{target}: expected a name that ends in {suffix}, as that of the source does")
     is_replaceable = is_one_file and target.is_file()
     if is_there and not (overwrite and is_replaceable):
         way_out = "overwrite it (--overwrite), or choose" if is_replaceable else "choose"
@@ -205,7 +205,7 @@ def _check_target(job: Job, target: Path, overwrite: bool) -> None:
 
 
 def _place(root: Path, path: Path, target: Path) -> Path:
-    """Where a file of the source belongs in the target."""
+    """The path in the target of a file of the source."""
     return target if root == path else target / path.relative_to(root)
 
 
@@ -214,13 +214,13 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _copy(source: Path, target: Path, tell: Callable[[int], object]) -> None:
+def _copy(source: Path, target: Path, advance: Callable[[int], object]) -> None:
     with source.open("rb", buffering=0) as read, target.open("wb", buffering=0) as write:
-        copy_range(read, write, 0, source.stat().st_size, tell)
+        copy_range(read, write, 0, source.stat().st_size, advance)
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    filecmp.clear_cache()  # which knows files by size and time
+    filecmp.clear_cache()  # it identifies files by size and time
     return filecmp.cmp(one, other, shallow=False)
 
 

@@ -1,8 +1,7 @@
-"""What a model's folder holds beside the transformer's weights, and what of it goes along into a guarded copy.
+"""The other files in a model's folder, and which of them are copied along with the guarded weights.
 
-Weights that nobody asked for stay behind: the whole model in one file beside the folders, another precision of it,
-another index of shards. They would be unguarded, and a loader could pick them. In a folder that is guarded already,
-they are faults.
+Other weights are left out: the whole model in one file next to the folders, another precision, another index of shards.
+They would be unguarded, and a loader could pick them. In a folder that is already guarded, they are faults.
 """
 
 import re
@@ -26,21 +25,21 @@ _WEIGHTS = {
     *(".engine", ".plan", ".trt", ".mlpackage", ".tflite", ".torchscript"),
 }
 _SIGNATURES = re.compile(rb"GGUF|PK\x03\x04|\x80[\x02-\x05]|\x89HDF|\x93NUMPY")
-"""How files of weights begin, whatever their names: GGUF, zip (torch.save), pickle, HDF5, NumPy."""
+"""The first bytes of weight files, whatever their names: GGUF, zip (torch.save), pickle, HDF5, NumPy."""
 _NAMES_WITHIN = 1 << 22
-"""Bytes from the beginning of a file within which the names of its tensors are, as they are, in every such format."""
+"""The names of a file's tensors are within this many bytes from its beginning, uncompressed, in every such format."""
 _BLOCKS, _CONTROL = (b"single_transformer_blocks.0.", b"single_blocks.0.", b"double_blocks.0."), b"controlnet_"
-"""Names that a FLUX transformer has, and one of a ControlNet for it, which has the others too and draws nothing."""
+"""Tensor names of a FLUX transformer, and one of a ControlNet, which has the others too but draws nothing."""
 
 
 @dataclass(frozen=True)
 class Others:
-    """Files by their paths in the folder.
+    """The other files of a folder, by relative path.
 
     Attributes:
-        copied: Those that go along.
-        left_out: Weights that would be unguarded, and indices of shards that name such.
-        links: Links that lead out of the folder, and where they lead; what they lead to is copied.
+        copied: Files to copy.
+        left_out: Weights that would be unguarded, and shard indices that name such weights.
+        links: Links that point outside the folder, and their targets, which are copied.
     """
 
     copied: tuple[Path, ...]
@@ -49,14 +48,14 @@ class Others:
 
 
 def other_files(source: Source, *, hidden: bool = False) -> Others:
-    """Sort all files of a model's folder but the transformer's own weights; none for a single file.
+    """Classify all files of a model's folder except the transformer's own weights; none for a single file.
 
     Args:
         source: The model.
         hidden: Look at hidden files too.
 
     Raises:
-        ModelError: An index cannot be read, or a link leads nowhere.
+        ModelError: An index cannot be read, or a link is broken.
     """
     if not source.path.is_dir():
         return Others((), (), {})
@@ -74,26 +73,26 @@ def other_files(source: Source, *, hidden: bool = False) -> Others:
 
 
 def check_whole(root: Path, others: Others) -> None:
-    """Make sure that the copy of a pipeline's folder loads wherever the pipeline did, and is guarded then.
+    """Check that a copy of a pipeline's folder would load wherever the pipeline does, and be guarded.
 
     Raises:
-        ModelError: A component is missing or was never downloaded, or another one is a FLUX transformer too.
+        ModelError: A component is missing or was never downloaded, or another one is also a FLUX transformer.
     """
     for component in unguarded(root):
         if not component.is_home:
             raise ModelError(
                 f"{root}: names a second FLUX transformer, {component.name!r}, which would stay unguarded; bake each "
-                "by itself, and give them to the pipeline when it is loaded"
+                "separately, and pass them to the pipeline when it is loaded"
             )
     for component in components(root):
         if component.is_needed and not component.folder.is_dir():
             raise ModelError(
-                f"{root}: names the component {component.name!r}, and {component.folder} is not there; copy the model "
-                f"again, or bake its transformer alone: {home_of(root)}"
+                f"{root}: names the component {component.name!r}, but {component.folder} does not exist; copy the "
+                f"model again, or bake its transformer alone: {home_of(root)}"
             )
         if component.folder == home_of(root) and not (component.folder / "config.json").is_file():
             raise ModelError(
-                f"{component.folder}: has no config.json, so that no pipeline loads it; copy the model again"
+                f"{component.folder}: has no config.json, so no pipeline can load it; copy the model again"
             )
         if component.folder != home_of(root):
             _check_component(component.folder, [root / inside for inside in others.left_out])
@@ -113,13 +112,13 @@ def _check_component(folder: Path, left_out: Iterable[Path]) -> None:
     for path in left_out:
         if folder in path.parents:
             raise ModelError(
-                f"{path}: is a second FLUX transformer, which would stay unguarded. Bake each by itself, and give them "
-                "to the pipeline when it is loaded"
+                f"{path}: is a second FLUX transformer, which would stay unguarded. Bake each separately, and pass "
+                "them to the pipeline when it is loaded"
             )
 
 
 def _could_draw(path: Path, own: set[Path], is_component: bool) -> bool:
-    """Whether a file beside a transformer's own makes a FLUX that is not guarded, as far as can be determined."""
+    """Whether another file could be loaded as an unguarded FLUX, as far as can be determined."""
     if is_component:
         return _is_of_transformer(path)
     if path.suffix == ".json":
@@ -139,7 +138,7 @@ def _is_of_transformer(path: Path) -> bool:
 
 
 def _names_only(index: Path, own: set[Path]) -> bool:
-    """Whether an index of shards names guarded files alone."""
+    """Whether an index of shards names only guarded files."""
     places = read_json(index).get("weight_map")
     known = {path.resolve() for path in own}
     return not isinstance(places, dict) or all(

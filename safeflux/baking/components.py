@@ -1,4 +1,4 @@
-"""The components of a pipeline's folder, as its index names them; for diffusers' pipelines and its modular ones."""
+"""The components of a pipeline's folder according to its index, for diffusers' pipelines and modular pipelines."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _INDEX, _MODULAR = "model_index.json", "modular_model_index.json"
 FLUX_CLASS = re.compile(r"Flux\d*Transformer2DModel")
 """diffusers' classes of FLUX transformers."""
 _PLACES = ("pretrained_model_name_or_path", "repo")
-"""Keys of a modular entry that say where the component is loaded from, in newer and older releases."""
+"""Keys of a modular entry with the place that the component is loaded from, in newer and older releases."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Component:
     Attributes:
         name: As the pipeline calls it.
         folder: Where its files are.
-        is_needed: Whether the pipeline does not load without that folder.
-        is_home: Whether it is the transformer that is guarded.
+        is_needed: Whether the pipeline needs that folder to load.
+        is_home: Whether it is the guarded transformer.
         is_flux: Whether its class is that of a FLUX transformer.
-        elsewhere: Where a modular pipeline loads it from, if the index says that.
+        elsewhere: Where a modular pipeline loads it from, if the index says so.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Component:
 
 
 def components(root: Path) -> list[Component]:
-    """Read the indices of a folder; components that the pipeline goes without are left out.
+    """Read the indices of a folder; components that the pipeline does not have are left out.
 
     Raises:
         ModelError: An index cannot be read.
@@ -57,14 +57,14 @@ def components(root: Path) -> list[Component]:
 
 
 def unguarded(root: Path) -> list[Component]:
-    """Return the transformers that a pipeline loads from another place than the one that is guarded."""
+    """Return the transformers that a pipeline loads from somewhere other than the guarded folder."""
     return [one for one in components(root) if (one.is_home or one.is_flux) and not _is_guarded(one, root)]
 
 
 def made_local(root: Path) -> dict[Path, Any]:
-    """Return the index of a modular pipeline with its transformer loaded from its own folder; empty if none says more.
+    """Return the index of a modular pipeline, changed to load its transformer from its own folder; empty if not needed.
 
-    An index that names its own folder is rewritten too: in a copy it would name the source.
+    An index that names its own folder is changed too: in a copy it would name the source.
     """
     home = home_of(root)
     if not any(one.is_home and (one.elsewhere or one.folder != home) for one in components(root)):
@@ -79,7 +79,7 @@ def made_local(root: Path) -> dict[Path, Any]:
 
 
 def _facts(entry: list[Any]) -> dict[str, Any]:
-    """Where a component comes from; entries of other indices do not say it."""
+    """Where a component comes from; only modular indices say so."""
     return entry[2] if len(entry) > 2 and isinstance(entry[2], dict) else {}
 
 

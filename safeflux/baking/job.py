@@ -1,4 +1,4 @@
-"""What is to be written for a guarded copy of a model: everything resolved and checked, nothing written."""
+"""The plan of a guarded copy of a model: everything resolved and checked, nothing written."""
 
 import json
 import math
@@ -32,13 +32,13 @@ from safeflux.policy.load import Policy
 
 @dataclass(frozen=True)
 class Asked:
-    """What a copy is to be, whatever it is made from.
+    """The options of a copy, whatever its source.
 
     Attributes:
-        policy: What is to be off.
+        policy: The policy to put in force.
         store: Where its masks are.
-        form: What of a masked neuron is filled.
-        compact: Whether masked neurons are cut out instead.
+        form: The sides of a masked neuron to fill.
+        compact: Whether masked neurons are removed instead.
         lock: A lock file that policy, base and masks must agree with; None for none.
     """
 
@@ -49,10 +49,10 @@ class Asked:
     lock: str | os.PathLike[str] | None = None
 
     def plan(self, sites: Sites, base: str) -> Plan:
-        """Resolve and check it for a base model, of these sites and this fingerprint.
+        """Resolve and check the policy for a base model with these sites and this fingerprint.
 
         Raises:
-            SafeFluxError: Whatever planning refuses (`guard` has the list).
+            SafeFluxError: Planning refused it (see `guard`).
         """
         plan = plan_for(self.policy, sites, base, self.store)
         plan.check_enforces()
@@ -63,21 +63,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Job:
-    """One source, and what its copy has to be.
+    """One source, and what its copy must be.
 
     Attributes:
-        source: What was named.
-        root: The folder that its files lie in, or the one file that it is; the target is the same.
-        files: Those with tensors.
-        plan: What is asked for.
-        changes: What is done to tensors, by their names in their files.
-        headers: The header of each of the files, in their order.
-        copied: Other files that go along, by their paths in the source's folder.
-        rewritten: Others that go along with another content.
-        num_bytes_changed: How many bytes of tensors are others in those.
-        left_out: Weights that nobody asked for.
-        links: Links in the source that lead out of it, and where they lead.
-        states: Every file that is read, as it was before it was looked at.
+        source: The path as given.
+        root: The folder of its files, or its only file; the target has the same form.
+        files: The files with tensors.
+        plan: The plan to write.
+        changes: The changes of tensors, by their names in their files.
+        headers: The new header of each file, in the same order.
+        copied: Other files to copy, by relative path.
+        rewritten: Other files with new content.
+        num_bytes_changed: Number of tensor bytes that change in those.
+        left_out: Other weights, which are not copied.
+        links: Links in the source that point outside it, and their targets.
+        states: The state of every file that is read, from before it was read.
     """
 
     source: Path
@@ -94,7 +94,7 @@ class Job:
     states: Mapping[Path, FileState]
 
     def check_unchanged(self) -> None:
-        """Make sure that the source is as it was when it was looked at.
+        """Check that the source was not changed since it was read.
 
         Raises:
             BakeError: A file was edited, replaced, added or removed since.
@@ -110,19 +110,19 @@ class Job:
 
     @property
     def num_bytes(self) -> int:
-        """Of all that is read, up to headers."""
+        """Size of everything that is read, headers aside."""
         tensors = sum(file.num_bytes for file in self.files)
         others = sum((self.root / inside).stat().st_size for inside in self.copied)
         return tensors + others + sum(map(len, self.rewritten.values()))
 
 
 def make_job(source: str | os.PathLike[str], asked: Asked) -> Job:
-    """Resolve and check everything but the target; errors as for `bake.bake`."""
+    """Resolve and check everything except the target; errors as for `bake.bake`."""
     found, states = _opened(Path(source))
     if found.metadata(KEY) is not None:
         raise ModelError(
-            f"{found.path}: is guarded already, so its base weights are not known. Bake from the base model, "
-            "with a policy that names all categories."
+            f"{found.path}: is already guarded, so its base weights are not known. Bake from the base model, with a "
+            "policy that has all categories."
         )
     if asked.compact:
         _check_compactable(found, asked.form)
@@ -160,7 +160,7 @@ def make_job(source: str | os.PathLike[str], asked: Asked) -> Job:
 
 
 def _opened(path: Path) -> tuple[Source, dict[Path, FileState]]:
-    """Open a model; return too the states of its files, taken before the first of them is read."""
+    """Open a model, and return the states of its files from before the first of them was read."""
     try:
         states = states_of(path) if path.exists() else {}
         found = open_source(path)
@@ -172,7 +172,7 @@ def _opened(path: Path) -> tuple[Source, dict[Path, FileState]]:
 def _masked_inline(
     inline: Mapping[str, bytes], tensors: Iterable[Stored], changes: Mapping[str, Change]
 ) -> tuple[dict[str, bytes], int]:
-    """Mask the tensors that lie in a file that is written whole; say too how many of their bytes changed."""
+    """Mask the tensors inside a file that is rewritten as a whole; also return how many of their bytes changed."""
     found, num_changed = {}, 0
     for tensor in tensors:
         if tensor.name in inline:
@@ -188,16 +188,16 @@ def _masked_inline(
 def _check_compactable(source: Source, form: Form) -> None:
     if not source.is_resizable:
         raise BakeError(
-            f"{source.path}: expected a diffusers folder to compact, got an ONNX model, whose graph has its widths "
-            "in it; bake it without --compact"
+            f"{source.path}: expected a diffusers folder to compact, got an ONNX model, whose graph fixes the widths; "
+            "bake it without --compact"
         )
     if not source.path.is_dir():
         raise BakeError(
-            f"{source.path}: expected a diffusers folder to compact, got one file, which has no configuration that "
-            "could tell how many neurons are left; bake it without --compact"
+            f"{source.path}: expected a diffusers folder to compact, got one file, which has no configuration to "
+            "record the widths in; bake it without --compact"
         )
     if form != "both":
-        raise BakeError(f"what is cut out has neither rows nor columns: --compact and --form {form} exclude each other")
+        raise BakeError(f"--compact removes neurons, so --form {form} has no meaning with it; leave one of them out")
 
 
 def _as_bytes(contents: Mapping[Path, Any]) -> dict[Path, bytes]:
@@ -206,7 +206,7 @@ def _as_bytes(contents: Mapping[Path, Any]) -> dict[Path, bytes]:
 
 
 def _resized(source: Source, plan: Plan, kept: Mapping[str, Kept]) -> dict[Path, Any]:
-    """The configuration with the widths that feed-forwards have left, and the index of shards with their new size."""
+    """The configuration with the new widths of feed-forwards, and the index of shards with their new size."""
     home = home_of(source.path)
     widths = {name: len(index) for name, index in kept_by_site(source.sites, plan.masks).items()}
     config = read_json(home / "config.json") | {WIDTHS: widths}

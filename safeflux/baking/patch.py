@@ -1,7 +1,7 @@
-"""What masks change in the tensors of a file: which rows, columns and single elements become zero. NumPy alone.
+"""The changes that masks make in the tensors of a file: rows, columns and single elements to zero. NumPy only.
 
-A tensor is worked on some rows at a time, as a matrix of unsigned integers, so that no more than a few megabytes are
-ever held: in every float format a zero is all bits zero. In a packed format it is a code in some bits of a block.
+A tensor is edited some rows at a time, as a matrix of unsigned integers, so only a few megabytes are in memory. In
+every float format zero is all bits zero. In a packed format it is a code in some bits of a block.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,29 +16,29 @@ from safeflux.checkpoints.zero_codes import Layer, Places
 from safeflux.masks.spots import Spot
 
 Layered = Sequence[tuple[Layer, Places]]
-"""Which cells are changed, and how; rising, and no cell twice in a layer."""
+"""The cells to change, and how; sorted and unique in each layer."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """What becomes zero in one tensor, seen as a matrix of so many cells a row."""
+    """The zeros to write into one tensor, viewed as a matrix with `num_cells` cells per row."""
 
     num_cells: int
     rows: Places
-    """Their numbers, sorted and unique."""
+    """Indices, sorted and unique."""
     columns: Layered
     """Cells of a row."""
     points: Layered
-    """Single cells, counted row by row."""
+    """Single cells, by row-major index."""
 
     @classmethod
     def of(cls, spots: Iterable[Spot], num_columns: int, format: Format = FORMATS["F32"]) -> "Patch":
-        """Join what several sites have in a tensor.
+        """Merge the masked places of several sites in a tensor.
 
         Args:
-            spots: What is masked.
+            spots: The masked places.
             num_columns: Numbers in a row.
-            format: How they lie there; by default, each is one cell.
+            format: Their number format; by default, each is one cell.
         """
         parts: dict[str, list[Places]] = {"rows": [], "columns": [], "points": []}
         for spot in spots:
@@ -54,11 +54,11 @@ class Patch:
         return cls(num_cells, rows, _layered(format, columns), _layered(format, points))
 
     def fill_(self, cells: Cells, first: int) -> None:
-        """Set to zero what is masked in some rows, the first of which is number `first`; in place.
+        """Set masked places to zero in place, in some rows of the tensor starting at row `first`.
 
         Args:
             cells: Unsigned integers of shape (rows, columns).
-            first: Number of the first row in the tensor.
+            first: Index of the first row in the tensor.
         """
         if self.columns:
             stay, put = (line.astype(cells.dtype) for line in self._lines)
@@ -67,12 +67,12 @@ class Patch:
                 cells |= put
         for layer, places in self.points:
             layer.fill_(cells.reshape(-1), between(places, first * self.num_cells, cells.size))
-        if self.rows.size:  # last: whatever else is masked there, all of their bytes are zero
+        if self.rows.size:  # last, so that all of their bytes are zero whatever else is masked there
             cells[between(self.rows, first, len(cells))] = 0
 
     @cached_property
     def _lines(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which bits of a row stay, and which are set: what columns make of ones (-1, however cast) and of zeros."""
+        """The bits of a row to keep and to set: the effect of columns on all ones (-1, in any type) and on zeros."""
         lines = np.full(self.num_cells, -1), np.zeros(self.num_cells, np.int64)
         for line in lines:
             for layer, places in self.columns:
@@ -85,6 +85,6 @@ def _layered(format: Format, numbers: Places) -> Layered:
 
 
 def between(numbers: Places, first: int, count: int) -> Places:
-    """Those of some sorted numbers that lie in a range, counted from its beginning."""
+    """The sorted numbers that are in a range, relative to its beginning."""
     begin, end = np.searchsorted(numbers, (first, first + count))
     return numbers[begin:end] - first

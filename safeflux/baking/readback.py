@@ -1,4 +1,4 @@
-"""What is off in files, as read from them: masked places must be zero. No torch; some rows are held at a time."""
+"""Reads from files which masked places are zero. No torch; only some rows are in memory at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from safeflux.plan.status import State, Status, make_status
 
 Flags = npt.NDArray[np.bool_]
 _SLACK, _FEW = 2, 8
-"""How many times as many zeros as elsewhere may be chance, and how many more, for small tensors."""
+"""Zeros up to this multiple of the share elsewhere, plus this number for small tensors, may be chance."""
 
 
 @dataclass(frozen=True)
 class FileStatus:
-    """What a policy is worth in files, and what they say of themselves."""
+    """The status of a policy in files, and the stamp in them."""
 
     status: Status
     plan: Plan
     stamp: Stamp | None
-    """What the files say of themselves; None for files that safeflux did not write."""
+    """The stamp in the files' metadata; None for files that safeflux did not write."""
 
 
 def read_back(
@@ -38,14 +38,14 @@ def read_back(
     stamp: Stamp | None,
     progress: Progress | None,
 ) -> FileStatus:
-    """Read every place that a plan masks, and say what is off.
+    """Read every place that a plan masks, and return which of them are off.
 
     Args:
-        plan: What is asked for.
-        layout: Of the tensors' names.
+        plan: The requested masks.
+        layout: Layout of the tensors' names.
         rows: Reads a tensor, by its name.
-        stamp: What the file says of itself.
-        progress: Called with how far it is, in tensors.
+        stamp: The stamp in the files' metadata.
+        progress: Called with the progress in tensors.
     """
     touched = spots(plan.sites, plan.masks, layout)
     sides: dict[str, tuple[list[Flags], list[Flags]]] = {}
@@ -71,7 +71,7 @@ def read_back(
 
 
 def _keep(masks: MaskSet, site: str, rows: Sequence[Flags], columns: Sequence[Flags]) -> Flags:
-    """The masks that are in force at a site: what is on by all of its rows and by its column is on."""
+    """The mask that is in force at a site: a neuron is on if any of its rows and its column are on."""
     on = np.logical_or.reduce([*rows]) if rows else np.logical_or.reduce([*columns])
     if rows and columns:
         on &= np.logical_or.reduce([*columns])
@@ -81,15 +81,15 @@ def _keep(masks: MaskSet, site: str, rows: Sequence[Flags], columns: Sequence[Fl
 
 
 def _is_chance(masks: MaskSet, in_force: MaskSet, zeros: Mapping[str, float]) -> bool:
-    """Whether no more is zero at the places of a mask than anywhere in the same tensors: quantisers round to zero.
+    """Whether masked places have no more zeros than the rest of their tensors: quantisers round to zero.
 
     Args:
-        masks: What was asked for.
-        in_force: What is zero of it.
+        masks: The requested masks.
+        in_force: The masked places that are zero.
         zeros: Share of zeros elsewhere in the tensor of each site.
     """
     for name, count in in_force.counts.items():
-        # a whole row or column is never rounded to zero, and plain floats are not either
+        # neither whole rows or columns nor plain floats are rounded to zero by chance
         is_rounded = num_axes(name) == 2 and zeros[name] > 0
         most = _SLACK * zeros[name] * masks.counts[name].masked + _FEW if is_rounded else 0
         if count.masked > most:
@@ -98,9 +98,9 @@ def _is_chance(masks: MaskSet, in_force: MaskSet, zeros: Mapping[str, float]) ->
 
 
 def _left(rows: Rows, where: Sequence[Spot]) -> tuple[list[Flags], float]:
-    """For each spot and each of its masked places, whether it is not zero anywhere; and the share of zeros elsewhere.
+    """For each spot, whether each of its masked places is not zero; and the share of zeros elsewhere in the tensor.
 
-    The share is that of the tensor without masked single weights; 0 where there are none.
+    The share leaves masked single weights out; it is 0 if there are none.
     """
     flags = [np.zeros(spot.bits.num_off, dtype=np.bool_) for spot in where]
     off = [spot.bits.off() for spot in where]

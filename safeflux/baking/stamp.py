@@ -1,7 +1,7 @@
-"""What a guarded file says of itself: one schema for every kind of file, in its metadata under the key `safeflux`.
+"""The stamp of a guarded file: one schema for every kind of file, in its metadata under the key `safeflux`.
 
-The text is canonical JSON. Files of schema 1, which was one for tensor files and another for ONNX models, are read; a
-schema that this version does not know is refused by its name.
+It is canonical JSON. Schema 1, which differed between tensor files and ONNX models, is still read; unknown schemas are
+refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from safeflux.masks.mask_set import compose
 from safeflux.plan.resolve import Plan
 
 KEY = "safeflux"
-"""The key of the text, in the metadata of a safetensors, GGUF or ONNX file."""
+"""The key of the stamp in the metadata of a safetensors, GGUF or ONNX file."""
 FORMAT = "safeflux-guarded/2"
 _OLDER = ("safeflux-bake/1", "safeflux-onnx/1")
 
 
 @dataclass(frozen=True)
 class PolicyId:
-    """A policy by its name and the digest of what it says."""
+    """A policy, by its name and digest."""
 
     name: str
     sha256: str
@@ -31,12 +31,12 @@ class PolicyId:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What is in force in a file, as whoever wrote it says; `verify` reads the weights.
+    """What is in force in a file, according to its writer; `verify` reads the weights themselves.
 
     Attributes:
         base: Fingerprint of the base model.
-        form: What of a masked neuron is zero: `both`, `rows` or `columns`; or `compact`, where neurons are gone.
-        policies: Those in force, in the order in which they were put there.
+        form: The sides of a masked neuron that are zero: `both`, `rows` or `columns`; or `compact`: it was removed.
+        policies: The policies in force, in the order in which they were written.
         masks: The sha256 of each mask file, by mask name; empty in files of the older schema for ONNX.
         masks_sha256: Digest of all masks together; None in files of the older schema for tensors.
         version: The version of safeflux that wrote it.
@@ -51,7 +51,7 @@ class Stamp:
 
     @classmethod
     def of(cls, plans: Sequence[Plan], form: str) -> "Stamp":
-        """Describe what some plans, all for one base model, put in force together."""
+        """The stamp of some plans, all for one base model."""
         stored = [one for plan in plans for name in plan.policy.enforced for one in plan.categories[name].stored]
         return cls(
             base=plans[0].base,
@@ -64,11 +64,11 @@ class Stamp:
 
     @classmethod
     def read(cls, text: str | None, where: object) -> "Stamp | None":
-        """Read the text of a file's metadata; None for a file that has none.
+        """Read the stamp of a file; None if it has none.
 
         Args:
-            text: The value of `KEY`.
-            where: Names the file in messages.
+            text: The value of `KEY` in the metadata.
+            where: The name of the file in messages.
 
         Raises:
             ModelError: The schema is not known, or the text does not follow it.
@@ -104,7 +104,7 @@ class Stamp:
 
     @property
     def is_compact(self) -> bool:
-        """Whether neurons were cut out, so that the file does not show which."""
+        """Whether neurons were removed; the file does not show which."""
         return self.form == "compact"
 
     def to_json(self) -> dict[str, Any]:
@@ -126,4 +126,4 @@ class Stamp:
 
 
 def _unreadable(where: object) -> ModelError:
-    return ModelError(f"{where}: metadata key {KEY!r} cannot be read; make the guarded file again")
+    return ModelError(f"{where}: metadata key {KEY!r} cannot be read; create the guarded file again")

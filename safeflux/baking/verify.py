@@ -1,4 +1,4 @@
-"""Whether a model's files are guarded: their masked elements are read and must be zero, or be gone. No torch."""
+"""Verifies that a model's files are guarded: masked elements are read and must be zero, or be removed. No torch."""
 
 import os
 from dataclasses import replace
@@ -29,23 +29,23 @@ def verify_files(
     base: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> FileStatus:
-    """Read every masked element of a policy in a model's files, and say what is off.
+    """Read every masked element of a policy in a model's files, and return which are off.
 
-    A neuron is off where its rows with their biases are zero, or its column. Where neurons were cut out (`bake` with
-    `compact=True`, or a model saved under `guard(..., compact=True)`) they are off if what is left is, byte for byte,
-    what the policy's masks leave of the base model's tensors, which are read too.
+    A neuron is off if its rows with their biases, or its column, are zero. Where neurons were removed (`bake` with
+    `compact=True`, or a model saved under `guard(..., compact=True)`), they are off if the rest is, byte for byte, what
+    the policy's masks leave of the base model's tensors, which are read too.
 
     Args:
         path: A diffusers folder or one file, or an ONNX model, as for `bake`.
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         store: A folder, or several, with mask files besides the bundled ones.
-        base: The base model's files; not needed where `bake` wrote the files, which say it, unless neurons are gone.
-        progress: Called with how far it is, in tensors.
+        base: The base model's files; not needed for files that `bake` wrote, unless neurons were removed.
+        progress: Called with the progress in tensors.
 
     Raises:
-        ModelError: There is no FLUX model, or nothing says which base it was made from; or neurons are gone, and the
-            base is not named, or its tensors have other types or shapes than those that the masks would leave.
-        SafeFluxError: Whatever planning refuses.
+        ModelError: It is not a FLUX model, or its base model is not known; or neurons were removed and `base` is
+            missing, or the tensors do not have the types and shapes that the masks would leave.
+        SafeFluxError: Planning refused the policy (see `guard`).
     """
     effective, found, masks = load_policy(policy), open_source(path), open_store(store)
     stamp = Stamp.read(found.metadata(KEY), found.path)
@@ -61,7 +61,7 @@ def verify_files(
 
 
 def _with_others(status: FileStatus, found: Source) -> FileStatus:
-    """Add what else a folder holds that a loader could pick, and that would draw unguarded."""
+    """Add faults for other files in the folder that a loader could pick, and that would draw unguarded."""
     others = [
         f"file {inside}: other weights, which can be loaded from this folder (variant=, use_safetensors=False, "
         "from_single_file, subfolder=) and are not guarded; remove it"
@@ -69,7 +69,7 @@ def _with_others(status: FileStatus, found: Source) -> FileStatus:
     ]
     if found.path.is_dir():
         others += [
-            f"index: loads {one.name!r} from {one.elsewhere or one.folder}, and not what was verified; remove the entry"
+            f"index: loads {one.name!r} from {one.elsewhere or one.folder}, which was not verified; remove the entry"
             for one in unguarded(found.path)
         ]
     if not others:
@@ -80,19 +80,16 @@ def _with_others(status: FileStatus, found: Source) -> FileStatus:
 
 
 def _base_of(stamp: Stamp | None, base: str | os.PathLike[str] | None, where: Path) -> str:
-    """The fingerprint of the base model: of its files if they are named, else what a guarded file says."""
+    """The fingerprint of the base model: of its files if they are given, else from the stamp."""
     if base is not None:
         return open_source(base).fingerprint
     if stamp is None:
-        raise ModelError(
-            f"{where}: does not say which base model it was made from, as what safeflux writes does; name the base "
-            "model (--base)"
-        )
+        raise ModelError(f"{where}: has no stamp of safeflux with its base model; name the base model (--base)")
     return stamp.base
 
 
 def _is_compacted(found: Source, stamp: Stamp | None) -> bool:
-    """Whether neurons are gone, by the widths in its configuration; where it has none, by what the files say."""
+    """Whether neurons were removed, by the widths in the configuration or, if there is none, by the stamp."""
     path = home_of(found.path) / "config.json"
     config = read_json(path) if path.is_file() else {}
     return bool(config.get(WIDTHS, stamp is not None and stamp.is_compact))
@@ -101,13 +98,12 @@ def _is_compacted(found: Source, stamp: Stamp | None) -> bool:
 def _whole(found: Source, base: str | os.PathLike[str] | None) -> Checkpoint:
     if not found.is_resizable:
         raise ModelError(
-            f"{found.path}: is compacted, and what is left does not tell which neurons are gone. Verify the folder "
-            "that it was exported from, with its base model: safeflux verify FOLDER --base MODEL"
+            f"{found.path}: is compacted, and does not show which neurons were removed. Verify the folder that it was "
+            "exported from, with its base model: safeflux verify FOLDER --base MODEL"
         )
     if base is None:
         raise ModelError(
-            f"{found.path}: is compacted, and what is left does not tell which neurons are gone. Name the base model, "
-            f"to compare with (--base); or see that every byte is right: safeflux bake SRC {found.path} --compact "
-            "--check"
+            f"{found.path}: is compacted, and does not show which neurons were removed. Name the base model to compare "
+            f"with (--base), or check every byte: safeflux bake SRC {found.path} --compact --check"
         )
     return Checkpoint.open(base)

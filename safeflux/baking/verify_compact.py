@@ -1,9 +1,8 @@
-"""Whether files whose masked neurons were cut out are guarded: what is left is compared with the base model. No torch.
+"""Verifies files whose masked neurons were removed, by comparison with the base model. No torch.
 
-Widths tell how many neurons are gone, and nothing in such files proves which: a header can say anything. With the base
-model at hand it is certain. Where every tensor of a feed-forward is, byte for byte, what the masks leave of the base
-model's, the neurons that are not there are the masked ones. Where one is not, nothing of the feed-forward is known to
-be off.
+The widths show how many neurons were removed, but nothing in the files proves which: a header can say anything. With
+the base model it is certain: if every tensor of a feed-forward is, byte for byte, what the masks leave of the base
+model's, the removed neurons are the masked ones. If one differs, nothing is known about that feed-forward.
 """
 
 from collections.abc import Mapping
@@ -26,17 +25,17 @@ from safeflux.plan.resolve import Plan
 def verify_compact(
     found: Checkpoint, base: Checkpoint, plan: Plan, stamp: Stamp | None, progress: Progress | None
 ) -> FileStatus:
-    """Say what of a plan is off in files that were compacted by its masks.
+    """Return which masked places of a plan are off in files that were compacted with its masks.
 
     Args:
         found: The files.
-        base: Those of the base model, whose sites and fingerprint the plan is for.
-        plan: What is asked for.
-        stamp: What the files say of themselves.
-        progress: Called with how far it is, in tensors.
+        base: The base model, whose sites and fingerprint the plan is for.
+        plan: The requested masks.
+        stamp: The stamp in the files' metadata.
+        progress: Called with the progress in tensors.
 
     Raises:
-        ModelError: Tensors have other names, types or shapes than the masks leave them.
+        ModelError: Tensors do not have the names, types or shapes that the masks would leave.
     """
     kept = keeps(plan.sites, plan.masks, base.layout)
     _check_alike(found, base, kept)
@@ -50,14 +49,14 @@ def verify_compact(
 
     status = read_back(plan, base.layout, rows, stamp, progress)
     faults = [
-        f"tensor {name!r}: is not what these masks leave of the base model's; which neurons are gone is not known"
+        f"tensor {name!r}: is not what these masks leave of the base model's; the removed neurons are unknown"
         for name in sorted(wrong)
     ]
     return replace(status, status=replace(status.status, faults=(*faults, *status.status.faults)))
 
 
 def _check_alike(found: Checkpoint, base: Checkpoint, kept: Mapping[str, Kept]) -> None:
-    """Make sure that files have the tensors that the masks leave of a base model, up to their bytes."""
+    """Check that files have the tensors that the masks leave of a base model, by name, type and shape."""
     for name in sorted(base.tensors.keys() | found.tensors.keys()):
         wanted = got = "no such tensor"
         if name in base.tensors:
@@ -69,15 +68,15 @@ def _check_alike(found: Checkpoint, base: Checkpoint, kept: Mapping[str, Kept]) 
             got = f"{left.dtype} of shape {left.shape}"
         if got != wanted:
             raise ModelError(
-                f"{found.path}: tensor {name!r}: expected {wanted}, as these masks leave it of {base.path}, got {got}. "
-                "Name the policy that it was compacted by, and the base model (--base) in the same type and layout."
+                f"{found.path}: tensor {name!r}: expected {wanted}, as these masks leave of {base.path}, got {got}. "
+                "Name the policy that it was compacted with, and the base model (--base) in the same type and layout."
             )
 
 
 def _wrong(
     found: Checkpoint, base: Checkpoint, plan: Plan, kept: Mapping[str, Kept], progress: Progress | None
 ) -> set[str]:
-    """Those of the tensors that lost something which are not what is left of the base model's."""
+    """The tensors with removed parts that differ from what is left of the base model's."""
     masked, wrong = spots(plan.sites, plan.masks, base.layout), set()
     for done, (name, stays) in enumerate(kept.items(), 1):
         whole, left = base.tensors[name], found.tensors[name]
@@ -90,7 +89,7 @@ def _wrong(
 
 
 def _all_alike(shape: tuple[int, ...], is_on: bool) -> Rows:
-    """A whole tensor of the base model as `read_back` asks for it, on or off as one."""
+    """A whole tensor for `read_back`, all on or all off."""
     count, width = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     step = max(1, CHUNK // width)
     for first in range(0, count, step):

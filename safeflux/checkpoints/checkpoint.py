@@ -1,4 +1,4 @@
-"""A FLUX transformer in files, looked at without loading it: its tensors, its sites, its fingerprint.
+"""A FLUX transformer in files, inspected without loading it: its tensors, sites and fingerprint.
 
 A checkpoint is a diffusers folder (a pipeline or its transformer; one file, or shards with an index), or one
 safetensors or GGUF file in the layout of diffusers or of Black Forest Labs. Nothing is written here, and no torch is
@@ -30,7 +30,7 @@ from safeflux.masks.spots import Spot
 
 _NAME = "diffusion_pytorch_model.safetensors"
 INDEX = f"{_NAME}.index.json"
-"""The file that says which shard holds which tensor."""
+"""The file that maps tensors to shards."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     """The files of one transformer."""
 
     path: Path
-    """What was named: a folder or a file."""
+    """The path as given: a folder or a file."""
     files: tuple[WeightFile, ...]
     tensors: Mapping[str, Held]
     """The transformer's own tensors by their names in its layout, without a prefix."""
@@ -58,8 +58,8 @@ class Checkpoint:
         """Read and check all headers.
 
         Raises:
-            ModelError: There is no FLUX transformer, or a file is missing, damaged or not the index's.
-            ConfigError: It is a GGUF file, and the package that reads them is not installed.
+            ModelError: It holds no FLUX transformer, or a file is missing, damaged or disagrees with the index.
+            ConfigError: It is a GGUF file, and the package `gguf` is not installed.
         """
         root = Path(path)
         if not root.is_dir():
@@ -72,14 +72,14 @@ class Checkpoint:
 
     @classmethod
     def of(cls, root: Path, files: Iterable[WeightFile]) -> "Checkpoint":
-        """Look for the transformer in files that are open.
+        """Find the transformer in opened files.
 
         Args:
-            root: What was named.
+            root: The path as given.
             files: All files that hold a part of it.
 
         Raises:
-            ModelError: There is none.
+            ModelError: The files do not hold one.
         """
         files = tuple(files)
         held = {name: Held(file, tensor) for file in files for name, tensor in file.tensors.items()}
@@ -107,7 +107,7 @@ class Checkpoint:
         """The maskable places.
 
         Raises:
-            ModelError: This is no FLUX model.
+            ModelError: This is not a FLUX model.
         """
         try:
             return find_sites(self.shapes, self.layout)
@@ -119,7 +119,7 @@ class Checkpoint:
         """Fingerprint of the weights, the same in every layout.
 
         Raises:
-            ModelError: A tensor is packed, or holds values that are not finite, or is none that the family has.
+            ModelError: A tensor is packed, holds values that are not finite, or does not belong to the family.
         """
         with ExitStack() as stack:
             opened = {file.path: stack.enter_context(file.path.open("rb", buffering=0)) for file in self.files}
@@ -141,7 +141,7 @@ class Checkpoint:
         return self.tensors[name].tensor
 
     def lying(self, name: str, where: Sequence[Spot]) -> Sequence[Spot]:
-        """See `source.Source`: a tensor lies in the file as its layout has it."""
+        """See `source.Source`: tensors are stored as their layout has them."""
         return where
 
     def rows(self, name: str) -> Rows:
@@ -153,7 +153,7 @@ class Checkpoint:
 
     @property
     def inline(self) -> dict[str, bytes]:
-        """See `source.Source`: none, every tensor is edited as a stream."""
+        """See `source.Source`: none, since every tensor is edited as a stream."""
         return {}
 
     def headers(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> list[bytes]:
@@ -202,10 +202,10 @@ class _InFiles:
 
 
 def check_maskable(tensor: Stored, where: Sequence[Spot]) -> None:
-    """Make sure that what is masked in a tensor can be set to zero, and nothing else with it.
+    """Check that the masked elements of a tensor, and only they, can be set to zero.
 
     Raises:
-        ModelError: The tensor is packed, so that single numbers or columns cannot, or not even rows.
+        ModelError: The tensor is packed, so that single numbers, columns or even rows cannot be.
     """
     if tensor.format.layers:
         return
@@ -214,8 +214,8 @@ def check_maskable(tensor: Stored, where: Sequence[Spot]) -> None:
             what = "columns" if spot.span.axis else "single weights"
             way_out = "Bake with --form rows, or bake" if spot.span.axis else "Bake"
             raise ModelError(
-                f"tensor {tensor.name!r}: site {spot.site!r} masks {what} of it, and in {tensor.dtype} only whole rows "
-                f"can be set to zero exactly. {way_out} the model before it is quantised, then quantise what was baked."
+                f"tensor {tensor.name!r}: site {spot.site!r} masks {what} of it, but in {tensor.dtype} only whole rows "
+                f"can be exactly zero. {way_out} the model before it is quantised, then quantise the baked model."
             )
 
 
@@ -228,13 +228,13 @@ def _open_weights(path: Path) -> WeightFile:
     opened = open_file(path)
     if not isinstance(opened, WeightFile):
         raise ModelError(
-            f"{path}: expected safetensors or GGUF, got an ONNX model; name the model that it was exported from"
+            f"{path}: expected safetensors or GGUF, got an ONNX model; pass the model that it was exported from"
         )
     return opened
 
 
 def _open_folder(root: Path, home: Path) -> list[TensorFile]:
-    """Open the files of a transformer; where there is an index, each holds exactly the tensors that it says."""
+    """Open the files of a transformer; if there is an index, each must hold exactly the tensors that it lists."""
     index = home / INDEX
     if not index.is_file():
         if (home / _NAME).is_file():
@@ -244,13 +244,15 @@ def _open_folder(root: Path, home: Path) -> list[TensorFile]:
     for path, expected in sorted(_shards(index).items()):
         file = TensorFile.open(path)
         if strange := sorted(expected ^ file.tensors.keys()):
-            raise ModelError(f"{path}: its tensors are not those of the index, {strange[0]!r} for one")
+            raise ModelError(
+                f"{path}: its tensors differ from the index, for example {strange[0]!r}; copy the model again"
+            )
         opened.append(file)
     return opened
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:
-    """The files that an index names, with the tensors of each."""
+    """The files in an index, with the tensors of each."""
     try:
         places: dict[str, str] = parse_mapping(read_regular(index, MAX_BYTES))["weight_map"]
         files: dict[Path, set[str]] = {index.parent / name: set() for name in places.values()}
@@ -259,7 +261,7 @@ def _shards(index: Path) -> dict[Path, set[str]]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: cannot be read as an index of shards ({error!r})") from error
     if outside := [path for path in files if path.parent != index.parent]:
-        raise ModelError(f"{index}: {outside[0].name} lies outside of the folder")
+        raise ModelError(f"{index}: {outside[0].name} is outside the folder; put all shards next to the index")
     if missing := sorted(path.name for path in files if not path.is_file()):
         raise ModelError(f"{index}: names {missing[0]}, which is missing; copy the model again") from FileNotFoundError(
             missing[0]

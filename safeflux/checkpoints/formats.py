@@ -1,4 +1,4 @@
-"""Which class opens a file, by its suffix: the one table that a new file format is added to."""
+"""The table from file suffix to reader; a new file format is added here."""
 
 from importlib import import_module
 from pathlib import Path
@@ -17,21 +17,21 @@ OPENERS = {
     ".gguf": "safeflux.checkpoints.gguf_file:GgufFile",
     ".onnx": "safeflux.checkpoints.onnx_source:OnnxSource",
 }
-"""Suffix, in lower case, to the class whose `open` reads such a file. Imported only when one is opened: the packages
-that read GGUF and ONNX are extras."""
+"""Suffix, in lower case, to the class whose `open` reads such a file. Imported only when a file is opened, since the
+packages that read GGUF and ONNX are extras."""
 
 
 def open_file(path: Path) -> "WeightFile | OnnxSource":
-    """Open a model that is one file, by its suffix in any case.
+    """Open a model in one file, by its suffix in any case.
 
     Raises:
-        ModelError: There is no such file, no format has this suffix, or the file is damaged.
+        ModelError: The file does not exist, its suffix belongs to no known format, or it is damaged.
         ConfigError: The package that reads the format is not installed.
     """
     if not path.exists():
         raise missing(path) from FileNotFoundError(path)
     if not path.is_file():
-        raise ModelError(f"{path}: expected a folder or a file, got a pipe, a device or a socket; name the file itself")
+        raise ModelError(f"{path}: expected a folder or a file, got a pipe, a device or a socket; pass a regular file")
     opener = OPENERS.get(path.suffix.lower())
     if opener is None:
         raise unknown_file(path, ", ".join(OPENERS))

@@ -1,8 +1,8 @@
-"""One GGUF file, looked at without loading it: as `tensor_file` does it for safetensors. Needs the extra `gguf`.
+"""One GGUF file, inspected without loading it, as `tensor_file` does for safetensors. Needs the extra `gguf`.
 
-The header is read here, since the package `gguf` trusts each count in it: a spoilt one can keep it busy for ever. From
-the package come the types of numbers: their sizes, and what their blocks hold. In each of them a block of zero bytes
-holds zeros; in which of them a single number can be zero is found by `zero_codes`.
+The header is parsed here, since the package `gguf` trusts its counts: a damaged one can keep it busy for ever. The
+package provides the number types: their sizes and the content of their blocks. In all of them a block of zero bytes
+holds zeros; `zero_codes` finds out in which of them a single number can be zero.
 """
 
 import math
@@ -30,19 +30,19 @@ except ImportError as error:
     raise ConfigError(MISSING) from error
 
 _MAX_HEADER = 1 << 24
-"""Bytes; that of a FLUX takes a hundredth."""
+"""Bytes; the header of a FLUX model takes a hundredth."""
 _MAX_AXES = 4
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes that a value of metadata takes, by the number of its type: integers, floats and truth values."""
+"""Bytes of a metadata value, by the number of its type: integers, floats and booleans."""
 _UINT32, _TEXT, _ARRAY = 4, 8, 9
 
 
 @dataclass(frozen=True)
 class GgufFile(WeightFile):
-    """A GGUF file. Metadata that is no text is known as an empty one."""
+    """A GGUF file. Metadata values that are not strings appear as empty strings."""
 
     parts: tuple[bytes, bytes, bytes]
-    """The header as it is: up to the number of entries of metadata, these entries, and the tensors."""
+    """The raw header: up to the number of metadata entries, the entries, and the tensors."""
     alignment: int
 
     @classmethod
@@ -50,7 +50,7 @@ class GgufFile(WeightFile):
         """Read and check the header.
 
         Raises:
-            ModelError: The file cannot be read, is no sound GGUF file, or has a type of numbers that is not known.
+            ModelError: The file cannot be read, is not a valid GGUF file, or has an unknown number type.
         """
         try:
             with open_regular(path) as file:
@@ -75,7 +75,7 @@ class GgufFile(WeightFile):
         return cls(path, {each.name: each for each in tensors}, metadata, header.place, num_bytes, parts, alignment)
 
     def header_with(self, metadata: Mapping[str, str]) -> bytes:
-        """See `tensor_file.WeightFile`: the new entries stand after the old ones, which stay byte for byte."""
+        """See `tensor_file.WeightFile`: the new entries follow the old ones, which stay byte for byte."""
         start, entries, tensors = self.parts
         added = b"".join(_text(key) + _TEXT.to_bytes(4, "little") + _text(metadata[key]) for key in sorted(metadata))
         count = (len(self.metadata) + len(metadata)).to_bytes(8, "little")
@@ -85,7 +85,7 @@ class GgufFile(WeightFile):
 
 @dataclass
 class _Header:
-    """The first bytes of a file, and how far they are read. What is not as it should be is a `ValueError`."""
+    """The first bytes of a file, and the current position. Invalid content is a `ValueError`."""
 
     data: bytes
     place: int = 0
@@ -102,7 +102,7 @@ class _Header:
         return int.from_bytes(self.take(size), "little")
 
     def text(self) -> bytes:
-        """Return the next text, which stands behind its size."""
+        """Return the next string, which is stored after its size."""
         return self.take(self.number())
 
     def start(self) -> int:
@@ -121,7 +121,7 @@ def _metadata(header: _Header) -> tuple[dict[str, str], int]:
     for _ in range(header.number()):
         key, kind = header.text().decode(), header.number(4)
         if key in found:
-            raise ValueError(f"metadata key {key!r} comes twice")
+            raise ValueError(f"metadata key {key!r} appears twice")
         value = _value(header, kind)
         found[key] = value.decode(errors="replace") if kind == _TEXT else ""
         if key == "general.alignment":
@@ -132,7 +132,7 @@ def _metadata(header: _Header) -> tuple[dict[str, str], int]:
 
 
 def _value(header: _Header, kind: int) -> bytes:
-    """Read a value of metadata; return its bytes, without those of its size."""
+    """Read a metadata value; return its bytes, without its size."""
     if kind == _TEXT:
         return header.text()
     if kind == _ARRAY:
@@ -164,19 +164,21 @@ def _stored(path: Path, data_start: int, name: str, shape: tuple[int, ...], kind
         known = GGMLQuantizationType(kind)
     except ValueError as error:
         raise ModelError(
-            f"{path}: tensor {name!r}: its type {kind} is none that the package gguf knows; get a newer one, or bake "
-            "the model before it is quantised"
+            f"{path}: tensor {name!r}: the package gguf does not know its type {kind}; update the package, or bake the "
+            "model before it is quantised"
         ) from error
     block, nbytes = GGML_QUANT_SIZES[known]
     if (shape[-1] if shape else 1) % block:
-        raise ValueError(f"tensor {name!r}: shape {shape} in blocks of {block}, as {known.name} has")
+        raise ValueError(
+            f"tensor {name!r}: rows of shape {shape} are not whole blocks of {block}, as {known.name} needs"
+        )
     # several numbers of a packed vector share a block, so that it has no rows that could be zeroed
     format = _format(known) if block == 1 or len(shape) > 1 else None
     return Stored(name, known.name, shape, data_start + offset, math.prod(shape) * nbytes // block, format)
 
 
 def _check_places(tensors: Sequence[Stored], alignment: int, data_start: int, num_bytes: int) -> None:
-    """Make sure that tensors, in the order of their bytes, share neither bytes nor names, and lie in the file."""
+    """Check that tensors, in the order of their bytes, share neither bytes nor names and are inside the file."""
     for one in tensors:
         if (one.start - data_start) % alignment:
             raise ValueError(f"tensor {one.name!r} does not begin at a multiple of {alignment} bytes")
@@ -191,7 +193,7 @@ def _check_places(tensors: Sequence[Stored], alignment: int, data_start: int, nu
 
 @cache
 def _format(kind: GGMLQuantizationType) -> Format | None:
-    """How numbers lie in blocks of a type; None where the package does not say."""
+    """The format of a number type; None if the package cannot read it."""
     if kind.name in FORMATS:
         return FORMATS[kind.name]
     block, nbytes = GGML_QUANT_SIZES[kind]
@@ -201,13 +203,13 @@ def _format(kind: GGMLQuantizationType) -> Format | None:
 
     try:
         read(np.zeros(nbytes, np.uint8))
-    except NotImplementedError:  # the package knows the sizes of more types than it can read, and says so by this alone
+    except NotImplementedError:  # the package knows the sizes of more types than it can read
         return None
     return Format(nbytes, 1, read, block, f"-q{_bits(kind.name)}")
 
 
 def _bits(name: str) -> int:
-    """Bits that a number takes, by the name of its type: 4 for Q4_K and IQ4_XS."""
+    """Bits per number, by the name of the type: 4 for Q4_K and IQ4_XS."""
     digit = re.search(r"\d", name)
     assert digit, name
     return int(digit[0])

@@ -1,7 +1,7 @@
-"""How a file names and fuses its tensors, and how to see diffusers' parameters in it. No torch, no files.
+"""How files name and fuse tensors, and where diffusers' parameters are in them. No torch, no files.
 
-Two layouts: that of diffusers, and that of Black Forest Labs (ComfyUI, Forge, SD.Next), in which q, k, v and MLP are
-fused, and which often stands behind a prefix, beside text encoders and a VAE.
+Two layouts: that of diffusers, and that of Black Forest Labs (ComfyUI, Forge, SD.Next), which fuses q, k, v and MLP and
+often has a prefix, next to text encoders and a VAE.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from safeflux.families.sites import Shapes
 
 _PREFIX = "model.diffusion_model."
 _SIDE = ("scale_weight", "weight_scale", "scale_input", "input_scale", "scaled_fp8", "comfy_quant")
-"""How tensors end that say how others are quantised; no parameters of the model."""
+"""Suffixes of tensors that describe how others are quantised; not parameters of the model."""
 
 
 def own_names(names: Iterable[str]) -> dict[str, str]:
@@ -34,7 +34,7 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def layout_of(names: Iterable[str]) -> Layout:
-    """Say in which layout these tensors are; what is neither counts as diffusers', which is refused later by name."""
+    """Return the layout of these tensors; anything unknown counts as diffusers', which is refused later by name."""
     names = set(names)
     return "bfl" if any(set(family.markers["bfl"]) <= names for family in FAMILIES) else "diffusers"
 

@@ -1,7 +1,7 @@
-"""Float formats as they lie in files, by the names that safetensors has for them. NumPy knows neither bf16 nor float8.
+"""Number formats in files, by their names in safetensors. NumPy has neither bf16 nor float8.
 
-In each of them a zero is all bits zero. Formats that are packed (several numbers in a byte, blocks with a scale) can be
-described here, but are known elsewhere (`gguf_file`).
+In each of them zero is all bits zero. Packed formats (several numbers in a byte, blocks with a scale) can be described
+by `Format` too; they are defined in `gguf_file`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +16,25 @@ from safeflux.checkpoints.zero_codes import ALONE, Layer, Places, Read, find_lay
 
 Array = npt.NDArray[np.generic]
 Cells = npt.NDArray[np.unsignedinteger[Any]]
-"""Numbers as they lie, as the unsigned integers that they are worked on."""
+"""Raw numbers, viewed as unsigned integers."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How numbers lie in bytes: in blocks, of which each row of a matrix is a whole number; plain floats are alone.
+    """How numbers are stored: in blocks, with a whole number of blocks per row. For plain floats a block is one number.
 
-    A block of zero bytes is a block of zeros.
+    A block of zero bytes holds zeros.
     """
 
     nbytes: int
-    """Bytes that a block takes."""
+    """Bytes of a block."""
     cell: int
-    """Bytes of the unsigned integers as which blocks are worked on."""
+    """Bytes of the unsigned integers as which blocks are edited."""
     read: Read
     block: int = 1
     """Numbers in a block."""
     coarseness: str = ""
-    """What the fingerprint of a model with such weights ends in, a key of `fingerprint.TOLERANCE`."""
+    """The suffix of the fingerprint of a model with such weights, a key of `fingerprint.TOLERANCE`."""
 
     def decode(self, data: bytes) -> npt.NDArray[np.float64]:
         r"""Return the numbers of some blocks.
@@ -48,25 +48,25 @@ class Format:
 
     @cached_property
     def layers(self) -> Sequence[Layer]:
-        """How a number becomes zero, and nothing else with it; none if no number can alone."""
+        """How a single number is set to zero without changing others; empty if that is impossible."""
         return ALONE if self.block == 1 else find_layers(self.read, self.block, self.nbytes)
 
     def places(self, numbers: Places) -> Iterator[tuple[Layer, Places]]:
-        """Yield by layers which cells are changed for some rising numbers to be zero; rising.
+        """Yield, layer by layer, the sorted cells to change so that numbers at sorted indices become zero.
 
-        Both are counted row by row, or both in one row.
+        Both are row-major indices, or both are indices in one row.
         """
         blocks, inside = np.divmod(numbers, self.block)
         for layer in self.layers:
             cells = layer.cells[inside]
             touched = cells >= 0
             found = (blocks * (self.nbytes // self.cell) + cells)[touched]
-            yield layer, np.sort(found, kind="stable")  # the fastest where all or nearly all are in order already
+            yield layer, np.sort(found, kind="stable")  # fastest for input that is already sorted or nearly so
 
     def nonzero(self, cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return an array with one element for each number in some rows of cells, zero where the number is.
+        """Return an array with one element for each number in some rows of cells, zero where the number is zero.
 
-        What is packed is judged by the numbers themselves: a code of zero is none where the scale is not finite.
+        Packed numbers are decoded first: a code of zero is not a zero if the scale is not finite.
         """
         if self.block == 1:
             return cells

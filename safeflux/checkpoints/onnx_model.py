@@ -1,4 +1,4 @@
-"""ONNX models as files: the model file, and the data files beside it."""
+"""ONNX models on disk: the model file, and the data files next to it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from safeflux.errors import ConfigError, ModelError
 
 MISSING = "ONNX models need onnx, and onnxscript to export them; get both with: pip install 'safeflux[onnx]'"
 _MAX_BYTES = 1 << 31
-"""What protobuf can read."""
+"""The limit of protobuf."""
 try:
     import onnx
 except ImportError as error:
@@ -17,18 +17,20 @@ except ImportError as error:
 
 
 def read_model(path: Path) -> Any:
-    """Read a model file (`onnx.ModelProto`), not the data files beside it.
+    """Read a model file (`onnx.ModelProto`), without its data files.
 
     Raises:
-        ModelError: It is not there, or is none.
+        ModelError: It does not exist, or is not an ONNX model.
     """
     if is_lfs_pointer(path):
         raise lfs_pointer(path)
     if path.stat().st_size >= _MAX_BYTES:
-        raise ModelError(f"{path}: expected less than 2 GB, as every ONNX model file has; its weights lie beside it")
+        raise ModelError(
+            f"{path}: expected less than 2 GB, the limit of ONNX; export it with its weights in data files"
+        )
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except Exception as error:  # what protobuf raises is no class of onnx
+    except Exception as error:  # protobuf raises its own classes
         raise ModelError(f"{path}: cannot be read as an ONNX model ({error})") from error
     if not model.graph.node:
         raise ModelError(f"{path}: expected an ONNX model, got a file without a graph")
@@ -36,16 +38,16 @@ def read_model(path: Path) -> Any:
 
 
 def model_bytes(model: Any) -> bytes:
-    """Return a model file, not the data files beside it; the same model gives the same bytes."""
+    """Return the bytes of a model file, without its data files; the same model gives the same bytes."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
 def data_files(model: Any, path: Path) -> dict[str, Path]:
-    """Return every data file of a model by its name there, long enough for all that the model has in it.
+    """Return every data file of a model, by its name in the model, after a check of their sizes.
 
     Raises:
-        ModelError: One is missing or truncated, or does not lie beside the model.
+        ModelError: One is missing or truncated, or is not next to the model.
     """
     found: dict[str, Path] = {}
     for tensor in _tensors(model.graph):
@@ -53,10 +55,12 @@ def data_files(model: Any, path: Path) -> dict[str, Path]:
             continue
         location, offset, length = extent(tensor)
         if Path(location).is_absolute() or ".." in Path(location).parts or Path(location) == Path(path.name):
-            raise ModelError(f"{path}: expected data files beside it, got {location!r} for {tensor.name!r}")
+            raise ModelError(f"{path}: expected data files next to it, got {location!r} for {tensor.name!r}")
         file = found.setdefault(location, path.parent / location)
         if not file.is_file():
-            raise ModelError(f"{file}: there is no such file, and {path.name} has {tensor.name!r} in it")
+            raise ModelError(
+                f"{file}: does not exist, but {path.name} keeps {tensor.name!r} in it; copy the model again"
+            )
         if (size := file.stat().st_size) < offset + length:
             raise ModelError(
                 f"{file}: truncated, expected at least {offset + length} bytes for {tensor.name!r}, got {size}; copy "
@@ -66,7 +70,7 @@ def data_files(model: Any, path: Path) -> dict[str, Path]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """Every tensor of a graph, and of graphs inside of its nodes."""
+    """Every tensor of a graph, and of graphs inside its nodes."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -76,10 +80,10 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def extent(tensor: Any) -> tuple[str, int, int]:
-    """Return data file, offset and number of bytes of a tensor that lies outside of the model file.
+    """Return data file, offset and number of bytes of a tensor outside the model file.
 
     Raises:
-        ModelError: The model does not tell them.
+        ModelError: The model does not give them.
     """
     facts = {entry.key: entry.value for entry in tensor.external_data}
     try:
@@ -97,5 +101,5 @@ def type_of(tensor: Any) -> str:
 
 
 def is_external(tensor: Any) -> bool:
-    """Whether a tensor's data lies outside of the model file."""
+    """Whether a tensor's data is outside the model file."""
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)

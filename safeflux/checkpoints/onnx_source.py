@@ -1,7 +1,7 @@
-"""An ONNX model as a source of weights: the model file and the data files beside it.
+"""An ONNX model as a source of weights: the model file and its data files.
 
-Initializers that have diffusers' names are parameters. Those in data files are never in memory: such a file is edited
-as a stream, as any file of tensors is. Those inside the model file are edited there.
+Initializers with diffusers' names are parameters. Data files are edited as a stream, like any file of tensors, and
+never loaded. Initializers inside the model file are edited in memory.
 """
 
 import copy
@@ -24,10 +24,10 @@ from safeflux.masks.spots import Spot
 
 @dataclass(frozen=True)
 class DataFile(WeightFile):
-    """The data file of an ONNX model: numbers alone, whose names and places the model file holds."""
+    """The data file of an ONNX model: raw numbers, whose names and offsets are in the model file."""
 
     def header_with(self, metadata: Mapping[str, str]) -> bytes:
-        """Return none: what there is to say stands in the model."""
+        """Return nothing: the metadata are in the model file."""
         return b""
 
 
@@ -109,7 +109,7 @@ class OnnxSource:
 
 
 def _data_files(paths: Iterable[Path], weights: Weights) -> list[DataFile]:
-    """The data files of a model, each once, with the weights that lie in it."""
+    """The data files of a model, each once, with its weights."""
     found: dict[Path, list[Stored]] = {path: [] for path in sorted(paths)}
     for one in weights.tensors.values():
         if is_external(one.proto):
@@ -121,7 +121,7 @@ def _data_file(path: Path, inside: Sequence[Stored]) -> DataFile:
     for one, after in pairwise(inside):
         if one.start + one.nbytes > after.start:
             raise ModelError(
-                f"{path}: initializers {one.name!r} and {after.name!r} share bytes, so that what is masked in one "
-                "would be off in the other; export the model with data of its own for each"
+                f"{path}: initializers {one.name!r} and {after.name!r} share bytes, so a mask of one would also change "
+                "the other; export the model without shared data"
             )
     return DataFile(path, {one.name: one for one in inside}, {}, 0, path.stat().st_size)

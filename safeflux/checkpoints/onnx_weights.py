@@ -1,4 +1,4 @@
-"""The weights of an ONNX model: which of its initializers are a transformer's parameters, and how their numbers lie."""
+"""The weights of an ONNX model: the initializers that are a transformer's parameters, and how they are stored."""
 
 import math
 from collections import defaultdict
@@ -26,13 +26,13 @@ _FLOATS = {
     "FLOAT16": FORMATS["F16"],
     "BFLOAT16": FORMATS["BF16"],
 }
-"""ONNX's types of weights that can be masked."""
+"""ONNX types that can be masked."""
 _ROUTE = "The route that works: load the model with diffusers, guard it, then safeflux.export_onnx."
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One initializer, and whether it is a matrix whose rows are inputs, unlike in diffusers."""
+    """One initializer, and whether it is transposed: a matrix whose rows are inputs, unlike in diffusers."""
 
     proto: Any
     folder: Path
@@ -40,31 +40,31 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As diffusers has it."""
+        """The shape in diffusers."""
         return tuple(self.proto.dims)[:: -1 if self.is_transposed else 1]
 
     @property
     def format(self) -> Format:
-        """How its numbers lie."""
+        """Its number format."""
         return _FLOATS[type_of(self.proto)]
 
     @property
     def stored(self) -> Stored:
-        """It as it lies: in its data file, or in the bytes that the model holds of it."""
+        """Where it is stored: in its data file, or in the model's own bytes."""
         start, size = extent(self.proto)[1:] if is_external(self.proto) else (0, len(self.proto.raw_data))
         return Stored(self.proto.name, type_of(self.proto), tuple(self.proto.dims), start, size, self.format)
 
     def lying(self, where: Sequence[Spot]) -> list[Spot]:
-        """Turn places of the matrix that diffusers has into those of the one that lies there."""
+        """Turn places in diffusers' matrix into places in the stored one."""
         return [_turned(spot) for spot in where] if self.is_transposed else list(where)
 
     def take(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return elements by their numbers, counted row by row as diffusers has them."""
+        """Return elements by their row-major indices in diffusers' matrix."""
         rows, columns = np.divmod(places, self.shape[-1] if len(self.shape) == 2 else 1)
         return self.format.decode(self._cells()[rows, columns].tobytes())
 
     def rows(self) -> Rows:
-        """Yield the number of a row, and a copy of it and some of the next, as unsigned integers."""
+        """Yield a row's index, and a copy of it and some of the next rows, as unsigned integers."""
         cells = self._cells()
         step = max(1, CHUNK // cells[0].nbytes)
         for first in range(0, len(cells), step):
@@ -83,7 +83,7 @@ class Tensor:
 
 
 def _turned(spot: Spot) -> Spot:
-    """A place in a matrix, seen in the transposed one; a mask of single weights is of the whole matrix in diffusers."""
+    """A place in a matrix, in its transpose; a mask of single weights covers the whole matrix in diffusers."""
     if len(spot.bits.shape) == 2:
         return replace(spot, bits=PackedMask.of(spot.bits.keep().T))
     return replace(spot, span=replace(spot.span, axis=1 - spot.span.axis))
@@ -91,14 +91,14 @@ def _turned(spot: Spot) -> Spot:
 
 @dataclass(frozen=True)
 class Weights:
-    """All parameters of a transformer in an ONNX model by their names in diffusers, as `fingerprint_of` asks for."""
+    """All parameters of a transformer in an ONNX model, by their names in diffusers; see `fingerprint.Weights`."""
 
     tensors: Mapping[str, Tensor]
     coarsest: str = ""
 
     @classmethod
     def of(cls, model: Any, path: Path) -> "Weights":
-        """Find them.
+        """Find them in a model.
 
         Raises:
             ModelError: One is quantised, folded or damaged.
@@ -128,7 +128,7 @@ class Weights:
         return self.tensors[name].take(places)
 
     def sites(self, path: Path) -> Sites:
-        """All of them, or an error that says which way there is.
+        """All sites, or an error with another way to export the model.
 
         Raises:
             ModelError: They are not those of a FLUX transformer by their names in diffusers.
@@ -156,12 +156,12 @@ def _tensor(proto: Any, path: Path, uses: Sequence[tuple[Any, int]]) -> Tensor:
     turn = turns.pop() if len(turns) == 1 else None
     if turn is None:
         readers = ", ".join(sorted({node.op_type for node, _ in uses})) or "nothing"
-        raise ModelError(f"{where}: expected that a linear layer reads it, found {readers}: folded or fused? {_ROUTE}")
+        raise ModelError(f"{where}: expected a linear layer to read it, found {readers}: folded or fused? {_ROUTE}")
     return Tensor(proto, path.parent, turn)
 
 
 def _is_transposed(node: Any, index: int) -> bool | None:
-    """Whether a node that reads a matrix takes its rows for inputs; None where that is not known."""
+    """Whether a node that reads a matrix treats its rows as inputs; None if that is not known."""
     if node.op_type == "Transpose":
         return False
     if node.op_type in ("MatMul", "Gemm") and index == 1:

@@ -1,4 +1,4 @@
-"""A model in files, whatever their format: what planning, baking and verifying ask of it."""
+"""A model in files of any format: the interface for planning, baking and verifying."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from safeflux.masks.spots import Spot
 
 
 class Source(Protocol):
-    """One transformer in files. Tensors go by their names in the source's layout."""
+    """One transformer in files. Tensors are named as in the source's layout."""
 
     @property
     def path(self) -> Path:
-        """What was named: a folder or a file."""
+        """The path as given: a folder or a file."""
 
     @property
     def root(self) -> Path:
-        """The folder that all of its files lie in, or the one file that it is."""
+        """The folder of all its files, or its only file."""
 
     @property
     def files(self) -> Sequence[WeightFile]:
@@ -34,14 +34,14 @@ class Source(Protocol):
 
     @property
     def is_resizable(self) -> bool:
-        """Whether its tensors can lose rows and columns; not where a graph fixes their shapes."""
+        """Whether its tensors can lose rows and columns; False if a graph fixes their shapes."""
 
     @property
     def sites(self) -> Sites:
         """The maskable places.
 
         Raises:
-            ModelError: This is no FLUX model.
+            ModelError: This is not a FLUX model.
         """
 
     @property
@@ -49,41 +49,41 @@ class Source(Protocol):
         """Fingerprint of the weights, the same in every format.
 
         Raises:
-            ModelError: A tensor is packed, or holds values that are not finite, or is none that the family has.
+            ModelError: A tensor is packed, holds values that are not finite, or does not belong to the family.
         """
 
     def metadata(self, key: str) -> str | None:
-        """The text that its files hold under a key of their metadata; None for none.
+        """The value of a metadata key; None if its files do not have it.
 
         Raises:
-            ModelError: Its files do not all say the same.
+            ModelError: Its files have different values.
         """
 
     def stored(self, name: str) -> Stored:
-        """How a tensor lies in its file, under its name there."""
+        """How a tensor is stored in its file, under its name there."""
 
     def lying(self, name: str, where: Sequence[Spot]) -> Sequence[Spot]:
-        """Places in a tensor as diffusers has it, turned into places in the tensor that lies in the file."""
+        """Turn places in a tensor of diffusers into places in the stored tensor."""
 
     def rows(self, name: str) -> Rows:
-        """Yield a tensor some rows at a time, rows and columns as diffusers has them."""
+        """Yield a tensor some rows at a time, with rows and columns as in diffusers."""
 
     @property
     def inline(self) -> Mapping[str, bytes]:
-        """Tensors inside a file that is written whole, by their names there: their bytes."""
+        """The bytes of tensors inside a file that is rewritten as a whole, by their names there."""
 
     def headers(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> list[bytes]:
-        """Lay out the header of each of `files` with more metadata, and other shapes for some stored tensors."""
+        """Return the header of each of `files` with more metadata, and other shapes for some stored tensors."""
 
     def rewritten(self, inline: Mapping[str, bytes], metadata: Mapping[str, str]) -> dict[Path, bytes]:
-        """Files that are written whole, by their paths under the root, with these inline tensors and more metadata."""
+        """Files that are rewritten as a whole, by relative path, with these inline tensors and more metadata."""
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open a model: a diffusers folder, or one file of any format that is known (`formats.OPENERS`).
+    """Open a model: a diffusers folder, or one file of any known format (`formats.OPENERS`).
 
     Raises:
-        ModelError: There is no FLUX transformer, or a file is missing, damaged or of no known format.
+        ModelError: It holds no FLUX transformer, or a file is missing, damaged or of an unknown format.
         ConfigError: The package that reads the format is not installed.
     """
     root = Path(path)

@@ -1,7 +1,7 @@
-"""One safetensors file, looked at without loading it: what it holds, where the bytes lie; and what any such file shows.
+"""One safetensors file, inspected without loading it, and the interface of files with named tensors.
 
-The header is checked by safetensors itself (sizes, gaps, overlaps, trailing bytes) before its offsets are used. Nothing
-is mapped into memory, so that a file of any size costs what its header costs.
+safetensors itself checks the header (sizes, gaps, overlaps, trailing bytes) before its offsets are used. Nothing is
+mapped into memory, so opening a file of any size only costs reading its header.
 """
 
 import json
@@ -25,10 +25,10 @@ from safeflux.disk.reading import open_regular
 from safeflux.errors import ModelError
 
 _HELD = 1 << 18
-"""Bytes of a masked tensor that are held at a time: few, so that they stay in a core's cache."""
+"""Bytes of a masked tensor in memory at a time: few, so that they stay in the CPU cache."""
 
 Rows = Iterator[tuple[int, npt.NDArray[Any]]]
-"""The number of a tensor's row, and an array with it and some of the next, zero where a number is zero."""
+"""The index of a row, and an array with it and some of the next rows, zero exactly where the tensor is zero."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Stored:
 
     name: str
     dtype: str
-    """As the file's format calls it: BF16, F8_E4M3, Q8_0 and so on."""
+    """The name of its type in the file's format: BF16, F8_E4M3, Q8_0 and so on."""
     shape: tuple[int, ...]
     start: int
-    """Where its bytes begin, counted from the beginning of the file."""
+    """Offset of its bytes from the beginning of the file."""
     nbytes: int
     known: Format | None
-    """How its numbers lie; None if that is not known here."""
+    """Its number format; None if it is not known here."""
 
     @property
     def format(self) -> Format:
-        """How its numbers lie.
+        """Its number format.
 
         Raises:
-            ModelError: They are packed in a way that is not known here, or are no floats.
+            ModelError: The numbers are packed in an unknown way, or are not floats.
         """
         if self.known is None:
             raise ModelError(
                 f"tensor {self.name!r}: expected float weights, got {self.dtype}: packed by a quantiser. Bake the "
-                "model before it is quantised, then quantise what was baked."
+                "model before it is quantised, then quantise the baked model."
             )
         return self.known
 
@@ -66,32 +66,32 @@ class Stored:
 
     @property
     def num_columns(self) -> int:
-        """Numbers that each index of the first axis has."""
+        """Numbers per index of the first axis."""
         return math.prod(self.shape[1:])
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes that each index of the first axis takes."""
+        """Bytes per index of the first axis."""
         return self.nbytes // self.num_rows if self.nbytes else 0
 
 
 @dataclass(frozen=True)
 class WeightFile(ABC):
-    """A file of tensors, in whatever format, seen by its header."""
+    """A file of named tensors in any format, known by its header."""
 
     path: Path
     tensors: Mapping[str, Stored]
     """In the order of their bytes."""
     metadata: Mapping[str, str]
-    """What the header says beside them."""
+    """The other entries of the header."""
     data_start: int
-    """Size of the header, counted from the beginning of the file."""
+    """Size of the header: the offset of the tensor data."""
     num_bytes: int
     """Size of the file."""
 
     @abstractmethod
     def header_with(self, metadata: Mapping[str, str]) -> bytes:
-        """Lay out a header for the same tensors with more metadata; always the same for the same arguments."""
+        """Return a header for the same tensors with more metadata; deterministic."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TensorFile(WeightFile):
         """Read and check the header.
 
         Raises:
-            ModelError: The file cannot be read, or is no sound safetensors file.
+            ModelError: The file cannot be read, or is not a valid safetensors file.
         """
         try:
             with open_regular(path) as file, safe_open(path, framework="np"):
@@ -119,7 +119,7 @@ class TensorFile(WeightFile):
 
     def header_with(self, metadata: Mapping[str, str]) -> bytes:
         """See `WeightFile`."""
-        # transformers takes a header with metadata but without the key `format` for no file of torch
+        # transformers refuses a header that has metadata but not the key `format`
         texts = {"format": "pt", **self.metadata, **metadata}
         entries: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
         for name, tensor in self.tensors.items():
@@ -135,7 +135,7 @@ class TensorFile(WeightFile):
 
 
 def resized(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> TensorFile:
-    """Return what a safetensors file is to be once some of its tensors have other shapes; nothing is written.
+    """Return the layout of a safetensors file after some of its tensors changed shape; nothing is written.
 
     Raises:
         ModelError: One of these tensors is packed.
@@ -152,7 +152,7 @@ def resized(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> TensorFi
 
 
 def rows_of(source: FileIO, tensor: Stored) -> Iterator[tuple[int, Cells]]:
-    """Yield a tensor some rows at a time: the number of the first, and the rows as integers, in one buffer."""
+    """Yield a tensor some rows at a time: the index of the first, and the rows as integers in a reused buffer."""
     cell = tensor.format.cell
     step = min(tensor.num_rows, max(1, _HELD // tensor.bytes_per_row))
     buffer = np.empty((step, tensor.bytes_per_row // cell), dtype=f"<u{cell}")

@@ -1,8 +1,8 @@
-"""Which bits of a packed block are a single number's own, and with which of them that number is exactly zero.
+"""The bits of a packed block that belong to one number, and their value for which that number is exactly zero.
 
-No layout is written down: it is found by trying. Each bit of some random blocks is flipped, and those that change one
-number alone are its code; then every code is tried. In some types none is zero, since a minimum is added or the table
-of values has no zero, or numbers share their bits. What was found is proven on other blocks before it counts.
+No layout is hard-coded: it is found by experiment. Each bit of some random blocks is flipped, and those that change
+only one number are its code; then every code is tried. In some types none is zero, since a minimum is added, the table
+of values has no zero, or numbers share their bits. The result is verified on other blocks before it is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,34 +17,34 @@ Places = npt.NDArray[np.int64]
 Read = Callable[[Bytes], npt.NDArray[np.generic]]
 """Returns the numbers of some blocks, given their bytes; both flat."""
 _DRAWN, _TRIED = 64, 8
-"""Random blocks, and how many of those with finite numbers are tried; on as many more it is proven."""
+"""Random blocks, and how many of those with finite numbers are used to find the codes; as many more verify them."""
 _MAX_WIDTH = 8
-"""Bits of a code; of wider ones too many would have to be tried."""
+"""Bits of a code; for wider ones there are too many to try."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How numbers become zero in one cell each. A number whose code lies in several cells has as many layers."""
+    """How numbers are set to zero in one cell each. A number whose code spans several cells needs several layers."""
 
     keep: int
-    """Bits of the cell that stay."""
+    """Bits of the cell to keep."""
     put: int
-    """Bits that are set."""
+    """Bits to set."""
     cells: Places
-    """For each number of a block its cell there; -1 for a number that this layer does not touch."""
+    """For each number of a block its cell; -1 for a number that this layer does not change."""
 
     def fill_(self, cells: npt.NDArray[Any], places: Places) -> None:
-        """Write it into some cells of an array with one axis, in place; no place twice."""
-        # where nothing stays, nothing need be read: plain floats
+        """Apply it in place to cells of a flat array, at unique indices."""
+        # nothing has to be read if no bit is kept: plain floats
         cells[places] = cells[places] & self.keep | self.put if self.keep else self.put
 
 
 ALONE = (Layer(0, 0, np.zeros(1, np.int64)),)
-"""Those of a plain number: its only cell becomes zero."""
+"""The layers of a plain number: its only cell becomes zero."""
 
 
 def find_layers(read: Read, block: int, nbytes: int) -> Sequence[Layer]:
-    """Find how each number of a block becomes zero while all others stay as they are; in cells of a byte.
+    """Find how each number of a block can be set to zero while all others are unchanged; cells are bytes.
 
     Args:
         read: Reads blocks.
@@ -52,7 +52,7 @@ def find_layers(read: Read, block: int, nbytes: int) -> Sequence[Layer]:
         nbytes: Bytes of a block.
 
     Returns:
-        The layers; none if there are numbers that cannot become zero alone.
+        The layers; empty if some number cannot be set to zero alone.
 
     Example:
         >>> def read(data):  # two numbers a byte, as 4 bits below and above zero
@@ -73,7 +73,7 @@ def find_layers(read: Read, block: int, nbytes: int) -> Sequence[Layer]:
 
 
 def _own_bits(read: Read, blocks: Bytes, block: int) -> Places:
-    """The bits of each number's code, rising: shape (numbers, bits of a code); no bits if that is not how it is."""
+    """The sorted bits of each number's code: shape (numbers, bits of a code); no bits if there is no such code."""
     num_bits = 8 * blocks.shape[1]
     flips = _pack(np.eye(num_bits, dtype=np.uint8))
     touched = np.zeros((num_bits, block), np.bool_)
@@ -88,7 +88,7 @@ def _own_bits(read: Read, blocks: Bytes, block: int) -> Places:
 
 
 def _zero(read: Read, blocks: Bytes, bits: Places) -> Bytes | None:
-    """The first code, bit by bit, with which all numbers of all blocks are zero; None if there is none."""
+    """The first code, bit by bit, for which all numbers of all blocks are zero; None if there is none."""
     flags = np.unpackbits(blocks, axis=1, bitorder="little")
     shifts = np.arange(bits.shape[1])
     for code in range(1 << len(shifts)):
@@ -99,7 +99,7 @@ def _zero(read: Read, blocks: Bytes, bits: Places) -> Bytes | None:
 
 
 def _layers(bits: Places, code: Bytes, nbytes: int) -> list[Layer]:
-    """Sort what is done to a number's cells by which bits stay and which are set."""
+    """Group the changes of cells by the bits that are kept and set."""
     masks, puts = np.zeros((2, len(bits), 8 * nbytes), np.uint8)
     np.put_along_axis(masks, bits, 1, axis=1)
     np.put_along_axis(puts, bits, np.broadcast_to(code, bits.shape), axis=1)
@@ -115,7 +115,7 @@ def _layers(bits: Places, code: Bytes, nbytes: int) -> list[Layer]:
 
 
 def _is_proven(read: Read, blocks: Bytes, block: int, layers: Sequence[Layer]) -> bool:
-    """Whether each number alone becomes zero, and all others stay."""
+    """Whether each number becomes zero alone, with all others unchanged."""
     for each in blocks:
         tried = np.tile(each, (block, 1))
         for layer in layers:

@@ -1,7 +1,7 @@
 """The `safeflux` command: each subcommand parses, calls one function of the API, and prints.
 
-The table below is all that starting up needs. A command's module is imported when that command runs, so that
-`safeflux --help` answers at once and only the commands that work on models wait for torch.
+Start-up only needs the table below. A command's module is imported when that command runs, so `safeflux --help` is
+instant, and only the commands that run models wait for torch.
 """
 
 import click
@@ -13,12 +13,12 @@ from safeflux.cli._logs import show_logs
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
     "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
-    "mask": ("safeflux.cli.mask.group", "mask", "Look into mask files, compare, join, import, export and sign them."),
+    "mask": ("safeflux.cli.mask.group", "mask", "Show, compare, combine, import, export and sign mask files."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
-    "verify": ("safeflux.cli.bake", "verify_command", "Tell whether a model's files are guarded."),
+    "verify": ("safeflux.cli.bake", "verify_command", "Check whether a model's files are guarded."),
     "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),
-    "doctor": ("safeflux.cli.doctor", "doctor", "Report what is wrong with this installation."),
-    "audit": ("safeflux.cli.audit", "audit", "Look through the log of what was done to models."),
+    "doctor": ("safeflux.cli.doctor", "doctor", "Report problems of this installation."),
+    "audit": ("safeflux.cli.audit", "audit", "Verify audit logs, and print statements from them."),
     "eval": ("safeflux.cli.eval.group", "evaluate", "Measure what masks erase and what they leave alone."),
     "pack": ("safeflux.cli.pack", "pack", "List, check and write packs: categories in words."),
     "attack": ("safeflux.cli.attack", "attack", "Attack masks, and measure what comes back beside controls."),
@@ -28,8 +28,8 @@ COMMANDS = {
 
 @click.group(cls=LazyGroup, table=COMMANDS, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safeflux", message="%(prog)s %(version)s")
-@click.option("-q", "--quiet", is_flag=True, help="Print results and errors alone: no warnings, no progress.")
-@click.option("-v", "--verbose", count=True, help="Print what is done to models; -vv for details.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only results and errors, no warnings or progress.")
+@click.option("-v", "--verbose", count=True, help="Also print every change to models; -vv for details.")
 def main(quiet: bool, verbose: int) -> None:
     """Content safety that lives in the weights of FLUX models.
 

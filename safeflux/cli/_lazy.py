@@ -1,4 +1,4 @@
-"""Click groups: one imports a command only when it runs; all name the exit codes and suggest the nearest command."""
+"""Click groups that import commands lazily, name the exit codes in each help, and suggest the nearest command."""
 
 import difflib
 import io
@@ -13,24 +13,24 @@ from click.shell_completion import CompletionItem
 from safeflux.errors import SafeFluxError, StoreError
 
 EXIT_CODES = (
-    "Exit codes: 0 fine; 1 looked, and it is not (invalid, relaxed, unguarded, a test failed); 2 wrong use; "
-    "3 could not look (missing, unreadable, offline); 130 interrupted."
+    "Exit codes: 0 success; 1 error or failed check (invalid, relaxed, unguarded); 2 usage error; "
+    "3 could not check (missing, unreadable, offline); 130 interrupted."
 )
-COULD_NOT_LOOK = 3
+COULD_NOT_CHECK = 3
 _INTERRUPTED = 130
 
 
 def exit_code(error: BaseException | None) -> int:
-    """3 if something that was needed is missing, cannot be read or written, or is not installed; else 1."""
+    """3 if something required is missing, cannot be read or written, or is not installed; else 1."""
     while error is not None:
         if isinstance(error, OSError | ImportError | StoreError):
-            return COULD_NOT_LOOK
+            return COULD_NOT_CHECK
         error = error.__cause__
     return 1
 
 
 class CleanError(click.ClickException):
-    """One of our own errors, printed as it is: its message already says where, and its places stay clickable."""
+    """One of our own errors, printed unchanged: its message has the place, which terminals can link to."""
 
     def __init__(self, error: SafeFluxError) -> None:
         super().__init__(str(error))
@@ -40,10 +40,10 @@ class CleanError(click.ClickException):
         click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
-class BlindError(CleanError):
-    """One of our errors that says that we could not look."""
+class UnavailableError(CleanError):
+    """One of our own errors about something missing or unreadable."""
 
-    exit_code = COULD_NOT_LOOK
+    exit_code = COULD_NOT_CHECK
 
 
 class Group(click.Group):
@@ -72,10 +72,10 @@ class Group(click.Group):
 
 
 class LazyGroup(Group):
-    """The outermost group, over a table `name -> (module, attribute, short help)`.
+    """The top-level group, made from a table `name -> (module, attribute, short help)`.
 
-    The group's own help is printed from the table. A `SafeFluxError` that a command raises ends in its message and the
-    exit code for it; any other exception is a defect of ours and keeps its traceback.
+    The group's own help is printed from the table. A `SafeFluxError` becomes its message and an exit code; any other
+    exception is a bug of ours and keeps its traceback.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str, str]], **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class LazyGroup(Group):
         self.table = dict(table)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table: what a newcomer needs first stands first."""
+        """The names, in the order of the table: first what a newcomer needs first."""
         return list(self.table)
 
     def find(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -95,28 +95,28 @@ class LazyGroup(Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands with the table's short help; click's own way would import them all."""
+        """List the commands with the table's short help; click itself would import them all."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.table[name][2]) for name in self.list_commands(ctx)])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands from the table, since click's own way would import them all; then options."""
+        """Commands from the table, since click itself would import them all; then options."""
         names = [CompletionItem(name, help=row[2]) for name, row in self.table.items() if name.startswith(incomplete)]
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; a character that the terminal's encoding does not have is printed as a question mark."""
+        """Run the command line; characters that the terminal cannot encode are printed as question marks."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="replace")
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; our own errors and an interrupt become one clean message."""
+        """Run the command; our own errors and interrupts become one clean message."""
         try:
             return super().invoke(ctx)
         except SafeFluxError as error:
-            raise (BlindError if exit_code(error) == COULD_NOT_LOOK else CleanError)(error) from error
+            raise (UnavailableError if exit_code(error) == COULD_NOT_CHECK else CleanError)(error) from error
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What several commands share: options, a progress bar on stderr, and a check of the folder that they will write to."""
+"""Shared by several commands: options, a progress bar on stderr, and a check of the output folder."""
 
 import inspect
 import sys
@@ -30,16 +30,20 @@ from safeflux.errors import ConfigError
 
 def examples(*lines: str) -> str:
     """The end of a command's help: commands to copy."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # click reads \b as: keep these lines
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b tells click to keep the line breaks
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-lock = click.option("--lock", type=click.Path(), help="Fail unless all is as in this lock file.")
+lock = click.option("--lock", type=click.Path(), help="Fail unless policy, base and masks match this lock file.")
 policy = click.option(
-    "--policy", type=POLICY, default="strict", show_default=True, help="A bundled name, or a YAML file."
+    "--policy", type=POLICY, default="strict", show_default=True, help="Bundled policy, or path of a YAML file."
 )
 stores = click.option(
-    "--store", "stores", multiple=True, type=click.Path(), help="A folder with masks, beside the bundled; repeatable."
+    "--store",
+    "stores",
+    multiple=True,
+    type=click.Path(),
+    help="Folder with masks besides the bundled ones. Repeatable.",
 )
 password = click.option(
     "--password",
@@ -47,25 +51,23 @@ password = click.option(
     prompt=True,
     prompt_required=False,
     hide_input=True,
-    help="The key is encrypted: ask for its password, or take it from SAFEFLUX_KEY_PASSWORD.",
+    help="Password of an encrypted key: prompts for it, unless SAFEFLUX_KEY_PASSWORD is set.",
 )
-DETECTOR_HELP = (
-    "judge, onnx:FILE, zero-shot:ID|FOLDER, classifier:ID|FOLDER, opennsfw, or a kind that a package brings."
-)
-"""Of options that name a detector."""
-MODEL_HELP = "A profile (flux2-klein-4b), a hub id, or the folder of a pipeline."
-"""Of options that name a model."""
+DETECTOR_HELP = "judge, onnx:FILE, zero-shot:ID|FOLDER, classifier:ID|FOLDER, opennsfw, or a kind from another package."
+"""Help of options that name a detector."""
+MODEL_HELP = "Profile (flux2-klein-4b), hub id, or folder of a pipeline."
+"""Help of options that name a model."""
 _keys = click.option(
     "--key",
     "keys",
     multiple=True,
     type=click.Path(),
-    help="A public key, PEM, of who may have signed the masks; one that the policy lists. Repeatable.",
+    help="PEM public key of a trusted signer, which the policy must list. Repeatable.",
 )
 
 
 def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where a model runs, and in which dtype its weights are."""
+    """Add the options for a model's device and dtype."""
     dtypes = click.Choice(["float32", "bfloat16", "float16"])
     command = click.option("--dtype", type=dtypes, default="float32", show_default=True, help="Dtype of the weights.")(
         command
@@ -99,7 +101,7 @@ def call_arguments(pipeline: type, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def store(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the option that says where masks are; the command gets a `store` of the bundled ones and those."""
+    """Add the option `--store`; the command gets a `store` with the bundled masks and those."""
 
     @stores
     @wraps(command)
@@ -112,12 +114,12 @@ def store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def masks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where masks are, and who may have signed them; the command gets a `store` of both."""
+    """Add the options `--store` and `--key`; the command gets a `store` with both."""
     return store(_keys(command))
 
 
 def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
-    """Refuse now a folder that could not be written to at the end of the command."""
+    """Refuse at the start a folder that could not be written to at the end."""
     if folder is not None:
         try:
             check_writable(folder)
@@ -127,7 +129,7 @@ def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None
 
 
 class Bar:
-    """A progress bar on stderr; where stderr is no terminal, at most one line a minute. Notes are printed on both."""
+    """A progress bar on stderr; if stderr is not a terminal, at most one line a minute. Notes are always printed."""
 
     def __init__(self, *, of_bytes: bool = False, seconds_between_lines: float = 60.0) -> None:
         amount = DownloadColumn() if of_bytes else MofNCompleteColumn()
@@ -150,16 +152,16 @@ class Bar:
         self._first = 0
 
     def __enter__(self) -> "Bar":
-        """Show it."""
+        """Show the bar."""
         self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Name the work in progress, how much of it is done, and of how much; another name starts the times anew."""
+        """Report the work in progress, the amount done and the total; another name restarts the times."""
         now = time.monotonic()
         if what != self._what:
             self._what, self._began, self._first = what, now, done
@@ -170,13 +172,13 @@ class Bar:
             self.note(f"{what}: {done} of {total}, {self._times(now - self._began, done, total)}")
 
     def _times(self, elapsed: float, done: int, total: int) -> str:
-        """Elapsed time and, once something was done, the time left at the same speed."""
+        """Elapsed time and, once something is done, the time left at the same speed."""
         made = done - self._first
         left = f", about {_clock(elapsed * (total - done) / made)} left" if made else ""
         return f"{_clock(elapsed)} elapsed{left}"
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

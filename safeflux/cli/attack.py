@@ -26,7 +26,7 @@ Examples:
   safeflux attack --policy strict
   safeflux attack --policy strict --attack prompts --dry-run
   safeflux attack --policy shop.yaml --store masks --attack paraphrase --attack split --budget full --json
-"""  # click reads the backspace as: keep these lines
+"""  # \b tells click to keep the line breaks
 
 
 @click.command(epilog=_EXAMPLES)

@@ -1,4 +1,4 @@
-"""`safeflux audit`: look through the log of what was done to models. Needs no torch."""
+"""`safeflux audit`: verify audit logs, and print statements from them. Needs no torch."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from safeflux.evidence.audit import read_line, verify_log
 
 @click.group(cls=Group)
 def audit() -> None:
-    """Look through audit logs."""
+    """Verify audit logs, and print statements from them."""
 
 
 _EXAMPLES = """\b
@@ -24,13 +24,15 @@ Examples:
 
 @audit.command(epilog=_EXAMPLES)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--head", metavar="SHA256", help="A hash that the log must hold: one that was kept when it was appended.")
+@click.option(
+    "--head", metavar="SHA256", help="Hash of a line that the log must contain, kept from when it was appended."
+)
 @as_json
 @click.pass_context
 def verify(ctx: click.Context, file: Path, head: str | None, as_json: bool) -> None:
-    """Tell each place where the chain of hashes in FILE is broken; exit 1 if there is one.
+    """Check the chain of hashes in FILE, and print each broken place; exit 1 if there is one.
 
-    Lines that were cut off at the end are found only with --head.
+    Detects edited, inserted, deleted and moved lines; with --head also a truncated end.
     """
     found = verify_log(file, head=head)
     if as_json:
@@ -52,20 +54,20 @@ Examples:
 
 @audit.command(epilog=_STATEMENT)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--line", type=click.IntRange(min=1), help="Which line's receipt.  [default: the last]")
+@click.option("--line", type=click.IntRange(min=1), help="Number of the line.  [default: the last]")
 @click.option(
     "--predicate",
     type=click.Choice(["test-result", "guard"]),
     default="test-result",
     show_default=True,
-    help="in-toto's test result, or base, masks and rates.",
+    help="test-result: in-toto's test result. guard: base model, masks and rates.",
 )
-@click.option("--key", type=click.Path(), help="Sign it with this private key, PEM, as a DSSE envelope.")
+@click.option("--key", type=click.Path(), help="PEM private key to sign with; the output is a DSSE envelope.")
 @password
 def statement(file: Path, line: int | None, predicate: str, key: str | None, password: str | None) -> None:
-    """Print a receipt of the log FILE as an in-toto Statement, in JSON; signed with --key.
+    """Print a receipt from the log FILE as an in-toto Statement in JSON; signed with --key.
 
-    A log that is broken gives none.
+    A broken log is an error.
     """
     from safeflux.evidence.envelope import sign_statement
     from safeflux.plan.statement import Predicate, make_statement

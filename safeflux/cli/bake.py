@@ -16,7 +16,7 @@ from safeflux.plan.status import State
 from safeflux.reference.model import model_folder
 
 _LINKS = 3
-"""How many links are named; in a snapshot of the hub's cache every file is one."""
+"""Number of links to print; in a snapshot of the hub's cache every file is a link."""
 _BAKE_EXAMPLES = """\b
 Examples:
   safeflux bake emoji-flux guarded --policy strict
@@ -29,7 +29,7 @@ Examples:
   safeflux verify guarded --policy strict
   safeflux verify quantised-later.gguf --policy mine.yaml --store masks/ --base flux1-dev.safetensors
 \b
-The second is for files that another tool wrote anew: they lost what bake wrote into the header.
+The second is for files that another tool rewrote, without the header that bake wrote.
 """
 
 
@@ -43,19 +43,19 @@ The second is for files that another tool wrote anew: they lost what bake wrote 
     type=click.Choice(FORMS),
     default="both",
     show_default=True,
-    help="What of a masked neuron is filled with zeros. Either side switches it off. rows: with their biases, and "
-    "fewest pages are touched; but some quantisers turn a row of zeros into NaN. columns: safe for those. both: the "
-    "other side tells nothing of what was there, and a LoRA on one side does not bring it back.",
+    help="Sides of a masked neuron to fill with zeros; either side switches it off. rows: with their biases; writes "
+    "the fewest pages, but some quantisers turn a row of zeros into NaN. columns: safe for those. both: the other side "
+    "reveals nothing, and a LoRA on one side cannot bring the neuron back.",
 )
 @click.option(
     "--compact",
     is_flag=True,
-    help="Cut masked neurons of feed-forwards out instead, so that the model is smaller and faster. Only a folder of "
-    "diffusers, and only safeflux.load_compact loads it.",
+    help="Remove masked neurons of feed-forwards instead, which makes the model smaller and faster. Only for a "
+    "diffusers folder, and only safeflux.load_compact can load the result.",
 )
 @lock
-@click.option("--check", is_flag=True, help="Write nothing: make sure that DST is exactly what would be written.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--check", is_flag=True, help="Write nothing; check that DST is exactly what would be written.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @as_json
 def bake_command(
     source: str,
@@ -69,13 +69,13 @@ def bake_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write a guarded copy of the model SRC to DST: zeros where the masks of a policy say so, all else as it is.
+    """Write a guarded copy of the model SRC to DST: zeros where the policy's masks are off, everything else unchanged.
 
-    SRC is a FLUX pipeline of diffusers or its transformer (a folder), or one safetensors or GGUF file as diffusers or
-    as Black Forest Labs, ComfyUI and Forge name its tensors, or a model.onnx whose weights have the names of diffusers,
-    to which DST is a folder; emoji-flux is the embedded model. Any stack that loads SRC loads DST, and draws guarded.
-    It takes about the time of a copy and little memory. In types of GGUF that have no code of zero (Q4_1, Q5_1, Q2_K,
-    Q4_K, Q5_K, IQ) only whole rows can be zero: name --form rows.
+    SRC is a FLUX pipeline of diffusers or its transformer (a folder); one safetensors or GGUF file with the tensor
+    names of diffusers or of Black Forest Labs, ComfyUI and Forge; or a model.onnx with the tensor names of diffusers,
+    for which DST is a folder. emoji-flux is the embedded model. Any stack that loads SRC can load DST, and draws
+    guarded. Baking takes about the time of a copy and little memory. GGUF types without a code for zero (Q4_1, Q5_1,
+    Q2_K, Q4_K, Q5_K, IQ) only allow whole rows to be zero: use --form rows.
     """
     place = model_folder(source)
     with Bar(of_bytes=True) as bar:
@@ -102,12 +102,13 @@ def _text(made: Baked, form: str) -> str:
     what = f"{made.path}: {size}, {count.masked:,} bits off in {made.num_masked_tensors} tensors"
     if made.num_changed_bytes is not None:
         what += f"; exactly what {made.plan.policy.name} gives: {made.num_changed_bytes:,} bytes differ from the source"
-    left = [f"  left out, as it would be unguarded: {path}" for path in made.left_out]
+    left = [f"  left out, since it would be unguarded: {path}" for path in made.left_out]
     links = [
-        f"  copied from outside of SRC, by a link: {path} -> {real}" for path, real in list(made.links.items())[:_LINKS]
+        f"  copied from outside SRC, through a link: {path} -> {real}"
+        for path, real in list(made.links.items())[:_LINKS]
     ]
     if len(made.links) > _LINKS:
-        links.append(f"  and {len(made.links) - _LINKS} more such links; --json names all")
+        links.append(f"  and {len(made.links) - _LINKS} more such links; --json lists all")
     return "\n".join([f"{what} ({form})", *left, *links])
 
 
@@ -132,7 +133,7 @@ def _as_dict(made: Baked) -> dict[str, Any]:
 @click.option(
     "--base",
     metavar="MODEL",
-    help="The base model; what `safeflux bake` wrote says it by itself, unless neurons were cut out (--compact).",
+    help="The base model; not needed for files from `safeflux bake`, unless neurons were removed (--compact).",
 )
 @as_json
 @click.pass_context
@@ -144,12 +145,11 @@ def verify_command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Read the masked weights of a policy in FILE; exit 1 if one is not zero, or if other weights lie beside them.
+    """Read the masked weights of a policy in FILE; exit 1 if one is not zero, or if other weights could be loaded.
 
     FILE is a folder or a file as for `safeflux bake`. In a folder no other file may hold weights of the transformer:
-    a loader could pick it (variant=, use_safetensors=False, from_single_file), and would draw unguarded. Where neurons
-    were cut out, what is left does not tell which.
-    Then the base model is needed (--base), and the feed-forwards must be, byte for byte, what the policy leaves of its.
+    a loader could pick it (variant=, use_safetensors=False, from_single_file) and draw unguarded. Files whose masked
+    neurons were removed do not show which: they need the base model (--base), and are compared with it byte for byte.
     """
     with Bar() as bar:
         place, base_place = model_folder(file), base and model_folder(base)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     type=POLICY,
     default="strict",
     show_default=True,
-    help="A bundled name, or a YAML file.",
+    help="Bundled policy, or path of a YAML file.",
 )
 @masks
 @click.option(
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
     default=Path("safeflux-demo"),
     show_default=True,
     callback=writable,
-    help="Folder for the report; made if need be.",
+    help="Folder for the report; created if it does not exist.",
 )
 @click.option(
     "--images",
     type=click.IntRange(1, 1000),
     default=40,
     show_default=True,
-    help="Prompts of each kind.",
+    help="Number of prompts of each kind.",
 )
-@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True, help="Of prompts and noises.")
+@click.option(
+    "--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True, help="Seed of prompts and noises."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def demo(policy: str, store: "Store", out: Path, images: int, seed: int, as_json: bool) -> None:
     """Draw the same prompts before and after guarding the embedded model, and measure both.
@@ -62,7 +64,7 @@ def demo(policy: str, store: "Store", out: Path, images: int, seed: int, as_json
 
 
 def print_summary(result: "DemoResult", report: "DemoReport") -> None:
-    """Print the rates, what guarding costs, and where the report is."""
+    """Print the rates, the cost of the guard, and the paths of the report."""
     table = Table(box=None, pad_edge=False)
     table.add_column("share of pictures, 95 % interval", no_wrap=True)
     for heading in ("before", "after"):

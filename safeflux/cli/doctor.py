@@ -1,4 +1,4 @@
-"""`safeflux doctor`: the installed versions, what is known to be wrong with them, and the machine. Without torch."""
+"""`safeflux doctor`: installed versions, their known problems, and the machine. Needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from safeflux.reference.onnx_session import runtimes
 
 
 @click.command(epilog=examples("safeflux doctor", "safeflux doctor --devices --json"))
-@click.option("--devices", is_flag=True, help="Ask torch and ONNX Runtime what they can use; takes some seconds.")
+@click.option("--devices", is_flag=True, help="Also list the devices of torch and ONNX Runtime; takes a few seconds.")
 @as_json
 @click.pass_context
 def doctor(ctx: click.Context, devices: bool, as_json: bool) -> None:
-    """Report installed versions and what is known to be wrong with them; exit 1 if something is.
+    """Report installed versions and their known problems; exit 1 if there is one.
 
-    Missing or damaged files of safeflux are reported too. A limit is something that works under a condition: it is
-    reported, and the exit code stays 0.
+    Missing and damaged files of safeflux are reported too. A limit (something that works under a condition) is
+    reported, but the exit code stays 0.
     """
     versions, machine = installed(), look(Path())
     answers = _ask() if devices else {}

@@ -13,7 +13,7 @@ from safeflux.plan.resolve import Plan
 
 @click.group(cls=Group)
 def onnx() -> None:
-    """Write guarded ONNX models for ONNX Runtime; `safeflux bake` masks those that were exported before."""
+    """Write guarded ONNX models for ONNX Runtime. For a model that is already exported, use `safeflux bake`."""
 
 
 _EXAMPLES = """\b
@@ -51,10 +51,10 @@ def export(
     pipe = load_pipeline(source)
     handle = guard(pipe, policy, store=store, lock=lock)
     export_onnx(pipe, target)
-    click.echo(_told(target, handle.plan, as_json))
+    click.echo(_text(target, handle.plan, as_json))
 
 
-def _told(target: Path, plan: Plan, as_json: bool) -> str:
+def _text(target: Path, plan: Plan, as_json: bool) -> str:
     bits = plan.masks.count.masked
     if as_json:
         policy = {"name": plan.policy.name, "sha256": plan.policy.digest}

@@ -13,7 +13,7 @@ from safeflux.packs.load import known_packs, load_pack, pack_text
 from safeflux.packs.schema import pack_schema
 
 SCHEMA_FILE = "pack.schema.json"
-"""Where editors find the schema: beside the pack."""
+"""The schema for editors, next to the pack."""
 
 
 @click.group(cls=Group)
@@ -51,7 +51,7 @@ def check(packs: tuple[str, ...]) -> None:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--from", "source", default="character", show_default=True, help="The bundled pack to start from.")
 def new(file: Path, source: str) -> None:
-    """Write a pack to start from to FILE (NAME.yaml), and its schema for editors; no file is overwritten."""
+    """Write a new pack to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
     if file.suffix not in (".yaml", ".yml"):
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
     if file.exists():

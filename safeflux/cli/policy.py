@@ -61,11 +61,11 @@ form = click.option(
 @as_json
 @click.pass_context
 def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...], form: str, as_json: bool) -> None:
-    """Print every error of each POLICY with its place.
+    """Check each POLICY, and print every error with its place.
 
-    A POLICY can also be a folder, of which all YAML files are checked, or - for standard input. A mask that erases
-    something else than the policy says is an error; masks are looked up among the bundled ones and in each --store.
-    With --store, one that is in neither is a warning.
+    A POLICY can also be a folder, whose YAML files are all checked, or - for standard input. A mask that does not erase
+    what the policy says is an error; masks are looked up among the bundled ones and in each --store. With --store, an
+    unknown mask is a warning.
     """
 
     @cache
@@ -113,9 +113,9 @@ def _print_result(result: Checked, form: str) -> None:
 @store
 @as_json
 def explain(name: str, store: "Store", as_json: bool) -> None:
-    """Show what POLICY puts in force, the file and line each value comes from, and what its masks erase and cost.
+    """Show what POLICY puts in force, the file and line of each value, and what its masks erase and cost.
 
-    What a mask erases, and its figures alone, are those that its file gives, for each base model that has one.
+    What a mask erases, and its figures, are read from its file, one for each base model.
     """
     from safeflux.masks.card import about, summary
 
@@ -162,7 +162,7 @@ def _as_dict(effective: Policy) -> dict[str, Any]:
 )
 @click.argument("old", metavar="OLD", type=POLICY)
 @click.argument("new", metavar="NEW", type=POLICY)
-@click.option("--model", metavar="MODEL", help="Count the neurons and weights of this model that come and go, too.")
+@click.option("--model", metavar="MODEL", help="Also count the neurons and weights of this model that change.")
 @masks
 @as_json
 @click.option("--forbid-relaxed", is_flag=True, help="Exit 1 if anything is relaxed, for CI.")
@@ -176,9 +176,9 @@ def diff(
     as_json: bool,
     forbid_relaxed: bool,
 ) -> None:
-    """Print what changes from policy OLD to policy NEW, and whether each change tightens or relaxes.
+    """Print the changes from policy OLD to policy NEW, and whether each tightens or relaxes it.
 
-    Parents are merged in first, so that what counts is what is in force.
+    Parents are merged in first: the effective policies are compared.
     """
     changes = compare(load_policy(old), load_policy(new))
     bits = changed_bits(old, new, model, store) if model else None
@@ -188,7 +188,7 @@ def diff(
     else:
         click.echo("\n".join([f"{old} -> {new}: {found}", *(f"  {change}" for change in changes)]))
         for kind, counts in (bits or {}).items():
-            click.echo(f"  {kind}: {counts['off']:,} bits more are off, {counts['on']:,} are on again")
+            click.echo(f"  {kind}: {counts['off']:,} more bits are off, {counts['on']:,} are back on")
     if forbid_relaxed and found in (Verdict.RELAXED, Verdict.MIXED):
         ctx.exit(1)
 
@@ -202,7 +202,7 @@ def diff(
 def test(ctx: click.Context, files: tuple[str, ...], store: "Store", form: str, as_json: bool) -> None:
     """Compare policies with the expectations in each FILE, for CI.
 
-    What a policy's masks erase is compared with what it says, too, as far as they are bundled or in a --store.
+    Also compares what a policy's masks erase with what it says, for masks that are bundled or in a --store.
     """
     outcomes = [(file, outcome) for file in files for outcome in run_policy_test(file, store)]
     failed = [outcome for _, outcome in outcomes if outcome.fault]
@@ -225,7 +225,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @policy.command(epilog=examples("safeflux policy new shop.yaml --categories weapons,alcohol"))
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
-    "--categories", type=CATEGORY, default="", callback=_names, metavar="A,B", help="What it enforces: weapons,alcohol."
+    "--categories", type=CATEGORY, default="", callback=_names, metavar="A,B", help="Enforced, e.g. weapons,alcohol."
 )
 @click.option(
     "--extends",
@@ -233,7 +233,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     help="Its parent.  [default: moderate, or none with --categories]",
 )
 def new(file: Path, categories: tuple[str, ...], extends: str | None) -> None:
-    """Write a policy to start from to FILE (NAME.yaml), and its schema for editors; no file is overwritten."""
+    """Write a new policy to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
     if file.suffix not in (".yaml", ".yml"):
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
     if file.exists():

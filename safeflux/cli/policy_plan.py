@@ -1,4 +1,4 @@
-"""`safeflux policy plan` and `lock`, and what a policy comes to on a model: its files are read, nothing is loaded."""
+"""`safeflux policy plan` and `lock`: what a policy does to a model, from the headers of its files."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ model = click.argument("model", metavar="[MODEL]", type=click.Path(), default=NA
 def plan(name: str, model: str, store: "Store", lock: str | None, as_json: bool) -> None:
     """Print what guarding MODEL with POLICY would do, and what each mask erases and costs, without loading its weights.
 
-    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors or GGUF file; without, the
-    embedded emoji-flux. Of each tensor 64 numbers are read, to tell which base model it is.
+    MODEL is a FLUX pipeline as diffusers saves it, its transformer, or one safetensors, GGUF or ONNX file; by default
+    the embedded emoji-flux. 64 numbers of each tensor are read to identify the base model.
     """
     found = _plan(name, model, store)
     if lock:
@@ -49,10 +49,10 @@ def plan(name: str, model: str, store: "Store", lock: str | None, as_json: bool)
 @click.option("--overwrite", is_flag=True, help="Replace a lock file that exists.")
 @as_json
 def lock(name: str, model: str, store: "Store", out: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write down which POLICY, masks and base MODEL belong together, by their digests.
+    """Record which POLICY, masks and base MODEL belong together, by their digests.
 
-    `safeflux.guard(..., lock=FILE)` and the commands that have `--lock FILE` then take nothing else. A lock also stops
-    an older revision of a mask, whose old signature is still valid.
+    `safeflux.guard(..., lock=FILE)` and commands with `--lock FILE` then accept nothing else. A lock also refuses an
+    older revision of a mask, whose old signature is still valid.
     """
     from safeflux.plan.lock import Lock
 
@@ -110,7 +110,7 @@ def _plan_text(plan: "Plan", facts: dict[str, Any]) -> str:
 
 
 def changed_bits(old: str, new: str, model: str, store: "Store") -> dict[str, dict[str, int]]:
-    """Count what goes off and comes on from one policy to another, by kind of site."""
+    """Count the bits that go off and come back on from one policy to another, by kind of site."""
     from safeflux.masks.mask_set import diff, kind_of
 
     before, after = (_plan(name, model, store).masks for name in (old, new))

@@ -22,7 +22,7 @@ Examples:
   safeflux train --category alcohol --with runs/weapons/weapons.safetensors
   safeflux train --model flux2-klein-4b --pack weapons --detector zero-shot:clip-folder
   safeflux train --config my-model.yaml --out runs/mine --set saliency.rounds=20
-"""  # click reads the backspace as: keep these lines
+"""  # \b tells click to keep the line breaks
 
 
 @click.command(epilog=_EXAMPLES, short_help="Learn the masks of one or several categories, end to end.")
@@ -36,7 +36,7 @@ Examples:
 )
 @click.option("--model", help="Model: a profile (flux2-klein-4b), hub id or folder.  [default: emoji-flux]")
 @click.option("--pack", "packs", multiple=True, help="Pack: a bundled name or a YAML file. Repeatable, as --category.")
-@click.option("--detector", help=f"Looks at the pictures: {DETECTOR_HELP}")
+@click.option("--detector", help=f"Detector for validation: {DETECTOR_HELP}")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML configuration, for any model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
 @click.option(
@@ -108,7 +108,7 @@ def train(
             )
     except KeyboardInterrupt:
         click.echo(
-            f"interrupted; the same command resumes after the last round that {folder} has a checkpoint of", err=True
+            f"interrupted; the same command resumes after the last round with a checkpoint in {folder}", err=True
         )
         sys.exit(130)
     if result is None:  # the first process of the run prints the summary
@@ -118,7 +118,7 @@ def train(
     elif not result.reaches_target:
         click.echo(
             f"warning: no validation found every category in at most {100 * planned.target_found:.1f} % of its "
-            "pictures; the masks are those that came nearest. More rounds may help: --set saliency.rounds=N",
+            "pictures; the masks are the ones that came closest. More rounds may help: --set saliency.rounds=N",
             err=True,
         )
     if as_json:
@@ -153,8 +153,8 @@ def _unvalidated(model: str) -> str:
 class Interrupts:
     """Ctrl-C during a round waits for its end; a second one, or one outside a round, stops at once.
 
-    A signal handler of Python runs in the main thread, which may be inside of a long operation of torch. So a thread of
-    its own answers the key press.
+    Python runs signal handlers in the main thread, which may be inside a long operation of torch. So a separate thread
+    answers the key press.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

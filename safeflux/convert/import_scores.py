@@ -1,9 +1,9 @@
 """Masks from lists of scores, as the reference code of Minimalist Concept Erasure (arXiv 2507.13386) saves them.
 
 Such a file is a list of vectors of floats, written by `torch.save`: one vector for each place that the reference code
-hooks, in the order in which they are called, without names. Its own name says which places: `ff`, the neurons of the
-feed-forwards of the double blocks, in each block the image stream's before the text stream's; `norm`, the rows of the
-text modulations; `attn`, heads. The only room that reads a pickle, and only as tensors.
+hooks, in call order, without names. The file name tells the places: `ff`, the neurons of the feed-forwards of the
+double blocks, in each block the image stream's before the text stream's; `norm`, the rows of the text modulations;
+`attn`, heads. This is the only module that reads a pickle, and only as tensors.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ from safeflux.masks.packed import Keep
 
 _KINDS = ("ff", "norm", "attn")
 _MAX_BYTES = 1 << 30
-"""Of a file; the scores of all neurons of a FLUX.1 in float64 take a hundredth."""
+"""Largest file; the float64 scores of all neurons of a FLUX.1 take a hundredth."""
 _WORDS = re.compile(rf"(?<![a-z])(?:{'|'.join(_KINDS)})(?![a-z])")
 _BLOCK = re.compile(r"(?:single_)?transformer_blocks\.(\d+)")
 
 
 @dataclass(frozen=True)
 class ScoreList:
-    """One file of scores: which places it is about, the digest of its bytes, and what it holds."""
+    """One file of scores: the kind of its places, the digest of its bytes, and its content."""
 
     path: Path
     kind: str
@@ -48,12 +48,12 @@ class ScoreList:
 
 @dataclass(frozen=True)
 class Imported:
-    """Masks that were made from scores, and what is known of them."""
+    """Masks made from scores, and their metadata."""
 
     masks: MaskSet
     meta: MaskMeta
     skipped: tuple[Path, ...]
-    """Files that switch nothing off at places that no mask can name: scores of heads, all kept."""
+    """Files without an effect: scores of heads, for which masks have no site, with all heads kept."""
 
 
 def import_masks(
@@ -66,22 +66,23 @@ def import_masks(
     base_model: str | None = None,
     threshold: float = 0.0,
 ) -> Imported:
-    """Make masks of scores: kept is what has a score over the threshold.
+    """Make masks from scores: a place is kept if its score is above the threshold.
 
     Args:
-        files: One for each of `ff`, `norm` and `attn`, or fewer; which one it is stands in its name, as a word.
-        model: What the scores were learned for. It says which sites there are, how wide, and the fingerprint.
+        files: One for each of `ff`, `norm` and `attn`, or fewer; each has its kind in its name, as a word.
+        model: The model that the scores were learned for. It gives the sites, their widths and the fingerprint.
         category: What the masks erase, as policies name it.
-        concepts: What the scores were learned on.
-        licence: Of the masks.
+        concepts: The concepts that the scores were learned on.
+        licence: Licence of the masks.
         base_model: Id of the model; None for the name of its files.
-        threshold: Scores up to it are off; the reference code's is 0.
+        threshold: Scores up to it are off; the reference code uses 0.
 
     Raises:
-        ConfigError: The threshold is no number, or this torch cannot read a file safely.
-        MaskFileError: A file is not such a list, or its name does not say which; heads would be off; nothing would be.
-        MaskMismatchError: The vectors are not as many, or as wide, as the model's sites.
-        ModelError: The model's files are not those of a FLUX transformer.
+        ConfigError: The threshold is not finite, or this torch cannot read a file safely.
+        MaskFileError: A file is not such a list, or its name does not give its kind; or heads, or nothing, would be
+            off.
+        MaskMismatchError: The number or the width of the vectors does not match the model's sites.
+        ModelError: The model is not a FLUX transformer.
     """
     if not math.isfinite(threshold):
         raise ConfigError(f"threshold: expected a finite number, got {threshold}")
@@ -97,7 +98,7 @@ def import_masks(
     if not masks.count.masked:
         raise MaskFileError(
             f"{', '.join(map(str, files))}: expected a score at or below {threshold:g} at a site, got none: nothing "
-            "would be masked; these scores are not trained, or take another --threshold"
+            "would be masked; the scores may be untrained, or choose another --threshold"
         )
     meta = MaskMeta(
         category=category,
@@ -113,10 +114,10 @@ def import_masks(
 
 
 def check_torch(version: str) -> None:
-    """Refuse versions of torch whose reader runs what a file brings along; the doctor knows them.
+    """Refuse versions of torch whose reader can run code from a file, as the doctor knows them.
 
     Raises:
-        ConfigError: This is one of them.
+        ConfigError: The version is one of them.
     """
     if bad := [one for one in find_known({"torch": version}) if one.level is Level.BAD]:
         raise ConfigError(f"{bad[0].what}: {bad[0].reason} ({bad[0].source}); {bad[0].way_out}")
@@ -135,7 +136,7 @@ def _read(files: Sequence[Path]) -> dict[str, ScoreList]:
 
 
 def _read_scores(path: Path) -> bytes:
-    """Read a file once, so that what is hashed is what is decoded."""
+    """Read a file once, so that the bytes that are hashed are those that are decoded."""
     try:
         return read_regular(path, _MAX_BYTES)
     except OSError as error:
@@ -147,19 +148,19 @@ def _kind_of(path: Path) -> str:
     if len(found) != 1:
         raise MaskFileError(
             f"{path}: expected one of the words {', '.join(_KINDS)} in the file's name, got "
-            f"{' and '.join(sorted(found)) or 'none'}; rename it after the places that it scores, such as ff.pt"
+            f"{' and '.join(sorted(found)) or 'none'}; rename it after the kind of its scores, such as ff.pt"
         )
     return found.pop()
 
 
 def _load(path: Path, data: bytes) -> list[Any]:
-    """Read a list from the bytes of a file, and nothing but tensors in it."""
+    """Read a list of tensors from the bytes of a file, and nothing else."""
     try:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a crafted file makes the reader raise anything; torch's advice is to trust it
+    except Exception as error:  # a crafted file can make the reader raise anything
         raise MaskFileError(
-            f"{path}: cannot be read as a list of tensors ({type(error).__name__}); expected what torch.save makes of "
-            "one, and nothing else in it"
+            f"{path}: cannot be read as a list of tensors ({type(error).__name__}); expected one that torch.save "
+            "wrote, without other objects"
         ) from error
     if not isinstance(found, list):
         raise MaskFileError(f"{path}: expected a list of score vectors in call order, got {type(found).__name__}")
@@ -173,12 +174,12 @@ def _in_call_order(sites: Mapping[str, Site], kind: str) -> list[Site]:
 
 def _block(site: Site) -> re.Match[str]:
     match = _BLOCK.match(site.fqn)
-    assert match, f"a neuron outside of the blocks: {site.name}"
+    assert match, f"a neuron outside the blocks: {site.name}"
     return match
 
 
 def _keeps(source: ScoreList, sites: Sequence[Site], threshold: float) -> dict[str, Keep]:
-    """What is kept at each site."""
+    """The mask of each site."""
     _check_count(source, len(sites), f"one for each {source.kind} site")
     found = {}
     for n, (scores, site) in enumerate(zip(source.scores, sites, strict=True)):
@@ -188,14 +189,14 @@ def _keeps(source: ScoreList, sites: Sequence[Site], threshold: float) -> dict[s
 
 
 def _check_heads(source: ScoreList, sites: Mapping[str, Site], threshold: float) -> None:
-    """Make sure that a file of heads switches none off: no mask can name a head."""
+    """Check that a file of heads keeps all of them, since masks have no sites for heads."""
     num_blocks = len({_block(site)[0] for site in sites.values() if site.kind not in MATRIX_KINDS})
     _check_count(source, num_blocks, "one for each block")
     for n, scores in enumerate(source.scores):
         where = f"{source.path}, vector {n}"
         if off := int((~_over(where, scores, threshold)).sum()):
             raise MaskFileError(
-                f"{where}: would switch {off} attention heads off, and masks have no site for heads; leave this file "
+                f"{where}: would switch off {off} attention heads, but masks have no sites for heads; leave this file "
                 "out, and measure what the others erase without it"
             )
 
@@ -203,13 +204,13 @@ def _check_heads(source: ScoreList, sites: Mapping[str, Site], threshold: float)
 def _check_count(source: ScoreList, expected: int, what: str) -> None:
     if len(source.scores) != expected:
         raise MaskMismatchError(
-            f"{source.path}: expected {expected} vectors, {what} of the model, got {len(source.scores)}; name the "
+            f"{source.path}: expected {expected} vectors, {what} of the model, got {len(source.scores)}; pass the "
             "model that the scores were learned for"
         )
 
 
 def _over(where: str, scores: Any, threshold: float, width: int | None = None) -> Keep:
-    """Which scores of one vector are over the threshold; bool (width,)."""
+    """Whether each score of a vector is above the threshold; bool (width,)."""
     if not isinstance(scores, torch.Tensor):
         raise MaskFileError(f"{where}: expected a tensor, got {type(scores).__name__}")
     is_dense = scores.layout == torch.strided and scores.device.type == "cpu"
@@ -221,11 +222,11 @@ def _over(where: str, scores: Any, threshold: float, width: int | None = None) -
         )
     if width is not None and scores.numel() != width:
         raise MaskMismatchError(
-            f"{where}: expected {width} scores, got {scores.numel()}; name the model that they were learned for"
+            f"{where}: expected {width} scores, got {scores.numel()}; pass the model that they were learned for"
         )
     values = scores.double()
     if not torch.isfinite(values).all():
-        raise MaskFileError(f"{where}: expected finite scores, got NaN or infinity; the training that made it failed")
+        raise MaskFileError(f"{where}: expected finite scores, got NaN or infinity; its training failed")
     return (values > threshold).numpy()
 
 

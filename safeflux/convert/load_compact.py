@@ -1,4 +1,4 @@
-"""A compacted transformer from the folder that `save_pretrained` wrote: diffusers cannot load it, by its widths."""
+"""Loads a compacted transformer that `save_pretrained` wrote; diffusers cannot, because of its widths."""
 
 import os
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ def load_compact(folder: str | os.PathLike[str], torch_dtype: torch.dtype | None
 
         pipe = FluxPipeline.from_pretrained(folder, transformer=load_compact(folder))
 
-    The model is laid out without memory, then given the tensors of the mapped files.
+    The model is created without memory, then gets the tensors of the mapped files.
 
     Args:
         folder: A pipeline with its `transformer/`, or that folder itself; one safetensors file, or shards and an index.
-        torch_dtype: What to cast the weights to; None to leave them as the files have them.
+        torch_dtype: The dtype to cast the weights to; None to keep that of the files.
 
     Returns:
         The transformer, of its own class in diffusers, in evaluation mode on the CPU.
@@ -53,7 +53,7 @@ def load_compact(folder: str | os.PathLike[str], torch_dtype: torch.dtype | None
 
 
 def _empty(config: Mapping[str, Any], home: Path) -> Any:
-    """The whole model that the config is of, without memory for its weights."""
+    """The whole model of a config, without memory for its weights."""
     name = config.get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
@@ -63,16 +63,16 @@ def _empty(config: Mapping[str, Any], home: Path) -> Any:
         with init_empty_weights():
             return kind.from_config(own)
     except Exception as error:
-        raise ModelError(f"{home / 'config.json'}: diffusers makes no {name} of it ({error})") from error
+        raise ModelError(f"{home / 'config.json'}: diffusers cannot create a {name} from it ({error})") from error
 
 
 def _check_weights(home: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Make sure that the files hold every tensor of the model and no other, of floats and in its shape."""
+    """Check that the files hold exactly the tensors of the model, as floats and in its shapes."""
     got = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(got.keys() | expected.keys()):
         if got.get(name) != expected.get(name):
             raise ModelError(
-                f"{home}: tensor {name!r}: expected {expected.get(name, 'no such tensor')} by the config, got "
+                f"{home}: tensor {name!r}: expected {expected.get(name, 'no such tensor')} from the config, got "
                 f"{got.get(name, 'none')}; copy the model again"
             )
         check_plain(name, weights[name])

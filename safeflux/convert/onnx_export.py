@@ -1,7 +1,7 @@
-"""A transformer in memory becomes an ONNX file whose initializers are its parameters, under diffusers' names.
+"""Exports a transformer to an ONNX file whose initializers are its parameters, under diffusers' names.
 
-The exporter's own optimizer is off: it would fold, merge and rename weights, so that no mask could find them again.
-ONNX Runtime does the same when it loads the file, in memory.
+The exporter's own optimizer is off: it would fold, merge and rename weights, so that masks could not find them.
+ONNX Runtime optimizes in memory when it loads the file.
 """
 
 import importlib
@@ -38,9 +38,9 @@ _AXES = {
     "txt_ids": ("text_tokens",),
     "guidance": ("batch",),
 }
-"""Inputs of the transformers of FLUX, and those axes that may have any length."""
+"""Inputs of FLUX transformers, and their axes of dynamic length."""
 _LENGTHS = {"batch": 2, "image_tokens": 4, "text_tokens": 3}
-"""Of the example that is traced: all different, none 1, or the exporter would take them for fixed or for equal."""
+"""Lengths in the traced example: all different and none 1, or the exporter would take them for fixed or equal."""
 
 
 def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
@@ -48,16 +48,16 @@ def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
 
     Inputs and the output `sample` have the names of diffusers. Batch, image tokens and text tokens may have any length;
     `timestep` is in 0 to 1, as the pipelines pass it. `hidden_states`, `encoder_hidden_states` and
-    `pooled_projections` have the model's dtype, all else is float32. The metadata says which policies are in force.
+    `pooled_projections` have the model's dtype, all others are float32. The metadata list the policies in force.
 
     Args:
-        model: A FLUX pipeline of diffusers, or its transformer, guarded or not; nobody writes to it meanwhile.
-        target: The folder to make; it takes its name once all of it is on disk.
+        model: A FLUX pipeline of diffusers, or its transformer, guarded or not; it must not be changed meanwhile.
+        target: The folder to create; it gets its name once all of it is on disk.
 
     Raises:
         BakeError: The target already exists, or cannot be written.
-        ModelError: Not a FLUX, or its weights are not plainly there (offloaded, quantised, sharded, wrapped by
-            adapters), or its guard is not wholly in force, or torch cannot export it.
+        ModelError: Not a FLUX model; or its weights are not plain tensors (offloaded, quantised, sharded, wrapped by
+            adapters); or its guard is not fully in force; or torch cannot export it.
     """
     transformer, folder = find_transformer(model), Path(target)
     _check_target(folder)
@@ -79,11 +79,11 @@ def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
 
 
 def _check_target(folder: Path) -> None:
-    """Make sure that the folder can be made: each model gets its own, so that none finds another one's data files."""
+    """Check that the folder can be created: each model gets its own, so that data files are never mixed up."""
     if folder.exists():
         raise BakeError(f"{folder}: already exists; choose another name")
     if not folder.absolute().parent.is_dir():
-        raise BakeError(f"{folder}: the folder {folder.parent} is not there; make it first")
+        raise BakeError(f"{folder}: the folder {folder.parent} does not exist; create it first")
 
 
 def _plans_in_force(transformer: torch.nn.Module) -> tuple[Plan, ...]:
@@ -93,17 +93,17 @@ def _plans_in_force(transformer: torch.nn.Module) -> tuple[Plan, ...]:
         if not found.ok:
             raise ModelError(
                 f"policy {entry.plan.policy.name!r} is {found.state}, not GUARDED: {found.faults[0]}. "
-                "Guard the model anew, or call the handle's `refresh()`, before the export."
+                "Guard the model again, or call the handle's `refresh()`, before the export."
             )
     return record.plans
 
 
 def _check_bare(transformer: torch.nn.Module) -> None:
-    """Make sure that this is a FLUX, and that its parameters are all that acts."""
+    """Check that this is a FLUX model, and that its parameters are all that its output depends on."""
     if adapters := adapter_names(parameter_shapes(transformer)):
         raise ModelError(
-            f"adapter tensor {adapters[0]!r} is on the model. The order that works: `pipe.fuse_lora()`, "
-            "`pipe.unload_lora_weights()`, the handle's `refresh()`, then the export."
+            f"adapter tensor {adapters[0]!r} is on the model. Call `pipe.fuse_lora()`, `pipe.unload_lora_weights()` "
+            "and the handle's `refresh()`, in this order, before the export."
         )
     find_sites(transformer)
     fingerprint(transformer)
@@ -113,7 +113,7 @@ def _program(transformer: Any) -> Any:
     inputs = _example(transformer)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's notes to its own authors
+            warnings.simplefilter("ignore")  # warnings about the exporter's own code
             return torch.onnx.export(
                 transformer,
                 (),
@@ -130,7 +130,7 @@ def _program(transformer: Any) -> Any:
 
 
 def _example(transformer: Any) -> dict[str, torch.Tensor]:
-    """Values for the inputs that this transformer has, by the shapes that its configuration tells."""
+    """Example inputs for this transformer, in shapes from its configuration."""
     config, known = transformer.config, inspect.signature(transformer.forward).parameters
     ids = (len(config.axes_dims_rope), torch.float32)
     widths = {
@@ -149,6 +149,6 @@ def _example(transformer: Any) -> dict[str, torch.Tensor]:
 
 
 def _forget_the_source(graph: Any) -> None:
-    """Drop what the exporter notes about Python code: it is most of the file, and names this machine's folders."""
+    """Drop the exporter's notes on Python code: they are most of the file, and contain local paths."""
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")

@@ -108,7 +108,7 @@ def open_onnx(argument: str, wanted: Wanted) -> OnnxDetector:
 
 def _open(path: Path) -> "InferenceSession":
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; expected a classifier in ONNX form")
+        raise ConfigError(f"{path}: does not exist; expected an ONNX classifier")
     try:
         return open_session(path)
     except ConfigError:  # no ONNX Runtime here

@@ -1,1 +1,1 @@
-"""Writing to disk whole or not at all, copying at the speed of the disk, and canonical JSON."""
+"""Atomic writes, copies at the speed of the disk, strict reading, and canonical JSON."""

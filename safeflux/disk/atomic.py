@@ -1,4 +1,4 @@
-"""Files that take their name only once all of their bytes are on disk."""
+"""Atomic writes: a file gets its name only once all of its bytes are on disk."""
 
 import errno
 import os
@@ -6,13 +6,13 @@ import secrets
 from pathlib import Path
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
-"""What file systems without hard links answer."""
+"""Errors of file systems without hard links."""
 
 
 def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> None:
-    """Write bytes under a name that they take only once all are on disk; whatever stops it, no part is left behind.
+    """Write a file that gets its name only once all bytes are on disk; on any failure nothing is left behind.
 
-    A file that is replaced keeps its permissions; a new one has those that the process gives (umask).
+    A file that is replaced keeps its permissions; a new one gets the default ones of the process (umask).
 
     Args:
         target: The file.
@@ -20,8 +20,8 @@ def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> No
         overwrite: Replace a file of this name.
 
     Raises:
-        FileExistsError: Something has the name, and is not to be replaced.
-        OSError: The folder is not there or cannot be written to, or the disk is full; an older file is as it was.
+        FileExistsError: The target exists, and `overwrite` is False.
+        OSError: The folder does not exist or cannot be written to, or the disk is full; an older file is unchanged.
     """
     if target.exists() and not target.is_file():  # a device would be replaced by a file
         raise OSError(errno.EINVAL, "not a regular file", str(target))
@@ -39,10 +39,10 @@ def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> No
 
 
 def put(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give a file or folder its name; a folder never replaces anything.
+    """Rename a file or folder to its target; a folder never replaces anything.
 
     Raises:
-        FileExistsError: Something has the name, and is not to be replaced.
+        FileExistsError: The target exists, and `overwrite` is False or it is a folder.
     """
     is_folder = partial.is_dir()
     if overwrite and not is_folder:
@@ -54,7 +54,7 @@ def put(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _has_linked(partial: Path, target: Path) -> bool:
-    """Move a file by a link, which unlike a rename never replaces what is there; False where there are no links."""
+    """Move a file by a hard link, which unlike a rename never replaces the target; False where there are no links."""
     try:
         os.link(partial, target)
     except OSError as error:

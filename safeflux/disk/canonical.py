@@ -1,4 +1,4 @@
-"""JSON read strictly and written in its one canonical form: the only reader of JSON that comes from outside."""
+"""Strict reading and canonical writing of JSON. Every JSON text from outside goes through this reader."""
 
 import json
 import re
@@ -9,28 +9,28 @@ from safeflux.disk.reading import read_regular
 from safeflux.errors import ModelError
 
 MAX_DEPTH = 64
-"""Levels of objects and lists in each other; what we write and what diffusers writes has less than ten."""
+"""Nesting of objects and lists; files of safeflux and diffusers have less than ten levels."""
 MAX_BYTES = 1 << 26
-"""Of a JSON file; the index of the largest sharded model takes less than one hundredth."""
+"""Largest JSON file; the index of the largest sharded model takes less than one hundredth."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text that stands for a value: sorted keys, no spaces, ASCII, no NaN."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON in UTF-8, and nothing that readers disagree on or that could not be written again.
+    """Read JSON in UTF-8; refuse what other readers would read differently or what could not be written back.
 
     Raises:
-        ValueError: The text is not JSON; or a key comes twice, a number is not finite, a text is not Unicode, or
-            values lie more than `MAX_DEPTH` deep in each other.
+        ValueError: The text is not JSON; or a key appears twice, a number is not finite, a string is not Unicode, or
+            values are nested more than `MAX_DEPTH` levels deep.
 
     Example:
         >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        ValueError: key 'a' twice
+        ValueError: key 'a' appears twice
     """
     text = text if isinstance(text, str) else text.decode("utf-8")
     try:
@@ -39,7 +39,7 @@ def parse_json(text: str | bytes) -> Any:
         raise _too_deep() from error
     _check_depth(value)
     if _SURROGATE.search(text):
-        json.dumps(value, ensure_ascii=False).encode()  # half a pair is no character, and can be printed nowhere
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is not a character, and cannot be printed
     return value
 
 
@@ -68,11 +68,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; a key that comes twice is a ValueError, since readers disagree on which one counts."""
+    """Make a JSON object; a repeated key is a ValueError, since readers disagree on which one counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return found
 
 
@@ -97,4 +97,4 @@ def _check_depth(value: Any) -> None:
 
 
 def _too_deep() -> ValueError:
-    return ValueError(f"values lie more than {MAX_DEPTH} deep in each other")
+    return ValueError(f"values are nested more than {MAX_DEPTH} levels deep")

@@ -1,4 +1,4 @@
-"""Bytes of one file into another, with a word on how far it is."""
+"""Copying bytes from one file to another, with progress."""
 
 import errno
 import os
@@ -7,20 +7,20 @@ from io import FileIO
 
 from safeflux.errors import BakeError
 
-Tell = Callable[[int], object]
-"""Takes the number of bytes that were done since it was last called."""
+Advance = Callable[[int], object]
+"""Called with the number of bytes done since the last call."""
 Progress = Callable[[str, int, int], object]
-"""Takes what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the work, the amount done, and the total."""
 CHUNK = 1 << 23
-"""Bytes that are held, or handed to the system, at a time."""
+"""Bytes that are held in memory, or passed to the system, at a time."""
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def copy_range(source: FileIO, target: FileIO, start: int, size: int, tell: Tell) -> None:
-    """Copy some bytes of a file to where another file stands; both are unbuffered. In the kernel where it can.
+def copy_range(source: FileIO, target: FileIO, start: int, size: int, advance: Advance) -> None:
+    """Copy a range of a file to the current position of another, in the kernel where possible; both are unbuffered.
 
     Raises:
-        BakeError: The source ends before.
+        BakeError: The source is too short.
     """
     source.seek(start)
     left, copy = size, _in_kernel if hasattr(os, "copy_file_range") else _by_hand
@@ -32,20 +32,20 @@ def copy_range(source: FileIO, target: FileIO, start: int, size: int, tell: Tell
                 raise
             copy = _by_hand
             continue
-        if not done and copy is _in_kernel:  # some file systems answer this where there is more
+        if not done and copy is _in_kernel:  # some file systems return 0 before the end
             copy = _by_hand
             continue
         if not done:
             raise _cut_off(source)
         left -= done
-        tell(done)
+        advance(done)
 
 
 def read_into(source: FileIO, view: memoryview) -> None:
-    """Fill a buffer from where a file stands.
+    """Fill a buffer from the current position of a file.
 
     Raises:
-        BakeError: The file ends before.
+        BakeError: The file is too short.
     """
     while len(view):
         done = source.readinto(view)
@@ -55,13 +55,13 @@ def read_into(source: FileIO, view: memoryview) -> None:
 
 
 def write_all(target: FileIO, view: memoryview) -> None:
-    """Write a buffer to where a file stands."""
+    """Write a whole buffer at the current position of a file."""
     while len(view):
         view = view[target.write(view) :]
 
 
 def _cut_off(source: FileIO) -> BakeError:
-    return BakeError(f"{source.name}: became shorter while it was read; copy the file again")
+    return BakeError(f"{source.name}: was truncated while it was read; copy the file again")
 
 
 def _in_kernel(source: FileIO, target: FileIO, count: int) -> int:

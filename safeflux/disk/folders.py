@@ -1,4 +1,4 @@
-"""Whether a folder can be written to, asked before a long run instead of at its end."""
+"""A check before a long run that its folder can be written to."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from safeflux.errors import ConfigError
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to. Makes nothing: a run that fails leaves nothing behind.
+    """Refuse a folder that cannot be created or written to. Creates nothing, so a failed run leaves nothing behind.
 
     Raises:
-        ConfigError: The nearest part of the path that exists is no folder, or cannot be written to.
+        ConfigError: The nearest existing part of the path is not a folder, or cannot be written to.
     """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):

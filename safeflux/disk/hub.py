@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub that are on this machine already. Nothing is downloaded."""
+"""Models of the Hugging Face Hub that are already on this machine. Nothing is downloaded."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from safeflux.errors import ModelError
 
 
 def local_folder(name: str) -> Path:
-    """The folder of a model: the path itself, or the snapshot that `hf download` made of an id.
+    """The folder of a model: the path itself, or the snapshot that `hf download` created for an id.
 
     Args:
         name: A path that exists, or `ORG/NAME`, or `ORG/NAME@REVISION`.
 
     Raises:
-        ModelError: There is no such path, and no such model was downloaded; it names the command that downloads it.
+        ModelError: The path does not exist, and the model was not downloaded; the message has the command for it.
     """
     if Path(name).exists():
         return Path(name)
@@ -23,9 +23,9 @@ def local_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(identity, revision=revision or None, local_files_only=True))
     except HFValidationError as error:
-        raise ModelError(f"{name}: there is no such folder; expected one, or an id of the hub (ORG/NAME)") from error
+        raise ModelError(f"{name}: does not exist; expected a folder, or an id of the hub (ORG/NAME)") from error
     except LocalEntryNotFoundError as error:
         command = f"hf download {identity}" + (f" --revision {revision}" if at else "")
         raise ModelError(
-            f"{name}: there is no such folder, and no model of that id on this machine; get it with: {command}"
+            f"{name}: does not exist as a folder, nor as a downloaded model; get it with: {command}"
         ) from error

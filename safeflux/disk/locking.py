@@ -1,4 +1,4 @@
-"""File locks, which POSIX systems have. On others the error comes where a lock is asked for, and not at import."""
+"""File locks of POSIX systems. Elsewhere the error is raised when a lock is needed, not at import."""
 
 import platform
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Files as they are found: regular ones alone are opened, links in folders are followed, edits are noticed."""
+"""Safe reading: only regular files are opened, links in folders are followed, edits are noticed."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ FileState = tuple[int, int, int, int]
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file to be read; a pipe, a device or a folder is an OSError at once, and nothing waits for it."""
+    """Open a regular file for reading; a pipe, a device or a folder is an OSError at once, never a wait."""
     return open(path, "rb", opener=only_regular)
 
 
@@ -30,7 +30,7 @@ def only_regular(path: str, flags: int) -> int:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Read a whole regular file of at most so many bytes; anything else is an OSError, and is not read."""
+    """Read a whole regular file of at most `max_bytes`; anything else is an OSError, and is not read."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -40,12 +40,12 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 @dataclass(frozen=True)
 class Tree:
-    """What a folder holds, with links followed.
+    """The files of a folder, with links followed.
 
     Attributes:
         root: The folder.
-        files: Every file by its path below the root, sorted; hidden ones only if they were asked for.
-        leading_out: Links that lead out of the root, by their paths below it, and where they lead.
+        files: Every file by its path relative to the root, sorted; hidden ones only on request.
+        leading_out: Links that point outside the root: relative path to real path.
     """
 
     root: Path
@@ -54,10 +54,10 @@ class Tree:
 
 
 def look_through(root: Path, *, hidden: bool = False) -> Tree:
-    """List a folder, and the folders that links in it lead to; the history of Git does not count.
+    """List a folder, and the folders that its links point to; `.git` is left out.
 
     Raises:
-        ModelError: A link leads nowhere or back to a folder around it, or something is neither a file nor a folder.
+        ModelError: A link is broken or points to a folder that contains it, or an entry is not a file or a folder.
     """
     files: list[Path] = []
     leading_out: dict[Path, Path] = {}
@@ -71,7 +71,7 @@ def look_through(root: Path, *, hidden: bool = False) -> Tree:
 
 
 def states_of(path: Path) -> dict[Path, FileState]:
-    """Return what would differ after an edit, for a file or for each file in a folder.
+    """Return the state of a file, or of each file in a folder, which an edit would change.
 
     Raises:
         ModelError: As for `look_through`.
@@ -82,7 +82,7 @@ def states_of(path: Path) -> dict[Path, FileState]:
 
 
 def state_of(path: Path) -> FileState:
-    """Return what would differ after an edit of a file.
+    """Return the state of a file, which an edit would change.
 
     Raises:
         OSError: The file is gone.
@@ -92,7 +92,7 @@ def state_of(path: Path) -> FileState:
 
 
 def _walk(folder: Path, around: tuple[Path, ...], hidden: bool) -> Iterator[Path]:
-    """Yield everything below a folder; `around` are the real folders that it lies in."""
+    """Yield everything below a folder; `around` are the real paths of the folders that contain it."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -102,14 +102,14 @@ def _walk(folder: Path, around: tuple[Path, ...], hidden: bool) -> Iterator[Path
             continue
         if path.is_symlink() and not path.exists():
             raise ModelError(
-                f"{path}: is a link to {os.readlink(path)}, which is not there; download or copy the model again, or "
+                f"{path}: is a link to {os.readlink(path)}, which does not exist; download or copy the model again, or "
                 "remove the link"
             )
         yield path
         if path.is_dir():
             real = path.resolve()
             if real in around:
-                raise ModelError(f"{path}: is a link to a folder around it; remove the link")
+                raise ModelError(f"{path}: is a link to a folder that contains it; remove the link")
             yield from _walk(path, (*around, real), hidden)
         elif not path.is_file():
             raise ModelError(f"{path}: expected a file or a folder, got a pipe, a device or a socket; remove it")

@@ -1,8 +1,8 @@
-"""Large files and folders, made in a hidden folder beside their place and put there once all of them is on disk.
+"""Large files and folders, built in a hidden folder beside their target and renamed once all of it is on disk.
 
-Each run makes a hidden folder of its own, `.NAME.XXXXXXXX.partial`, with a file in it that marks it as ours and is
-locked while the run works. So no run touches what another one makes. A run that is killed leaves its folder; the next
-one that makes the same thing clears it, if it has the mark and the lock of it can be had.
+Each run creates its own hidden folder, `.NAME.XXXXXXXX.partial`, with a file in it that marks it as ours and is
+locked during the run. So no run touches the files of another. A killed run leaves its folder; the next run with the
+same target removes it, if it has the mark and the lock is free.
 """
 
 import errno
@@ -19,30 +19,29 @@ from safeflux.disk.locking import file_locks
 from safeflux.errors import BakeError
 
 _WORK, _MARK = "made", ".made-by-safeflux"
-"""In a hidden folder: the place to work in, and the file that says that the folder is ours, and that is locked."""
+"""In a hidden folder: the folder to work in, and the locked file that marks the folder as ours."""
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-"""What file systems without locks answer, such as some of NFS."""
+"""Errors of file systems without locks, such as some of NFS."""
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What file systems answer that cannot flush a folder, such as CIFS."""
+"""Errors of file systems that cannot flush a folder, such as CIFS."""
 
 
 @contextmanager
 def staged(target: Path, num_bytes: int, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a place to make a file or a folder in, and put it in the place of `target` at the end.
+    """Yield a path to build a file or a folder at, and rename it to `target` at the end.
 
     Args:
-        target: The file or folder to be in the end.
+        target: The final path of the file or folder.
         num_bytes: Space that it will take.
-        overwrite: Replace a file of this name. Otherwise nothing that is there is replaced, even if it appears while
-            this one is made.
+        overwrite: Replace a file of this name. Otherwise nothing is replaced, even if it appears in the meantime.
 
     Yields:
-        The path to write to, a file or a folder; on leaving it without an error, all of it is flushed to disk and
-        renamed. After an error nothing of it is left, and `target` is as it was.
+        The path to write to, a file or a folder; after the block it is flushed to disk and renamed. After an error
+        nothing of it is left, and `target` is unchanged.
 
     Raises:
-        BakeError: There is no room, the folder cannot be written to, another process makes the same thing, or `target`
-            has appeared meanwhile.
+        BakeError: There is no room, the folder cannot be written to, another process writes the same target, or
+            `target` has appeared in the meantime.
     """
     stage = None
     try:
@@ -65,13 +64,13 @@ def staged(target: Path, num_bytes: int, *, overwrite: bool = False) -> Iterator
 
 
 def _make_stage(target: Path) -> tuple[Path, int]:
-    """Make a folder that is ours alone; return it, and the open file whose lock says so."""
+    """Create a folder for this run alone; return it, and the open file whose lock says so."""
     while True:
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
             handle = os.open(stage / _MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
-            continue  # between two lines another run took the empty folder for one that was left
+            continue  # in between, another run took the empty folder for a leftover
         try:
             is_ours = _lock(handle) is not False and _is_there(stage / _MARK, handle)
         except BaseException:
@@ -83,7 +82,7 @@ def _make_stage(target: Path) -> tuple[Path, int]:
 
 
 def _lock(handle: int) -> bool | None:
-    """Lock an open file; False where another process has the lock, None where the file system has no locks."""
+    """Lock an open file; False if another process has the lock, None if the file system has no locks."""
     fcntl = file_locks()
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +96,7 @@ def _lock(handle: int) -> bool | None:
 
 
 def _is_there(path: Path, handle: int) -> bool:
-    """Whether a name still is that of an open file: whoever held the lock before may have removed it."""
+    """Whether a path still is an open file: the previous holder of the lock may have removed it."""
     try:
         there, opened = os.stat(path, follow_symlinks=False), os.fstat(handle)
     except FileNotFoundError:
@@ -106,14 +105,14 @@ def _is_there(path: Path, handle: int) -> bool:
 
 
 def _clear_left(target: Path) -> None:
-    """Remove what killed runs have left.
+    """Remove the folders of killed runs.
 
     Raises:
-        BakeError: Another process is making the same thing.
+        BakeError: Another process is writing the same target.
     """
     for stage in _stages(target):
         with suppress(OSError):
-            stage.rmdir()  # a run that was killed before its mark
+            stage.rmdir()  # empty: the run was killed before it wrote its mark
         try:
             handle = os.open(stage / _MARK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
@@ -125,24 +124,24 @@ def _clear_left(target: Path) -> None:
         os.close(handle)
         if locked is False:
             raise BakeError(
-                f"{target}: another process works in it ({stage}); wait until it is done, or choose another name"
+                f"{target}: another process is writing it ({stage}); wait until it is done, or choose another name"
             )
 
 
 def _stages(target: Path) -> list[Path]:
-    """The hidden folders of runs that make the same thing; links are none."""
+    """The hidden folders of runs with the same target; links do not count."""
     name = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.partial")
     found = [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
     return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _remove(stage: Path, handle: int) -> None:
-    """Remove a folder that is locked; the mark goes last, so that what a kill leaves of it is still ours."""
+    """Remove a locked folder; the mark goes last, so that whatever a kill leaves is still recognised as ours."""
     shutil.rmtree(stage / _WORK, ignore_errors=True)
     with suppress(OSError):
         if not (stage / _WORK).exists():
             os.unlink(stage / _MARK)
-    os.close(handle)  # before the folder: on NFS an open file that was removed stays in it under another name
+    os.close(handle)  # before the folder: NFS keeps a removed file in it under another name while it is open
     with suppress(OSError):
         stage.rmdir()
 
@@ -153,13 +152,15 @@ def _put(partial: Path, target: Path, overwrite: bool) -> None:
         put(partial, target, overwrite)
     except FileExistsError as error:
         way_out = "choose another name" if is_folder else "choose another name, or overwrite it (--overwrite)"
-        raise BakeError(f"{target}: has appeared while it was made, and was not replaced; {way_out}") from error
+        raise BakeError(
+            f"{target}: was created by another process meanwhile, and was not replaced; {way_out}"
+        ) from error
 
 
 def _check_room(target: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < num_bytes:
-        left = "".join(f" {stage} was left by another run, which may be dead." for stage in _stages(target))
+        left = "".join(f" {stage} is left over from another run, which may be dead." for stage in _stages(target))
         raise BakeError(
             f"{target}: {num_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free. Free some space, or "
             f"choose another disk.{left}"

@@ -1,7 +1,7 @@
-"""What is wrong with this installation: versions that are known to be bad or limited, and damaged files of our own.
+"""Problems of this installation: versions known to be bad or limited, and damaged files of safeflux.
 
-Versions are read from the metadata of installed packages. None of them is imported, so the doctor works beside a broken
-torch.
+Versions are read from the metadata of installed packages. No package is imported, so the doctor works even if torch is
+broken.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from safeflux.reference.onnx_session import INSTALL, repair, runtimes
 
 _SUMS = "sha256.txt"
 _REQUIRED = "requirements of safeflux"
-_INSTALL_ANEW = "install safeflux anew: pip install --force-reinstall safeflux"
+_REINSTALL = "reinstall safeflux: pip install --force-reinstall safeflux"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or limited here."""
+    """One thing that is wrong or limited."""
 
     what: str
     level: Level
@@ -38,7 +38,7 @@ class Finding:
     source: str
 
     def __str__(self) -> str:
-        """In one line."""
+        """The finding on one line."""
         return f"{self.level}: {self.what}: {self.reason}; {self.way_out} ({self.source})"
 
 
@@ -48,7 +48,7 @@ def installed(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
 
 
 def find_known(versions: Mapping[str, str | None], facts: Iterable[Fact] = KNOWN) -> list[Finding]:
-    """What is known of versions that are installed."""
+    """Known facts about the installed versions."""
     return [
         Finding(f"{fact.package} {found}", fact.level, fact.reason, fact.way_out, fact.source)
         for fact in facts
@@ -57,11 +57,11 @@ def find_known(versions: Mapping[str, str | None], facts: Iterable[Fact] = KNOWN
 
 
 def find_unmet() -> list[Finding]:
-    """Requirements of safeflux that are not met; for a package that only extras require, an old version is a limit."""
+    """Unmet requirements of safeflux; an old version of a package that only extras require is a limit."""
     try:
         about = metadata("safeflux")
     except PackageNotFoundError:
-        reason = "it was not installed by pip, so its requirements are not known"
+        reason = "it was not installed with pip, so its requirements are not known"
         return [Finding("safeflux", Level.LIMIT, reason, "pip install safeflux", _REQUIRED)]
     requirements = [Requirement(line) for line in about.get_all("Requires-Dist", [])]
     extras = about.get_all("Provides-Extra", [])
@@ -79,14 +79,14 @@ def find_unmet() -> list[Finding]:
 
 
 def find_onnxruntime() -> list[Finding]:
-    """What is wrong with ONNX Runtime: several distributions bring it, and they overwrite each other's files."""
+    """Problems of ONNX Runtime: several distributions provide it, and they overwrite each other's files."""
     found, source = runtimes(), "microsoft/onnxruntime#26996"
     spec = find_spec("onnxruntime")
     if len(found) > 1:
-        reason = "they are installed side by side and write the same files, so the GPU is not found, or nothing is"
+        reason = "they are installed side by side and share files, so ONNX Runtime may not find the GPU, or not load"
         return [Finding(" and ".join(found), Level.BAD, reason, repair(), source)]
     if found and (spec is None or spec.origin is None):
-        reason = "its files are missing, as they are after another ONNX Runtime was uninstalled"
+        reason = "its files are missing, which happens when another ONNX Runtime is uninstalled"
         return [Finding(next(iter(found)), Level.BAD, reason, repair(), source)]
     if not found:
         reason = "it is not installed, so `demo`, `eval` and `train` have no judge; nothing else needs it"
@@ -95,15 +95,13 @@ def find_onnxruntime() -> list[Finding]:
 
 
 def find_damage() -> list[Finding]:
-    """Which of our own files, weights and masks and policies, are missing or not as they were shipped."""
-    damaged = [Finding(name, Level.BAD, reason, _INSTALL_ANEW, _SUMS) for name, reason in _differences()]
-    return damaged + [
-        Finding(name, Level.BAD, reason, _INSTALL_ANEW, "mask format 1") for name, reason in _unreadable()
-    ]
+    """Files of safeflux (weights, masks, policies) that are missing or changed."""
+    damaged = [Finding(name, Level.BAD, reason, _REINSTALL, _SUMS) for name, reason in _differences()]
+    return damaged + [Finding(name, Level.BAD, reason, _REINSTALL, "mask format 1") for name, reason in _unreadable()]
 
 
 def shipped() -> dict[str, Traversable]:
-    """Every file of data that is shipped and read, by its path in the repository."""
+    """Every data file that is shipped and read, by its path in the repository."""
     found: dict[str, Traversable] = {}
     for top, package in (("policies", "safeflux.policies"), ("safeflux/reference", "safeflux.reference")):
         with suppress(ModuleNotFoundError):  # then each of its files is missing
@@ -120,7 +118,7 @@ def _walk(path: str, folder: Traversable) -> Iterator[tuple[str, Traversable]]:
 
 
 def _differences() -> Iterator[tuple[str, str]]:
-    """Paths that differ from the list of digests, and how."""
+    """Files that differ from the list of digests, and how."""
     there = shipped()
     try:
         lines = (files("safeflux.reference") / _SUMS).read_bytes().decode("ascii", errors="replace").splitlines()
@@ -132,11 +130,11 @@ def _differences() -> Iterator[tuple[str, str]]:
         if name not in there:
             yield name, "is missing"
         elif hashlib.sha256(there[name].read_bytes()).hexdigest() != digest:
-            yield name, "is damaged: its sha256 is not that of the file that was shipped"
+            yield name, "is damaged: its sha256 is not that of the shipped file"
 
 
 def _unreadable() -> Iterator[tuple[str, str]]:
-    """Masks that the strict reader refuses, with the reason."""
+    """Masks that the reader refuses, with the reason."""
     masks = {name: entry for name, entry in shipped().items() if name.startswith("policies/masks/")}
     try:
         from safeflux.masks.encoding import decode
@@ -159,7 +157,7 @@ def _unmet(requirement: Requirement, *, is_extra: bool) -> Finding | None:
         return Finding(requirement.name, level, "is not installed", way_out, _REQUIRED)
     what, number = f"{requirement.name} {found}", _number(found)
     if number is None:
-        reason = f"its version cannot be compared with {wanted}, which safeflux requires"
+        reason = f"its version cannot be compared with {wanted}, as safeflux requires"
         return Finding(what, Level.LIMIT, reason, way_out, _REQUIRED)
     if requirement.specifier.contains(number, prereleases=True):
         return None
@@ -176,7 +174,7 @@ def _is_about(fact: Fact, found: str, versions: Mapping[str, str | None]) -> boo
 
 
 def _number(version: str) -> Version | None:
-    """A version that can be compared; None for one that was written by hand, which `find_unmet` reports."""
+    """A version that can be compared; None for an invalid one, which `find_unmet` reports."""
     try:
         return Version(version)
     except InvalidVersion:

@@ -1,6 +1,6 @@
-"""What this machine has and can do. torch and ONNX Runtime are asked on request only, in processes of their own.
+"""The machine and its devices. torch and ONNX Runtime are only asked on request, in processes of their own.
 
-So a torch that is broken, crashes on import or hangs is reported in words, and costs no time where nobody asked.
+So a torch that is broken, crashes on import or hangs becomes a message, and costs no time unless asked.
 """
 
 import json
@@ -39,19 +39,19 @@ print(json.dumps(found))
 """
 _ASK_ONNXRUNTIME = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 _PATIENCE = 120
-"""Seconds to wait for an import: a cold disk is slow."""
+"""Seconds to wait for an import, which is slow from a cold disk."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is known without asking torch.
+    """Facts that are known without torch.
 
     Attributes:
         python: Version of Python.
         system: Operating system and processor.
-        cores: That this process may use.
+        cores: Number of cores that this process may use.
         memory: Main memory in bytes; a container's limit counts.
-        free: Bytes free on the disk of the folder that was asked about.
+        free: Free bytes on the disk of the given folder.
     """
 
     python: str
@@ -63,14 +63,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Answer:
-    """The devices that a library sees; `fault` says in words why there is no answer."""
+    """The devices that a library sees; `fault` tells why there is no answer."""
 
     value: list[Any]
     fault: str = ""
 
 
 def look(folder: Path) -> Machine:
-    """Look at this machine, and at the disk of a folder."""
+    """Inspect this machine, and the disk of a folder."""
     allowed = getattr(os, "sched_getaffinity", None)
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -89,7 +89,7 @@ def ask_onnxruntime() -> Answer:
 
 def _ask(code: str) -> Answer:
     try:
-        # -P: what lies in the current folder is no library.
+        # -P: do not import from the current folder.
         done = subprocess.run(
             [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_PATIENCE, check=False
         )
@@ -102,4 +102,4 @@ def _ask(code: str) -> Answer:
     try:
         return Answer(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):
-        return Answer([], "it ended the process without an answer")
+        return Answer([], "the process ended without an answer")

@@ -1,11 +1,11 @@
-"""An append-only log of what was done to models: one JSON object a line, each with the sha256 of the line before it.
+"""An append-only log of changes to models: one JSON object per line, each with the sha256 of the previous line.
 
     {"seq": 2, "action": "swap", "receipt": {...}, "previous": "9f86...", "sha256": "2c26..."}
 
-`sha256` is that of the line's other members as canonical JSON (keys sorted, no spaces). Each line has one spelling: its
-members in this order, the keys of the receipt sorted, ASCII. So a line that was edited, inserted, deleted, moved or
-written in another way is found by whoever reads the log. Lines that were cut off at the end are found by whoever kept
-the last hash, which `append` returns: keep it elsewhere. A receipt holds no prompt and no image, nor does the log.
+`sha256` covers the line's other members as canonical JSON (keys sorted, no spaces). Each line has exactly one encoding:
+its members in this order, the keys of the receipt sorted, ASCII. So reading the log detects edited, inserted, deleted,
+moved or reformatted lines. Truncation at the end is detected with the last hash, which `append` returns: keep it
+elsewhere. Neither receipts nor the log hold prompts or images.
 """
 
 import hashlib
@@ -25,32 +25,33 @@ from safeflux.disk.reading import only_regular, open_regular
 from safeflux.errors import AuditError
 
 FIRST = "0" * 64
-"""What the first line has for the hash of the line before it."""
+"""The `previous` of the first line."""
 _START: dict[str, Any] = {"seq": 0, "sha256": FIRST}
 _BEGINNING = b'{"seq": '
 _BLOCK = 1 << 16
 _MAX_LINE = 1 << 24
-"""Bytes; a receipt takes some thousand."""
+"""Bytes; a receipt takes a few thousand."""
 
 
 class AuditLog:
-    """A log to append to, by several threads and processes at once; the file is made with the first line."""
+    """A log that several threads and processes can append to; the file is created with the first line."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def append(self, action: str, receipt: Mapping[str, Any]) -> str:
-        """Append what was done, with the receipt of the model after it; the line is on the disk when this returns.
+        """Append an action, with the receipt of the model after it; the line is on disk when this returns.
 
         Args:
-            action: In a word: `guard`, `swap`, `verify`, `undo`.
+            action: One word: `guard`, `swap`, `verify`, `undo`.
             receipt: `GuardHandle.receipt()`.
 
         Returns:
-            The hash of the line, which is the head of the log now.
+            The hash of the line, which is the new head of the log.
 
         Raises:
-            AuditError: The last line is not one of a log, or the file cannot be written to; nothing was appended.
+            AuditError: The last line is not a line of an audit log, or the file cannot be written to; nothing was
+                appended.
         """
         fcntl = file_locks()
 
@@ -64,10 +65,10 @@ class AuditLog:
                 last, rest = _end(file)
                 before = _parse(last) if last else _START
                 if before is None or not rest.startswith(_BEGINNING[: len(rest)]):
-                    raise AuditError(f"{self.path}: its last line is none of an audit log; nothing was appended")
+                    raise AuditError(f"{self.path}: its last line is not a line of an audit log; nothing was appended")
                 body = {"seq": before["seq"] + 1, **facts, "previous": before["sha256"]}
                 line = {**body, "sha256": _hash(body)}
-                _write(file, file.seek(0, os.SEEK_END) - len(rest), _spelt(line))
+                _write(file, file.seek(0, os.SEEK_END) - len(rest), _encode(line))
         except OSError as error:
             raise AuditError(f"{self.path}: cannot be written to ({error.strerror}); nothing was appended") from error
         return str(line["sha256"])
@@ -75,7 +76,7 @@ class AuditLog:
 
 @dataclass(frozen=True)
 class Audit:
-    """What reading a log found."""
+    """The result of reading a log."""
 
     lines: int
     head: str
@@ -85,14 +86,14 @@ class Audit:
 
 
 def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> Audit:
-    """Read a whole log.
+    """Read a whole log and check its chain of hashes.
 
     Args:
         path: The log.
-        head: The hash that its last line must have, or that of an earlier line, if the log has grown since.
+        head: The hash of a line that the log must contain: of its last line when the hash was kept.
 
     Raises:
-        AuditError: There is no such file.
+        AuditError: The file cannot be read.
     """
     faults: list[str] = []
     lines, previous, known = 0, FIRST, {FIRST}
@@ -101,7 +102,7 @@ def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> Audi
             for lines, text in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
                 line = _parse(text)
                 if line is None:
-                    faults.append(f"line {lines}: not a line of an audit log")
+                    faults.append(f"line {lines}: is not a line of an audit log")
                     continue
                 faults += [f"line {lines}: {fault}" for fault in _faults(line, lines, previous)]
                 previous = line["sha256"]
@@ -109,24 +110,24 @@ def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> Audi
     except OSError as error:
         raise AuditError(f"{path}: cannot be read ({error.strerror}); expected an audit log") from error
     if head is not None and head not in known:
-        faults.append(f"line {lines}: the log ends without the line of the hash {head}: lines were cut off")
+        faults.append(f"line {lines}: the log ends without a line of hash {head}: it was truncated")
     return Audit(lines, previous, tuple(faults))
 
 
 def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[str, Any]:
-    """Return one line of a log in which no line is broken: `seq`, `action`, `receipt`, `previous`, `sha256`.
+    """Return one line of an unbroken log: `seq`, `action`, `receipt`, `previous`, `sha256`.
 
     Args:
         path: The log.
-        number: Which, from 1; without, the last.
+        number: The number of the line, from 1; None for the last.
 
     Raises:
-        AuditError: There is no such file or line, or a line of it is broken.
+        AuditError: The file or the line does not exist, or a line is broken.
     """
     found = verify_log(path)
     number = found.lines if number is None else number
     if found.faults:
-        raise AuditError(f"{path}: {found.faults[0]}; nothing is taken from a log that is broken")
+        raise AuditError(f"{path}: {found.faults[0]}; a broken log is not used")
     if not 1 <= number <= found.lines:
         raise AuditError(f"{path}: expected a line from 1 to {found.lines}, got {number}")
     with open_regular(path) as file:
@@ -142,13 +143,13 @@ def _faults(line: Mapping[str, Any], number: int, previous: str) -> Iterator[str
     if _hash(body) != line["sha256"]:
         yield "its hash is not that of its content: it was edited"
     if line["previous"] != previous:
-        yield "the line before is not the one that it followed: a line was edited, inserted, deleted or moved"
+        yield "the previous line is not the one that it followed: a line was edited, inserted, deleted or moved"
     elif line["seq"] != number:
-        yield f"it says that it is line {line['seq']}"
+        yield f"its seq is {line['seq']}"
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    """The members of a whole line; None if it is none of a log, or spelt as `append` does not."""
+    """The members of a whole line; None if it is not a line of a log, or not encoded as `append` does."""
     try:
         line = parse_json(text)
     except ValueError:
@@ -157,11 +158,11 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     is_line = isinstance(line, dict) and line.keys() == expected.keys() and text.endswith(b"\n")
     if not (is_line and all(type(line[key]) is kind for key, kind in expected.items())):
         return None
-    return line if _spelt(line) == text else None
+    return line if _encode(line) == text else None
 
 
-def _spelt(line: Mapping[str, Any]) -> bytes:
-    """The one spelling of a line, with the byte that ends it."""
+def _encode(line: Mapping[str, Any]) -> bytes:
+    """The one encoding of a line, with its line break."""
     receipt = json.loads(canonical_json(line["receipt"]))  # with its keys sorted
     members = {key: line[key] for key in ("seq", "action")} | {"receipt": receipt}
     members |= {key: line[key] for key in ("previous", "sha256")}
@@ -173,7 +174,7 @@ def _hash(body: Mapping[str, Any]) -> str:
 
 
 def _write(file: FileIO, end: int, line: bytes) -> None:
-    """Write a line at the end of what is whole; after an error the file ends there."""
+    """Write a line after the last whole one; after an error the file ends there."""
     file.truncate(end)
     try:
         write_all(file, memoryview(line))
@@ -184,12 +185,12 @@ def _write(file: FileIO, end: int, line: bytes) -> None:
 
 
 def _open_log(path: Path) -> FileIO:
-    """Open a log to read and append, and make it where there is none; OSError if it is not a regular file."""
+    """Open a log to read and append, and create it if it does not exist; OSError if it is not a regular file."""
     return open(path, "a+b", buffering=0, opener=only_regular)
 
 
 def _end(file: FileIO) -> tuple[bytes, bytes]:
-    """The last whole line, empty if there is none, and the part of one after it that a killed writer left."""
+    """The last whole line, empty if there is none, and the partial line after it that a killed writer left."""
     end = file.seek(0, os.SEEK_END)
     tail, start = b"", end
     while start and tail.count(b"\n") < 2 and len(tail) < 2 * _MAX_LINE:

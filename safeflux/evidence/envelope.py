@@ -1,4 +1,4 @@
-"""Statements signed by a key that lies on disk: DSSE envelopes, as in-toto and its tools read them.
+"""Statements signed with a key on disk: DSSE envelopes, as in-toto and its tools read them.
 
 An envelope is JSON: the statement's bytes in base64, their type, and signatures over both (`pae`). The source is DSSE
 1.0.2, https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md. Needs the extra `sign`.
@@ -18,7 +18,7 @@ _HOW = "expected a DSSE envelope, as `safeflux audit statement --key` writes it"
 
 
 def pae(payload: bytes) -> bytes:
-    """What is signed of a statement's bytes: their type and themselves, each after its length.
+    """The bytes that are signed (pre-authentication encoding): type and payload, each after its length.
 
     Examples:
         >>> pae(b"{}")
@@ -34,8 +34,8 @@ def sign_statement(
 
     Args:
         statement: An in-toto Statement (`make_statement`).
-        private_key: A PEM file with an elliptic-curve key, P-256 for one.
-        password: Of the key, if it is encrypted.
+        private_key: A PEM file with an elliptic-curve key, such as P-256.
+        password: Password of the key, if it is encrypted.
 
     Raises:
         SignatureError: The key cannot be read.
@@ -47,21 +47,21 @@ def sign_statement(
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     key = load_pem_private_key(read_bytes(private_key), secret)
-    assert isinstance(key, EllipticCurvePrivateKey)  # `check_private_key` takes no other
+    assert isinstance(key, EllipticCurvePrivateKey)  # `check_private_key` accepts no other
     payload = canonical_json(statement).encode()
     signature = {"keyid": public.digest, "sig": _encoded(key.sign(pae(payload), ECDSA(SHA256())))}
     return {"payload": _encoded(payload), "payloadType": PAYLOAD_TYPE, "signatures": [signature]}
 
 
 def check_statement(envelope: Mapping[str, Any], public_key: PathLike) -> dict[str, Any]:
-    """Return the statement of an envelope that the owner of a key signed.
+    """Check an envelope's signature, and return its statement.
 
     Args:
-        envelope: What `sign_statement` returned.
+        envelope: As `sign_statement` returns it.
         public_key: A PEM file.
 
     Raises:
-        SignatureError: It is none, or no signature in it is by this key.
+        SignatureError: It is not an envelope, or no signature in it was made with this key.
     """
     public = read_public_key(public_key)
     with sign_extra():
@@ -80,10 +80,10 @@ def check_statement(envelope: Mapping[str, Any], public_key: PathLike) -> dict[s
         try:
             return parse_mapping(payload)
         except ValueError as error:
-            raise SignatureError(f"the signed statement is no JSON object ({error}); {_HOW}") from error
+            raise SignatureError(f"the signed statement is not a JSON object ({error}); {_HOW}") from error
     raise SignatureError(
-        f"no signature of this statement is by the key of {public_key} (sha256:{public.digest}), or the statement was "
-        "changed since; name the public key of who signed"
+        f"no signature of this statement was made with the key of {public_key} (sha256:{public.digest}), or the "
+        "statement was changed since; pass the public key of the signer"
     )
 
 

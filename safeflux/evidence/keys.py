@@ -12,7 +12,7 @@ from safeflux.errors import SignatureError
 
 PathLike = str | os.PathLike[str]
 _MAX_BYTES = 1 << 30
-"""Of a mask file, which is the largest that is read whole."""
+"""Largest file that is read whole: a mask file."""
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MAKE_KEY = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem"
 _MAKE_PUBLIC = "make it with: openssl pkey -in KEY.pem -pubout -out PUB.pem"
@@ -20,22 +20,22 @@ _MAKE_PUBLIC = "make it with: openssl pkey -in KEY.pem -pubout -out PUB.pem"
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key as it was read, once."""
+    """A public key, read once."""
 
     path: PathLike
     pem: bytes
     digest: str
-    """The sha256 of the key's DER SubjectPublicKeyInfo, which is how a policy lists it."""
+    """The sha256 of the key's DER SubjectPublicKeyInfo, as policies list it."""
 
     @property
     def hint(self) -> str:
-        """What a signature names its key by."""
+        """The identifier of the key in a signature."""
         return hashlib.sha256(self.pem).hexdigest()
 
 
 @contextmanager
 def sign_extra() -> Iterator[None]:
-    """Import the extra's packages inside of it.
+    """A context for imports of the extra's packages.
 
     Raises:
         SignatureError: One is not installed.
@@ -47,7 +47,7 @@ def sign_extra() -> Iterator[None]:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """Read a file once, so that what is looked at is what is checked.
+    """Read a file once, so that the bytes that are checked are those that are used.
 
     Raises:
         SignatureError: It cannot be read.
@@ -62,7 +62,7 @@ def read_public_key(path: PathLike) -> PublicKey:
     """Read a public key.
 
     Raises:
-        SignatureError: The file cannot be read, or is no elliptic-curve key in PEM.
+        SignatureError: The file cannot be read, or is not an elliptic-curve key in PEM.
     """
     with sign_extra():
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -76,10 +76,10 @@ def read_public_key(path: PathLike) -> PublicKey:
 
 
 def check_private_key(path: PathLike, password: bytes | None) -> PublicKey:
-    """Make sure that a private key can sign, and return its public half.
+    """Check that a private key can sign, and return its public key.
 
     Raises:
-        SignatureError: The file cannot be read, or is no elliptic-curve key in PEM, or the password is not its own.
+        SignatureError: The file cannot be read, is not an elliptic-curve key in PEM, or the password is wrong.
     """
     with sign_extra():
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -87,7 +87,7 @@ def check_private_key(path: PathLike, password: bytes | None) -> PublicKey:
     data = read_bytes(path)
     try:
         private = load_pem_private_key(data, password)
-    except TypeError as error:  # there is no password and should be one, or the other way round
+    except TypeError as error:  # a password is missing, or not needed
         raise SignatureError(f"{os.fspath(path)}: {str(error)[0].lower()}{str(error)[1:].rstrip('.')}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"{os.fspath(path)}: expected a private key in PEM ({error}); {_MAKE_KEY}") from error

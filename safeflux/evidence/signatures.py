@@ -1,12 +1,12 @@
-"""Signatures of files and folders, by keys that lie on disk; nothing asks a network. Needs the extra `sign`.
+"""Signatures of files and folders with keys on disk; no network is used. Needs the extra `sign`.
 
-A signature is a Sigstore bundle of the package model-signing, beside what it signs: `weapons.safetensors.sig`. It holds
-the name of the file, or of every file in the folder, and their sha256. So other tools that read such bundles can check
-it too: `model_signing verify key FILE --signature FILE.sig --public_key PUB.pem`.
+A signature is a Sigstore bundle of the package model-signing, next to the signed file: `weapons.safetensors.sig`. It
+holds the name of the file, or of every file in the folder, and their sha256. Other tools that read such bundles can
+check it too: `model_signing verify key FILE --signature FILE.sig --public_key PUB.pem`.
 
-Limits: a signature has no date and no revision. An older mask that the same key signed, with its own signature, is
-valid for ever, so whoever can write to the store can put it back. A lock (`safeflux policy lock`, `guard(lock=...)`)
-names each mask file by its digest, and stops that.
+Limits: a signature has no date and no revision. An older mask that was signed with the same key stays valid, so anyone
+who can write to the store can put it back. A lock (`safeflux policy lock`, `guard(lock=...)`) names each mask file by
+its digest and prevents that.
 """
 
 import base64
@@ -32,32 +32,32 @@ _AGAIN = "sign it with `safeflux mask sign`"
 
 
 def signature_path(path: PathLike) -> Path:
-    """Where the signature of a file or folder lies: beside it, its name with `.sig` added."""
+    """The path of a signature: next to the file or folder, its name with `.sig` added."""
     target = Path(path)
     target = target if target.name not in ("", "..") else target.resolve()
     return target.with_name(target.name + SUFFIX)
 
 
 def sign_file(path: PathLike, private_key: PathLike, *, password: str | None = None) -> Path:
-    """Sign a file, or a folder with all files in it, and write the signature beside it.
+    """Sign a file, or a folder with all files in it, and write the signature next to it.
 
     Args:
-        path: What to sign. Links are refused, since what they lead to could change.
-        private_key: A PEM file with an elliptic-curve key, P-256 for one.
-        password: Of the key, if it is encrypted.
+        path: The file or folder. Links are refused, since their targets could change.
+        private_key: A PEM file with an elliptic-curve key, such as P-256.
+        password: Password of the key, if it is encrypted.
 
     Returns:
-        Where the signature was written, whole or not at all; an older one is replaced.
+        The path of the signature, which was written atomically; an older one is replaced.
 
     Raises:
-        SignatureError: The key or what to sign cannot be read, or the signature cannot be written.
+        SignatureError: The key or the file cannot be read, or the signature cannot be written.
     """
     target, secret = signature_path(path), password.encode() if password else None
     _check_plain(Path(path))
     check_private_key(private_key, secret)
     with sign_extra():
         from model_signing.signing import Config
-    # model-signing says that it takes a text, and hands it to a function that takes bytes alone.
+    # model-signing declares a str, and passes it to a function that only takes bytes.
     config = Config().use_elliptic_key_signer(private_key=private_key, password=cast(Any, secret))
     config.set_hashing_config(_hashing())
     with _scratch({}) as folder:
@@ -71,61 +71,61 @@ def sign_file(path: PathLike, private_key: PathLike, *, password: str | None = N
 
 
 def verify_file(path: PathLike, public_key: PathLike, signature: PathLike | None = None) -> str:
-    """Make sure that a file or folder is what the owner of a key signed: same names, same bytes, nothing more or less.
+    """Check that a file or folder is what was signed: the same names and bytes, nothing more or less.
 
     Args:
-        path: What was signed. A signature that lies inside of the folder is not counted.
+        path: The file or folder. A signature inside the folder does not count.
         public_key: A PEM file.
-        signature: Where the signature lies, if it is not beside `path`.
+        signature: The signature, if it is not next to `path`.
 
     Returns:
         The digest of the key, as a policy lists it.
 
     Raises:
-        SignatureError: It is not; or the key or the signature is missing or malformed.
+        SignatureError: It differs; or the key or the signature is missing or malformed.
     """
     target, key = Path(path), read_public_key(public_key)
     _check_plain(target)
     bundle = _read_bundle(signature_path(path) if signature is None else Path(signature), target)
     if bundle.hint != key.hint:
         raise SignatureError(
-            f"{bundle.path}: was not made by the key of {os.fspath(public_key)} (sha256:{key.digest}); name the public "
-            "key of who signed"
+            f"{bundle.path}: was not made with the key of {os.fspath(public_key)} (sha256:{key.digest}); pass the "
+            "public key of the signer"
         )
     _verify(target, bundle, key)
     return key.digest
 
 
 def check_signed(path: PathLike, data_sha256: str, policy_keys: Collection[str], key_files: Iterable[PathLike]) -> str:
-    """Make sure that bytes which were read from a file are signed by a key that a policy lists.
+    """Check that bytes that were read from a file are signed with a key that a policy lists.
 
-    The signature lies beside the file. The file is read once more, and only bytes of the given digest are looked at:
-    what was put in its place since is refused.
+    The signature is next to the file. The file is read once more and must have the given digest, so a file that was
+    replaced since is refused.
 
     Args:
         path: The file.
         data_sha256: Digest of the bytes that were read from it.
         policy_keys: Digests of the keys that the policy lists.
-        key_files: Public keys, PEM. Those that the policy does not list count for nothing.
+        key_files: Public keys, PEM. Keys that the policy does not list are ignored.
 
     Returns:
         The digest of the key that signed.
 
     Raises:
-        SignatureError: They are not; the message says what to do.
+        SignatureError: They are not, and the message says what to do.
     """
     listed = {key.hint: key for key in map(read_public_key, key_files) if key.digest in policy_keys}
     if not listed:
         raise SignatureError(
-            f"{os.fspath(path)}: must be signed by a key that the policy lists (sha256 "
-            f"{' or '.join(sorted(policy_keys))}), and none of these was given; name its PEM file: `keys=[...]` in "
+            f"{os.fspath(path)}: must be signed with a key that the policy lists (sha256 "
+            f"{' or '.join(sorted(policy_keys))}), and none of these was given; pass its PEM file: `keys=[...]` in "
             "Python, --key on the command line"
         )
     bundle = _read_bundle(signature_path(path), Path(path))
     if bundle.hint not in listed:
         given = ", ".join(os.fspath(key.path) for key in listed.values())
         raise SignatureError(
-            f"{bundle.path}: was made by none of the keys that the policy lists and that were given ({given}); {_AGAIN}"
+            f"{bundle.path}: was made with none of the given keys that the policy lists ({given}); {_AGAIN}"
         )
     data = read_bytes(path)
     if hashlib.sha256(data).hexdigest() != data_sha256:
@@ -138,20 +138,20 @@ def check_signed(path: PathLike, data_sha256: str, policy_keys: Collection[str],
 
 @contextmanager
 def _scratch(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A folder with these files, for a while: model-signing takes paths, and must see the bytes that were looked at."""
+    """A temporary folder with these files: model-signing takes paths, and must see the bytes that were checked."""
     with ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             for name, data in files.items():
                 (folder / name).write_bytes(data)
         except OSError as error:
-            raise SignatureError(f"no file can be written for a while ({error}); set TMPDIR to a folder") from error
+            raise SignatureError(f"cannot write a temporary file ({error}); set TMPDIR to a writable folder") from error
         yield folder
 
 
 @dataclass(frozen=True)
 class _Bundle:
-    """A signature as it was read, once. What it says is to be believed only when it is verified."""
+    """A signature, read once. Its content is not to be trusted before it is verified."""
 
     path: Path
     data: bytes
@@ -160,17 +160,17 @@ class _Bundle:
     name: str
     """Of the file or folder that was signed."""
     files: Mapping[str, str]
-    """The sha256 of each file, by its path inside of the folder; of a single file, by `.`."""
+    """The sha256 of each file, by its path in the folder; for a single file, by `.`."""
 
 
 def _read_bundle(path: Path, signed: Path) -> _Bundle:
     if not path.is_file():
-        raise SignatureError(f"{signed}: is not signed, there is no {path}; {_AGAIN}")
+        raise SignatureError(f"{signed}: is not signed, {path} does not exist; {_AGAIN}")
     data = read_bytes(path)
     try:
         bundle = parse_mapping(data)
         envelope, material = bundle["dsseEnvelope"], bundle["verificationMaterial"]
-        # Each of these has one spelling, or model-signing could read one and we another.
+        # Each of these must be unambiguous, or model-signing could read one and we another.
         _expect(set(bundle), {"mediaType", "verificationMaterial", "dsseEnvelope"})
         _expect(set(envelope), {"payload", "payloadType", "signatures"})
         statement = parse_mapping(base64.b64decode(envelope["payload"], validate=True))
@@ -188,24 +188,24 @@ def _expect(got: object, wanted: object) -> None:
 
 
 def _malformed(path: Path, error: Exception) -> SignatureError:
-    return SignatureError(f"{path}: is no signature that was made with a key ({error!r:.200}); {_AGAIN}")
+    return SignatureError(f"{path}: is not a signature made with a key ({error!r:.200}); {_AGAIN}")
 
 
 def _check_plain(path: Path) -> None:
     for one in (path, *path.rglob("*")):
         if one.is_symlink() or not (one.is_file() or one.is_dir()):
-            raise SignatureError(f"{one}: expected a file or a folder, and no link; check the path")
+            raise SignatureError(f"{one}: expected a file or a folder, not a link; check the path")
 
 
 def _hashing(ignored: Iterable[str] = ()) -> "HashingConfig":
-    """Every file counts, those of git too, which model-signing leaves out otherwise."""
+    """Every file counts, even those of Git, which model-signing ignores by default."""
     with sign_extra():
         from model_signing.hashing import Config
     return Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
 def _verify(path: Path, bundle: _Bundle, key: PublicKey) -> None:
-    """Check a file or folder against a signature that names this key."""
+    """Check a file or folder with a signature that names this key."""
     with sign_extra():
         from cryptography.exceptions import InvalidSignature
         from model_signing.verifying import Config
@@ -216,7 +216,7 @@ def _verify(path: Path, bundle: _Bundle, key: PublicKey) -> None:
             config.set_hashing_config(_hashing(ignored)).verify(path, folder / "signature")
         except InvalidSignature as error:
             raise SignatureError(
-                f"{bundle.path}: was edited, or not made by the key that it names; {_AGAIN}"
+                f"{bundle.path}: was edited, or not made with the key that it names; {_AGAIN}"
             ) from error
         except OSError as error:
             raise SignatureError(f"{path}: cannot be read ({error}); check the path") from error
@@ -226,13 +226,12 @@ def _verify(path: Path, bundle: _Bundle, key: PublicKey) -> None:
             raise _malformed(bundle.path, error) from error
     if path.is_file() and bundle.name != path.name:
         raise SignatureError(
-            f"{bundle.path}: is of a file named {bundle.name!r}, not {path.name!r}; give the file its name back, or "
-            f"{_AGAIN}"
+            f"{bundle.path}: is for a file named {bundle.name!r}, not {path.name!r}; rename the file, or {_AGAIN}"
         )
 
 
 def _changed(path: Path, bundle: _Bundle, hashing: "HashingConfig") -> SignatureError:
-    """Tell what is not as it was when it was signed."""
+    """The error that lists what differs from the signed files."""
     was, now = (
         bundle.files,
         {one.identifier: one.digest.digest_hex for one in hashing.hash(path).resource_descriptors()},
@@ -244,4 +243,4 @@ def _changed(path: Path, bundle: _Bundle, hashing: "HashingConfig") -> Signature
     }
     differences = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
     differences = "it changed" if groups["changed"] == ["."] else differences
-    return SignatureError(f"{path}: is not what was signed ({bundle.path}): {differences}. Get it again, or {_AGAIN}")
+    return SignatureError(f"{path}: is not what was signed ({bundle.path}): {differences}. Fetch it again, or {_AGAIN}")

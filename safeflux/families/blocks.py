@@ -27,8 +27,8 @@ def image(fqn: str, bfl: str, before: int = 0, length: int | None = None) -> Rul
     Args:
         fqn: The layer in diffusers.
         bfl: The layer in BFL's layout.
-        before: Where its rows begin there, in units of the hidden width.
-        length: How many there are, in the same unit; without, all that follow.
+        before: Its first row there, in units of the hidden width.
+        length: The number of rows, in the same unit; None for all that follow.
     """
     return _elements(fqn, "image", Part(f"{bfl}.weight", before=before, length=length))
 
@@ -57,12 +57,12 @@ IMAGE_ATTENTION = (
 
 
 def layer(diffusers: str, bfl: str, begin: int = 0, end: int | None = None) -> tuple[Renaming, ...]:
-    """Weight and bias of a linear layer; without its bias where the model has none."""
+    """Weight and bias of a linear layer; the bias is ignored if the model has none."""
     return tuple(Renaming(f"{diffusers}.{p}", f"{bfl}.{p}", begin, end) for p in ("weight", "bias"))
 
 
 SPELLINGS: Mapping[str, str] = {"_norm.weight": "_norm.scale"}
-"""How names of BFL tensors end in some files, and how they end in the tables."""
+"""Suffixes of BFL names in some files, and their form in the tables."""
 
 
 def norm(diffusers: str, bfl: str) -> Renaming:

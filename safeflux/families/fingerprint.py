@@ -1,17 +1,17 @@
-"""Which base model these weights are: a short text that survives a cast and differs between fine-tunes.
+"""Fingerprints of base weights: a short string that survives a cast and differs between fine-tunes.
 
 A fingerprint has two parts. The structure is a digest of every tensor's name and shape: equal or not. The sketch is a
 vector of 64 numbers, each a sum over all tensors of one sampled element with a random sign, in units of that tensor's
 size. Rounding to bf16 or fp16 moves a sketch by less than 0.002 (root mean square); training moves it by the relative
-size of the change; unrelated weights of one structure are 1.4 apart. So two fingerprints are compared by `same_base`,
-never by equality of the texts.
+size of the change; unrelated weights of one structure are 1.4 apart. So two fingerprints are compared with
+`same_base`, never as strings.
 
 Float8 and the quantised types of GGUF round so coarsely (sketches move by 0.03 with e4m3, by 0.06 with e5m2, by up to
 0.1 with 4 bits) that their fingerprints say so, and are compared with more tolerance.
 
-Limits: a change of the weights of less than about 0.4 % of their size is not seen (4 % and 8 % for float8, 1 % for 8
-bits of GGUF, 14 % for 4 bits), nor is one of a few elements. It tells honest models apart; it is no proof against
-someone who crafts weights.
+Limits: a change of the weights by less than about 0.4 % of their size is not detected (4 % and 8 % for float8, 1 % for
+8 bits of GGUF, 14 % for 4 bits), nor is a change of a few elements. Fingerprints tell ordinary models apart; they do
+not protect against crafted weights.
 """
 
 import base64
@@ -41,7 +41,7 @@ TOLERANCE = {
     "-q2": 0.35,
     "-q1": 0.55,
 }
-"""By the end of a fingerprint: the coarsest type among the weights; -q4 is any type of GGUF with 4 bits."""
+"""Tolerance by the suffix of a fingerprint, the coarsest type among the weights; -q4 is any 4-bit type of GGUF."""
 _STEP = 2.0**-12  # far below the tolerance; 16 bits then hold sketches up to 8
 _FORM = re.compile(r"sf1-([0-9a-f]{16})-([A-Za-z0-9_-]{171})(-e[45]m[23]|-q[1-68])?")
 
@@ -55,14 +55,14 @@ class Weights(Protocol):
 
     @property
     def coarsest(self) -> str:
-        """The end of the fingerprint, a key of `TOLERANCE`."""
+        """The suffix of the fingerprint, a key of `TOLERANCE`."""
 
     def take(self, name: str, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return elements of one parameter, by their numbers counted row by row."""
+        """Return elements of one parameter, by their row-major indices."""
 
 
 def fingerprint_of(weights: Weights) -> str:
-    """Return the fingerprint of weights as they are now; it reads 64 elements of each.
+    """Return the fingerprint of weights as they are now; it reads 64 elements of each tensor.
 
     Compute it before masks are written: a masked model has other weights.
 
@@ -73,9 +73,9 @@ def fingerprint_of(weights: Weights) -> str:
 
 
 def same_base(a: str, b: str) -> bool:
-    """Say whether two fingerprints are of the same base weights, up to a cast between float types.
+    """Return whether two fingerprints belong to the same base weights, up to a cast between float types.
 
-    A text that is no fingerprint matches nothing, not even itself.
+    A string that is not a fingerprint matches nothing, not even itself.
     """
     parts = _FORM.fullmatch(a), _FORM.fullmatch(b)
     if parts[0] is None or parts[1] is None or parts[0][1] != parts[1][1]:
@@ -87,7 +87,7 @@ def distance(a: str, b: str) -> float:
     """Return the root mean square distance of two sketches: 0 for the same weights, 1.4 for unrelated ones.
 
     Raises:
-        ValueError: One of the texts is no fingerprint.
+        ValueError: One of the strings is not a fingerprint.
     """
     return float(np.sqrt(np.mean((_decode(a) - _decode(b)) ** 2)))
 
@@ -115,7 +115,7 @@ def _sketch(weights: Weights) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=8192)
 def sampled(name: str, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Which elements of a tensor are drawn, by its name and size alone, and as many random signs."""
+    """The sampled elements of a tensor and their random signs; they depend only on its name and size."""
     random = _mix(np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(SKETCH_SIZE, dtype=np.uint64))
     places = (random >> np.uint64(1)) % np.uint64(size)
     return places.astype(np.int64), np.where(random & np.uint64(1), 1.0, -1.0)

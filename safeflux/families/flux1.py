@@ -1,10 +1,10 @@
 """FLUX.1 (dev, schnell, Krea, Kontext, Fill, Depth, Canny): its maskable sites, in diffusers' and in BFL's layout.
 
-Neurons: GELU(0) = 0, so a zero row with its bias and a zero column are the same thing; both are written. A zero row
+Neurons: GELU(0) = 0, so a zero row with its bias and a zero column have the same effect; both are written. A zero row
 of a text modulation means shift 0, factor 1 or gate 0. Weights: the text path, from the context and the pooled
 embedder to the text stream's feed-forward. Image weights: the image stream, the single blocks and all modulations, but
-neither the first nor the last layer, which every picture goes through. BFL fuses q, k and v into one matrix (thirds of
-its rows) and q, k, v and the MLP of a single block into another.
+neither the first nor the last layer, which every picture passes through. BFL fuses q, k and v into one matrix (thirds
+of its rows) and q, k, v and the MLP of a single block into another.
 """
 
 from safeflux.families.blocks import (

@@ -1,13 +1,12 @@
 """FLUX.2 (dev, klein): its maskable sites, in diffusers' and in BFL's layout.
 
-Neurons: every MLP is gated, silu(gate) * value, without biases. Gates and values lie in one matrix, the gates first; a
-neuron is a row of each and a column of what follows. Any one of the three at zero makes the neuron zero; all are
+Neurons: every MLP is gated, silu(gate) * value, without biases. Gates and values are in one matrix, the gates first; a
+neuron is a row of each and a column of the next layer. If any of the three is zero, the neuron is zero; all are
 written. A single block fuses q, k, v, gates and values into one matrix, and the outputs of attention and MLP into
 another. Weights: the text path, from the context embedder to the text stream's feed-forward. Image weights: the image
 stream, the single blocks and the modulations, but neither the first nor the last layer.
 
-There are no neurons of a modulation: FLUX.2 has one modulation for all blocks together, so that a row of it is no
-neuron of any one block.
+Modulations have no neuron sites: FLUX.2 has one modulation for all blocks, so a row of it does not belong to one block.
 """
 
 from safeflux.families.blocks import (

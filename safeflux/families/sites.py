@@ -1,8 +1,8 @@
 """The maskable places of a FLUX transformer, found and checked by name and shape. No torch: a file's header is enough.
 
-A neuron site (`ff`, `mlp`, `norm`) has one bit for each neuron; bit j owns the rows, columns and biases that make
-neuron j. A site of a matrix (`weight`, `image`) has one bit for each of its elements. Names are those of diffusers, in
-every layout; where the bits live in a given layout is said by `spans`.
+A neuron site (`ff`, `mlp`, `norm`) has one bit per neuron; bit j covers the rows, columns and biases of neuron j. A
+matrix site (`weight`, `image`) has one bit per element. Names are those of diffusers in every layout; `spans` gives the
+places of the bits in a layout.
 """
 
 import re
@@ -17,7 +17,7 @@ from safeflux.families import FAMILIES, MATRIX_KINDS, Family, Kind, Layout, Part
 
 Shapes = Mapping[str, tuple[int, ...]]
 _ADAPTER = re.compile(r"\.lora_|\.processor\.|(^|\.)encoder_hid_proj\.")
-"""LoRA, and IP-Adapter: attention processors with weights of their own, and what makes their input."""
+"""LoRA and IP-Adapter: attention processors with weights of their own, and the projection of their input."""
 _T = TypeVar("_T")
 
 
@@ -46,7 +46,7 @@ class Site:
 
     @property
     def num_bits(self) -> int:
-        """How many things the site can switch off."""
+        """The number of bits of the site."""
         rows, *columns = self.shape
         return rows * columns[0] if columns else rows
 
@@ -85,7 +85,7 @@ class Sites(Mapping[str, Site]):
 
 
 def num_axes(name: str) -> int:
-    """How many axes the mask of a site has, by the site's name.
+    """The number of axes of a site's mask, by the site's name.
 
     Example:
         >>> num_axes("transformer_blocks.0.ff:ff"), num_axes("context_embedder:weight")
@@ -96,7 +96,7 @@ def num_axes(name: str) -> int:
 
 @dataclass(frozen=True)
 class Span:
-    """Where the bits of a site live in one tensor.
+    """The place of a site's bits in one tensor.
 
     Neuron site: bit j is row (`axis` 0) or column (`axis` 1) `start + j`; a bias has axis 0. Matrix: bit (i, j) is
     element (`start + i`, j).
@@ -113,7 +113,7 @@ def parameter_shapes(model: HasParameters) -> dict[str, tuple[int, ...]]:
 
 
 def adapter_names(names: Iterable[str]) -> list[str]:
-    """Return the names that belong to adapters (LoRA and its kin), sorted: all but the base in a wrapped layer."""
+    """Return the sorted names that belong to adapters (LoRA and similar): in a wrapped layer, all but the base."""
     names = list(names)
     wrapped = tuple({name.partition("base_layer.")[0] for name in names if ".base_layer." in name})
     return sorted(
@@ -122,7 +122,7 @@ def adapter_names(names: Iterable[str]) -> list[str]:
 
 
 def base_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
-    """Return the tensors without those of adapters, under the names that they had before an adapter wrapped them."""
+    """Return the tensors without those of adapters, under their names before an adapter wrapped them."""
     of_adapters = set(adapter_names(tensors))
     return {name.replace(".base_layer.", "."): t for name, t in tensors.items() if name not in of_adapters}
 
@@ -130,8 +130,8 @@ def base_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
 def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> Sites:
     """Find every site of a FLUX transformer, by name, in the order of the family's table.
 
-    Every block must have every tensor of its kind, with shapes that agree: a model that is only nearly a FLUX is
-    refused, since a site that is missed would be a neuron that stays on.
+    Every block must have every tensor of its kind, with shapes that agree: a model that is almost a FLUX is refused,
+    since a missed site would be a neuron that stays on.
 
     Args:
         model: A transformer, or the shapes of its tensors by name.
@@ -141,8 +141,7 @@ def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> S
         The sites by name (`fqn:kind`), with the family and the hidden width of the model.
 
     Raises:
-        ModelError: The tensors are those of no known family, or one is missing or has another shape than the others ask
-            for.
+        ModelError: The tensors belong to no known family, or one is missing or has a shape that does not fit.
     """
     shapes = base_names(model if isinstance(model, Mapping) else parameter_shapes(model))
     family = _recognise(shapes, layout)
@@ -156,7 +155,7 @@ def find_sites(model: HasParameters | Shapes, layout: Layout = "diffusers") -> S
 
 
 def spans(site: Site, layout: Layout = "diffusers") -> tuple[Span, ...]:
-    """Return every place that must be written for a bit of this site to be off.
+    """Return every place to write to switch off a bit of this site.
 
     Example:
         >>> site = Site("single_transformer_blocks.3", "mlp", (12288,), dim=3072)
@@ -177,16 +176,15 @@ def _recognise(shapes: Shapes, layout: Layout) -> Family:
     nearest = min(FAMILIES, key=lambda f: len(missing[f.name]))
     if missing[nearest.name]:
         raise ModelError(
-            f"this is no FLUX model in the {layout} layout: expected tensors such as {missing[nearest.name][0]!r}, got "
-            f"{len(shapes)} tensors "
-            f"like {sorted(shapes)[:2]}. Known families: {', '.join(missing)}. "
+            f"this is not a FLUX model in the {layout} layout: expected tensors such as {missing[nearest.name][0]!r}, "
+            f"got {len(shapes)} tensors like {sorted(shapes)[:2]}. Known families: {', '.join(missing)}. "
             "Pass a FLUX pipeline or its transformer."
         )
     return nearest
 
 
 def _blocks(rule: Rule, shapes: Shapes, layout: Layout) -> list[int]:
-    """Numbers of the blocks that the rule speaks of; [0] for a rule outside the blocks."""
+    """Numbers of the blocks that the rule covers; [0] for a rule outside the blocks."""
     template = rule.parts[layout][0].tensor
     if "{n}" not in template:
         return [0]
@@ -198,7 +196,7 @@ def _blocks(rule: Rule, shapes: Shapes, layout: Layout) -> list[int]:
 
 
 def _site_shape(rule: Rule, n: int, dim: int, shapes: Shapes, layout: Layout) -> tuple[int, ...]:
-    """Width that all parts of a site agree on; for a matrix also its number of columns."""
+    """The width that all parts of a site agree on; for a matrix also its number of columns."""
     parts = rule.parts[layout]
     widths = {}
     for part in parts:
@@ -218,7 +216,7 @@ def _site_shape(rule: Rule, n: int, dim: int, shapes: Shapes, layout: Layout) ->
 
 
 def _width(part: Part, length: int, dim: int) -> float:
-    """How many bits a part holds of an axis of this length; less than 1 where the axis is too short for it."""
+    """The number of bits that a part has on an axis of this length; less than 1 if the axis is too short."""
     room = length - (part.before + part.after) * dim
     if part.length is None:
         return room / part.pieces

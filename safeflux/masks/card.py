@@ -1,6 +1,6 @@
-"""The card of a mask: a page of Markdown, made of what stands in its file.
+"""The card of a mask: a page of Markdown, made from the metadata in its file.
 
-Texts from a file are written so that they stay texts: none begins a line, a heading or a tag of its own.
+Strings from a file are escaped: none can start a line, a heading or a tag.
 """
 
 import re
@@ -12,9 +12,9 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.masks.meta import MaskMeta
 from safeflux.rates import Rate
 
-VIEWS = {"alone": "this mask alone", "with all masks": "all shipped masks AND-ed"}
-"""Keys of an evaluation that hold rates, and what heads their column. Each maps a row's name to two rates: `base`, the
-model as it is, and `masked`."""
+VIEWS = {"alone": "this mask alone", "with all masks": "all shipped masks combined"}
+"""Keys of an evaluation that hold rates, and the headings of their columns. Each maps the name of a row to two rates:
+`base`, of the model without masks, and `masked`."""
 ROWS = (
     "found",
     "found by words kept out of training",
@@ -24,7 +24,7 @@ ROWS = (
     "nearest neighbours right",
     "everything else right",
 )
-"""What the shipped masks are measured by, in the order of a card; a file does not keep one. Other rows come after."""
+"""The rows of the shipped masks, in the order of a card (files do not keep an order). Other rows follow."""
 _ALONE = "alone"
 _SUMMARY = ("found", "everything else right")
 _LIMITS = (
@@ -38,13 +38,13 @@ _Rates = dict[str, dict[str, dict[str, Rate]]]
 
 @dataclass(frozen=True)
 class Words:
-    """What a card says that a mask file cannot know.
+    """The parts of a card that are not in the mask file.
 
     Attributes:
         erases: The concepts in words; empty for those of the file.
-        about: What is said of the base model and the target, after the family.
-        measured: How the figures were, after the date and the seed.
-        figures: What the figures are and are not, one of the limits.
+        about: A remark on the base model and the target, after the family.
+        measured: How the figures were measured, after the date and the seed.
+        figures: What the figures mean and do not mean, one of the limits.
     """
 
     erases: str = ""
@@ -53,17 +53,17 @@ class Words:
     figures: str = ""
 
 
-FROM_FILE = Words(figures="The figures are those that the file came with; what made them is not known here.")
+FROM_FILE = Words(figures="The figures are those in the file; how they were measured is not known here.")
 """For a file of which nothing more is known."""
-_NO_FIGURES = "No rates are in the file; `safeflux eval --mask FILE` measures what it erases and what it leaves alone."
-_OTHER_FIGURES = "The figures in the file are of another form than rates; `safeflux mask show FILE` prints them."
+_NO_FIGURES = "The file has no rates; `safeflux eval --mask FILE` measures what it erases and what it leaves alone."
+_OTHER_FIGURES = "The figures in the file are not rates; `safeflux mask show FILE` prints them."
 
 
 def make_card(masks: MaskSet, meta: MaskMeta, words: Words = FROM_FILE) -> str:
-    """Return the card: what is erased from which base, how many bits are off, the figures if there are any, limits.
+    """Return the card: what is erased from which base model, how many bits are off, figures if there are any, limits.
 
-    Rates are drawn up as a table where the evaluation has them as `VIEWS` says, hits out of n each; their intervals are
-    worked out from those.
+    Rates become a table where the evaluation has them under the keys of `VIEWS`, as hits out of n; their intervals are
+    computed from those.
     """
     erases, base = words.erases or ", ".join(_plain(concept) for concept in meta.concepts), _code(meta.base_model)
     rates, missing = rates_of(meta.evaluation), _OTHER_FIGURES if meta.evaluation else _NO_FIGURES
@@ -85,7 +85,7 @@ def make_card(masks: MaskSet, meta: MaskMeta, words: Words = FROM_FILE) -> str:
 
 
 def about(meta: MaskMeta) -> dict[str, Any]:
-    """What a mask erases and what it costs, in plain values, as its file says."""
+    """What a mask erases and what it costs, in plain values, according to its file."""
     rows = rates_of(meta.evaluation).get(_ALONE, {})
     return {
         "erases": {"category": meta.category, "concepts": list(meta.concepts)},
@@ -95,7 +95,7 @@ def about(meta: MaskMeta) -> dict[str, Any]:
 
 
 def summary(meta: MaskMeta) -> str:
-    """What a mask erases and what it costs, on one line, as its file says.
+    """What a mask erases and what it costs, on one line, according to its file.
 
     `erases tobacco (cigarette) of emoji-flux; alone: found 97.0 % -> 0.0 %, everything else right 99.7 % -> 99.3 %`
     """
@@ -110,7 +110,7 @@ def summary(meta: MaskMeta) -> str:
 
 
 def rates_of(evaluation: Mapping[str, Any]) -> _Rates:
-    """The rates of an evaluation, as far as it has them: view (`VIEWS`) -> row -> `base` or `masked` -> rate."""
+    """The rates in an evaluation: view (`VIEWS`) -> row -> `base` or `masked` -> rate."""
     found: _Rates = {}
     for view in VIEWS:
         rows = evaluation.get(view)
@@ -123,7 +123,7 @@ def rates_of(evaluation: Mapping[str, Any]) -> _Rates:
 
 
 def _bits(masks: MaskSet) -> str:
-    """How many are off, of each kind that has any off."""
+    """How many bits are off, for each kind that has any."""
     counts = {kind: count for kind, count in masks.counts_by_kind.items() if count.masked}
     parts = (f"{c.masked:,} of {c.total:,} ({100 * c.share:.2f} %), of the kind {kind}" for kind, c in counts.items())
     return "; ".join(parts) or "none"
@@ -135,7 +135,7 @@ def _rate(value: object) -> Rate | None:
 
 
 def _table(rates: _Rates) -> list[str]:
-    """One row for each that the first view has; a view without it has an empty cell."""
+    """One row for each row of the first view; a view without it has an empty cell."""
     if not rates:
         return []
     first = sorted(next(iter(rates.values())).items(), key=lambda item: (*ROWS, item[0]).index(item[0]))
@@ -148,7 +148,7 @@ def _table(rates: _Rates) -> list[str]:
 
 
 def _measured(evaluation: Mapping[str, Any], how: str) -> list[str]:
-    """When, and with which seed."""
+    """The date and the seed."""
     date, seed = evaluation.get("date"), evaluation.get("seed")
     parts = [_plain(date[:10])] if isinstance(date, str) else []
     parts += [f"seed {seed}"] if type(seed) is int else []
@@ -157,12 +157,12 @@ def _measured(evaluation: Mapping[str, Any], how: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A text as Markdown shows it: on one line, with nothing that a reader would take for markup."""
+    """A string escaped for Markdown, on one line."""
     return _MARKUP.sub(lambda mark: f"\\{mark[0]}", _one_line(text))
 
 
 def _code(text: str) -> str:
-    """A text between backticks."""
+    """A string to put between backticks."""
     return _one_line(text).replace("`", "'")
 
 

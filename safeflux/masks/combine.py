@@ -1,6 +1,6 @@
-"""Mask files compared, combined into one, and written for other tools. Needs no torch.
+"""Mask files compared, combined into one, and exported for other tools. Needs no torch.
 
-What is made of the same files is the same bytes, in whatever order they were named.
+The same files give the same bytes, in any order.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from safeflux.masks.store import StoredMask
 
 
 def read_stored(path: str | os.PathLike[str]) -> StoredMask:
-    """Read a mask file that is named by its path, with the digest of its bytes.
+    """Read a mask file by its path, with the digest of its bytes.
 
     Raises:
-        MaskFileError: It cannot be read, or is no mask file.
+        MaskFileError: It cannot be read, or is not a mask file.
     """
     data = read_bytes(path)
     masks, meta = decode(data, os.fspath(path))
@@ -37,26 +37,26 @@ def read_stored(path: str | os.PathLike[str]) -> StoredMask:
 
 
 def sources_digest(digests: Iterable[str]) -> str:
-    """Return the `config_sha256` of what is made from files alone: the sha256 of their digests, sorted, one a line."""
+    """Return the `config_sha256` of masks made from files: the sha256 of the files' digests, sorted, one per line."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def meta_changes(old: MaskMeta, new: MaskMeta) -> dict[str, tuple[Any, Any]]:
-    """Return the metadata that differ, by key: what was there, and what is."""
+    """Return the metadata that differ, by key: the old value and the new one."""
     before, after = asdict(old), asdict(new)
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
 def join(parts: Sequence[StoredMask], category: str, licence: str | None = None) -> tuple[MaskSet, MaskMeta]:
-    """AND the masks of several files of one base model, and join what is known of them.
+    """Combine the masks of several files of one base model by AND, and merge their metadata.
 
-    Law: the order of the parts does not matter, and a part that comes twice counts once. The concepts are those of all
-    parts, by category; there are no figures, since those of the parts are not those of the whole.
+    Law: the order of the parts does not matter, and a part given twice counts once. The concepts are those of all
+    parts, by category. There are no figures, since those of the parts do not hold for the whole.
 
     Args:
         parts: At least two different files.
-        category: What the whole erases, as policies name it.
-        licence: Of the whole; needed where the parts have different ones.
+        category: What the result erases, as policies name it.
+        licence: Of the result; needed if the parts have different ones.
 
     Raises:
         MaskFileError: There is only one file, or the licences differ and none is given.
@@ -65,10 +65,10 @@ def join(parts: Sequence[StoredMask], category: str, licence: str | None = None)
     different = {part.sha256: part for part in parts}.values()
     ordered = sorted(different, key=lambda part: (part.meta.category, part.sha256))
     if len(ordered) < 2:
-        raise MaskFileError(f"expected at least two different mask files, got {len(ordered)}: nothing to AND")
+        raise MaskFileError(f"expected at least two different mask files, got {len(ordered)}: nothing to combine")
     for one, other in combinations(ordered, 2):
         _check_base(one, other)
-    # Of fingerprints that are the same base, one of coarse weights would let in more than the others do.
+    # Of fingerprints of the same base, that of coarse weights would accept more models than the others do.
     finest = min(ordered, key=lambda part: _tolerance(part.meta.fingerprint)).meta
     meta = MaskMeta(
         category=category,
@@ -84,20 +84,20 @@ def join(parts: Sequence[StoredMask], category: str, licence: str | None = None)
 
 
 def export(masks: MaskSet, meta: MaskMeta, form: str) -> bytes:
-    """Return masks as other tools read them. Law: what is read back equals the mask set.
+    """Return masks in a format of other tools. Law: reading it back gives the same mask set.
 
     Args:
-        masks: What is written.
-        meta: Goes along where the format has a place for it.
-        form: A key of `FORMS`. `npz`: one bool array a site, by its name, for `numpy.load`. `safetensors`: the same as
-            BOOL tensors; the metadata are JSON under the key `safeflux`. `json`: `meta`, and for each of `sites` its
-            `shape` and the numbers of the elements that are `off`, counted row by row.
+        masks: The masks to write.
+        meta: Written too if the format has a place for it.
+        form: A key of `FORMS`. `npz`: one bool array per site, by its name, for `numpy.load`. `safetensors`: the same
+            as BOOL tensors; the metadata are JSON under the key `safeflux`. `json`: `meta`, and for each of `sites` its
+            `shape` and the indices of the elements that are `off`, in row-major order.
     """
     return FORMS[form](masks, meta)
 
 
 def _npz(masks: MaskSet, meta: MaskMeta) -> bytes:
-    # `numpy.savez` would write down which system it ran on.
+    # `numpy.savez` would record the operating system.
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         for name, keep in masks.items():
@@ -111,7 +111,7 @@ def _npz(masks: MaskSet, meta: MaskMeta) -> bytes:
 def _safetensors(masks: MaskSet, meta: MaskMeta) -> bytes:
     from safetensors.numpy import save
 
-    # One key: the library writes several in no fixed order.
+    # One key, since the library writes several in no fixed order.
     data: bytes = save(dict(masks), {"safeflux": canonical_json(asdict(meta))})
     return data
 
@@ -122,7 +122,7 @@ def _json(masks: MaskSet, meta: MaskMeta) -> bytes:
 
 
 FORMS: Mapping[str, Callable[[MaskSet, MaskMeta], bytes]] = {"npz": _npz, "safetensors": _safetensors, "json": _json}
-"""What masks can be written as, by the end of the file's name."""
+"""Export formats, by the suffix of the file."""
 
 
 def _tolerance(fingerprint: str) -> float:
@@ -142,6 +142,6 @@ def _one_licence(parts: Sequence[StoredMask]) -> str:
         if part.meta.licence != parts[0].meta.licence:
             raise MaskFileError(
                 f"{part.path}: its licence is {part.meta.licence}, that of {parts[0].path} is "
-                f"{parts[0].meta.licence}; say by --licence what the whole is under"
+                f"{parts[0].meta.licence}; give the licence of the result with --licence"
             )
     return parts[0].meta.licence

@@ -1,7 +1,7 @@
-"""What is left of each tensor once masked neurons are cut out of it, by name, in every layout. No torch.
+"""What is left of each tensor once masked neurons are removed, by name, in every layout. No torch.
 
-Only the hidden neurons of feed-forwards can go (the kinds in `REMOVABLE`): nothing but their own two layers knows how
-many they are. A row of a modulation and an element of a matrix keep their place, and are zero instead.
+Only the hidden neurons of feed-forwards can be removed (the kinds in `REMOVABLE`): only their own two layers depend on
+their number. A row of a modulation and an element of a matrix stay, and are zero instead.
 """
 
 from collections.abc import Mapping
@@ -18,38 +18,38 @@ from safeflux.masks.mask_set import MaskSet
 
 REMOVABLE: tuple[Kind, ...] = ("ff", "mlp")
 WIDTHS = "safeflux_widths"
-"""The key in a transformer's config under which its widths stand: site name to number of neurons, where some are gone.
+"""The key in a transformer's config that holds its widths: site name to number of neurons, where some were removed.
 
-It has no underscore in front, so that diffusers, which knows no such key, warns of it.
+It has no leading underscore, so that diffusers, which does not know the key, warns about it.
 """
 ROUND_TO = 64
-"""Widths are multiples of this. CPUs take any width at the same speed for each neuron (`benchmarks/compact.py`); GPUs
-want rows that start on whole cache lines, 64 numbers of bf16, block quantisers count in 64, and tensor parallelism
-halves the width."""
+"""Widths are multiples of this. On CPUs any width runs at the same speed per neuron (`benchmarks/compact.py`). GPUs
+want rows aligned to cache lines (64 bf16 numbers), block quantisers use blocks of 64, and tensor parallelism halves the
+width."""
 
 Index = npt.NDArray[np.int64]
 
 
 class Kept(NamedTuple):
-    """What stays of one tensor: the rising numbers of its rows and of its columns; None for all of them."""
+    """What is kept of one tensor: the sorted indices of its rows and of its columns; None for all of them."""
 
     rows: Index | None
     columns: Index | None
 
     def shape_of(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """What is left of a tensor's shape; a vector has rows alone."""
+        """The shape that is left of a tensor; a vector only has rows."""
         return tuple(old if index is None else len(index) for old, index in zip(whole, self, strict=False))
 
 
 WHOLE = Kept(None, None)
-"""All of a tensor stays."""
+"""All of a tensor is kept."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """One axis of a tensor along which a site's neurons lie: rows (0) or columns (1).
 
-    They are its end, in `pieces` runs of the site's width; `before` rows or columns of something else lie ahead.
+    They are at its end, in `pieces` runs of the site's width, after `before` rows or columns of something else.
     """
 
     tensor: str
@@ -58,11 +58,11 @@ class Axis:
     pieces: int
 
     def size(self, width: int) -> int:
-        """How long the axis is where the site has this width."""
+        """The length of the axis if the site has this width."""
         return self.before + self.pieces * width
 
     def index(self, kept: Index, width: int) -> Index:
-        """What of the axis stays where these neurons stay, of so many."""
+        """The indices along the axis that are kept if these neurons, of `width`, are."""
         ahead = np.arange(self.before, dtype=np.int64)
         return np.concatenate([ahead, *(kept + self.before + piece * width for piece in range(self.pieces))])
 
@@ -81,30 +81,30 @@ def axes(site: Site, layout: Layout = "diffusers") -> list[Axis]:
 
 
 def kept_neurons(keep: npt.NDArray[np.bool_], round_to: int = ROUND_TO) -> Index:
-    """Return the rising numbers of the neurons that stay: those that a mask keeps, and as few others as make it even.
+    """Return the sorted indices of the neurons to keep: those that a mask keeps, and as few others as rounding needs.
 
-    At least one stays, since a layer without neurons is more than diffusers, quantisers and kernels are ready for.
+    At least one is kept, since diffusers, quantisers and kernels cannot handle a layer without neurons.
 
     Args:
         keep: One mask of shape (neurons,), True = keep.
-        round_to: So many, or a multiple, stay, up to all there are. The masked ones among them have to be zero.
+        round_to: Their number is a multiple of this, or all there are. The masked ones among them must be zero.
 
     Raises:
         ApplyError: `round_to` is less than 1.
     """
     if round_to < 1:
-        raise ApplyError(f"round_to: expected a whole number from 1 on, got {round_to}; 1 removes all that is masked")
+        raise ApplyError(f"round_to: expected an integer of at least 1, got {round_to}; 1 removes all masked neurons")
     kept, masked = np.flatnonzero(keep), np.flatnonzero(~keep)
     width = -(-max(1, len(kept)) // round_to) * round_to
     return np.sort(np.concatenate([kept, masked[: max(0, width - len(kept))]]))
 
 
 def kept_by_site(sites: Mapping[str, Site], masks: MaskSet, round_to: int = ROUND_TO) -> dict[str, Index]:
-    """Return the neurons that stay (`kept_neurons`) of each site that loses some, by its name.
+    """Return the neurons to keep (`kept_neurons`) of each site that loses some, by its name.
 
     Args:
         sites: The model's sites (`find_sites`).
-        masks: True = keep. They fit the sites (`mask_set.check_fit`); those of other kinds than `REMOVABLE` do nothing.
+        masks: True = keep. They fit the sites (`mask_set.check_fit`); kinds that are not in `REMOVABLE` are ignored.
         round_to: As for `kept_neurons`.
 
     Raises:
@@ -118,7 +118,7 @@ def kept_by_site(sites: Mapping[str, Site], masks: MaskSet, round_to: int = ROUN
 def keeps(
     sites: Mapping[str, Site], masks: MaskSet, layout: Layout = "diffusers", round_to: int = ROUND_TO
 ) -> dict[str, Kept]:
-    """Say which rows and columns stay of each tensor that loses some; a tensor that is not named stays whole.
+    """Return the rows and columns to keep of each tensor that loses some; a tensor that is not named stays whole.
 
     Args:
         sites: The model's sites (`find_sites`).
@@ -138,29 +138,28 @@ def keeps(
 
 
 def recorded_widths(config: Mapping[str, Any], sites: Mapping[str, Site]) -> dict[str, int]:
-    """Return the widths that a transformer's config records: site name to neurons, for sites that have lost some.
+    """Return the widths that a transformer's config records: site name to number of neurons, for sites that lost some.
 
     Args:
         config: As in `config.json`.
         sites: Those of the whole model.
 
     Raises:
-        ModelError: There is no record, or one that is not of this model.
+        ModelError: There is no record, or it does not fit this model.
     """
     record = config.get(WIDTHS)
     if not isinstance(record, Mapping):
         raise ModelError(
             f"config.json: expected {WIDTHS!r} with the widths of a compacted model, got {record!r}. Load a model that "
-            "is not compacted by `from_pretrained`."
+            "is not compacted with `from_pretrained`."
         )
     for name, width in record.items():
         site = sites.get(name)
         if site is None or site.kind not in REMOVABLE:
-            raise ModelError(f"config.json: {WIDTHS!r} names {name!r}, and this model has no such feed-forward")
+            raise ModelError(f"config.json: {WIDTHS!r} names {name!r}, but this model has no such feed-forward")
         if type(width) is not int or not 1 <= width < site.shape[0]:
             raise ModelError(
-                f"config.json: {WIDTHS!r} says {width!r} for {name!r}; expected a whole number from 1 to "
-                f"{site.shape[0] - 1}"
+                f"config.json: {WIDTHS!r}, {name!r}: expected an integer from 1 to {site.shape[0] - 1}, got {width!r}"
             )
     return dict(record)
 
@@ -172,11 +171,11 @@ def compact_shapes(
 
     Args:
         config: Its transformer's config, with the record of its widths.
-        whole: The shapes of all tensors, by name, before anything was cut out.
+        whole: The shapes of all tensors, by name, before anything was removed.
         layout: The naming that the tensors follow.
 
     Raises:
-        ModelError: `whole` is not a FLUX, or the record is missing or not of this model.
+        ModelError: `whole` is not a FLUX model, or the record is missing or does not fit it.
     """
     sites = find_sites(whole, layout)
     shapes = dict(whole)

@@ -1,6 +1,6 @@
 """The bytes of a mask file, format 1: a mask set and its metadata as canonical safetensors (`docs/mask-format.md`).
 
-One mask set with one metadata has exactly one encoding, and the reader takes nothing else. Touches no disk.
+A mask set and its metadata have exactly one encoding, and the reader accepts no other. Does not touch the disk.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def decode(data: bytes, where: str) -> tuple[MaskSet, MaskMeta]:
 
 
 def decode_meta(data: bytes, where: str) -> MaskMeta:
-    """Decode the metadata only, which costs nothing: to choose among files before their masks are unpacked.
+    """Decode the metadata only, which is cheap: to choose between files before their masks are unpacked.
 
     Raises:
         MaskFileError: The header is not that of a mask file; the message names the key.
@@ -71,7 +71,7 @@ def decode_meta(data: bytes, where: str) -> MaskMeta:
 
 
 def digest(masks: MaskSet) -> str:
-    """Return the sha256 of the bits alone, whatever the metadata: equal for equal mask sets, and only for them."""
+    """Return the sha256 of the bits, without the metadata: equal for equal mask sets, and only for them."""
     return hashlib.sha256(serialise(masks.arrays, {"widths": canonical_json(masks.shapes)})).hexdigest()
 
 
@@ -95,10 +95,10 @@ def header_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> by
 
 
 def split(data: bytes) -> tuple[Header, memoryview]:
-    """Part the bytes of a file into its header and its tensor data.
+    """Split the bytes of a file into its header and its tensor data.
 
     Raises:
-        MaskFileError: The header is truncated, over-long or not JSON.
+        MaskFileError: The header is truncated, too long or not JSON.
     """
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER_BYTES:
@@ -108,17 +108,17 @@ def split(data: bytes) -> tuple[Header, memoryview]:
     try:
         header = parse_json(data[8 : 8 + size])
     except ValueError as error:
-        raise MaskFileError(f"header: expected JSON, got text that cannot be read ({error})") from error
+        raise MaskFileError(f"header: expected JSON, got something else ({error})") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
         raise MaskFileError("header: expected an object with '__metadata__', got none; this is not a mask file")
     return header, memoryview(data)[8 + size :]
 
 
 def check_size(head: bytes, num_bytes: int) -> None:
-    """Make sure that a file which begins like this is a mask file of its size, before the rest of it is read.
+    """Check the start of a file: it must be a mask file whose header agrees with the file's size.
 
     Raises:
-        MaskFileError: Its header is not that of a mask file, or says another size.
+        MaskFileError: The header is not that of a mask file, or gives another size.
     """
     header, _ = split(head)
     shapes = _read_metadata(header)[1]
@@ -132,7 +132,7 @@ def read_tensors(header: Header, body: memoryview, shapes: Mapping[str, tuple[in
     """Return the array of each site, checked against the site's width but not unpacked.
 
     Raises:
-        MaskFileError: Tensors and widths do not name the same sites, or an entry or the data is not as it must be.
+        MaskFileError: Tensors and widths do not name the same sites, or an entry or the data is not valid.
     """
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for name in sorted(tensors.keys() ^ shapes.keys()):
@@ -150,7 +150,7 @@ def read_tensors(header: Header, body: memoryview, shapes: Mapping[str, tuple[in
 
 
 def _read_entry(name: str, entry: object, num_bits: int) -> tuple[Any, int, int]:
-    """Check one tensor's entry against its width; return its dtype and where its bytes lie."""
+    """Check one tensor's entry against its width; return its dtype and byte range."""
     if (
         not isinstance(entry, dict)
         or entry.keys() != {"dtype", "shape", "data_offsets"}
@@ -210,12 +210,10 @@ def _check_format(version: object) -> None:
 def _parse(key: str, text: object) -> Any:
     try:
         if not isinstance(text, str):
-            raise ValueError("not a text")
+            raise ValueError("not a string")
         return parse_json(text)
     except ValueError as error:
-        raise MaskFileError(
-            f"metadata key {key!r}: expected JSON in a text, got what cannot be read ({error})"
-        ) from error
+        raise MaskFileError(f"metadata key {key!r}: expected JSON in a string, got something else ({error})") from error
 
 
 def _read_widths(widths: object) -> dict[str, tuple[int, ...]]:
@@ -238,7 +236,7 @@ def _read_widths(widths: object) -> dict[str, tuple[int, ...]]:
 def _check_canonical(
     data: bytes, arrays: Mapping[str, Array], meta: MaskMeta, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a file that says the same in other bytes (order, spaces, gaps): its digest would name nothing."""
+    """Refuse the same content in other bytes (order, spaces, gaps): its digest would be a different one."""
     header = header_bytes(arrays, _metadata(meta, shapes))
     if data[: len(header)] != header:
         raise MaskFileError("header: not in canonical form; expected exactly the bytes that save_masks writes")

@@ -1,4 +1,4 @@
-"""Mask files on disk, written whole or not at all and read strictly. `docs/mask-format.md` defines the format.
+"""Mask files on disk, written atomically and read strictly. `docs/mask-format.md` defines the format.
 
 Bytes are read once, and those bytes are checked, hashed and decoded. Nothing in a file is executed.
 """
@@ -16,15 +16,14 @@ from safeflux.masks.meta import MaskMeta
 
 
 def save_masks(path: str | os.PathLike[str], masks: MaskSet, meta: MaskMeta, *, overwrite: bool = True) -> str:
-    """Write a mask file, whole or not at all, and return the sha256 of its bytes.
+    """Write a mask file atomically, and return the sha256 of its bytes.
 
-    The same masks and metadata give the same bytes, on every machine. The file takes its name only once all bytes are
-    on disk.
+    The same masks and metadata give the same bytes on every machine.
 
     Args:
         path: The file.
-        masks: What is kept at each site.
-        meta: What is said of them.
+        masks: The masks.
+        meta: Their metadata.
         overwrite: Replace a file of this name.
 
     Raises:
@@ -41,22 +40,22 @@ def save_masks(path: str | os.PathLike[str], masks: MaskSet, meta: MaskMeta, *, 
 
 
 def load_masks(path: str | os.PathLike[str]) -> tuple[MaskSet, MaskMeta]:
-    """Read a mask file, strictly.
+    """Read a mask file strictly.
 
     Law: `load_masks(p)` after `save_masks(p, masks, meta)` equals `(masks, meta)`.
 
     Raises:
-        MaskFileError: The file is not readable, or is not exactly what `save_masks` writes; the message names the
+        MaskFileError: The file cannot be read, or is not exactly what `save_masks` writes; the message names the
             tensor or key.
     """
     return decode(read_bytes(path), os.fspath(path))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a mask file once, so that what is hashed is what is decoded; its header first, and no more than that needs.
+    """Read a mask file once, so that the hashed bytes are the decoded ones; never more bytes than its header gives.
 
     Raises:
-        MaskFileError: The file cannot be read, or has another size than its header says.
+        MaskFileError: The file cannot be read, or its size is not the one that its header gives.
     """
     try:
         with open_regular(path) as file:

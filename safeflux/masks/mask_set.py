@@ -1,7 +1,7 @@
 """Mask sets and their algebra: site name -> bool array, True = keep. No files, no model, no torch.
 
-The law that everything rests on: `compose` is elementwise AND. It commutes, associates, is idempotent and monotone: one
-more mask set never switches a bit back on. A site that a set does not name is kept whole by it.
+The basic law: `compose` is elementwise AND. It is commutative, associative, idempotent and monotone: one more mask set
+never switches a bit back on. A site that a set does not name is kept whole.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,19 +17,19 @@ from safeflux.masks.packed import Array, Keep, PackedMask, all_of, num_off_in_bo
 
 
 class Count(NamedTuple):
-    """How many bits are off, of how many."""
+    """The number of bits that are off, and of all bits."""
 
     masked: int
     total: int
 
     @property
     def share(self) -> float:
-        """Share of the bits that are off, 0 to 1; 0 where there are no bits."""
+        """Share of the bits that are off, 0 to 1; 0 if there are no bits."""
         return self.masked / self.total if self.total else 0.0
 
 
 class Change(NamedTuple):
-    """How many bits a change of masks switches off, and how many it switches on again."""
+    """The number of bits that a change of masks switches off, and back on."""
 
     off: int
     on: int
@@ -37,14 +37,14 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MaskSet(Mapping[str, Keep]):
-    """What is kept at each site: a mapping from site name (`fqn:kind`) to a NumPy bool array, True = keep.
+    """An immutable mapping from site name (`fqn:kind`) to a NumPy bool array, True = keep. Compares by content.
 
-    Compares by content and never changes. The bits are held packed, as a mask file has them, so that a few weights out
-    of billions take a few megabytes; an array is made anew whenever a site is asked for.
+    The bits are stored packed, as in a mask file, so that a few weights out of billions take a few megabytes; each
+    access to a site unpacks a new array.
 
     Args:
-        masks: For neuron sites of shape (neurons,), for weight sites of shape (rows, columns): bool arrays, torch's
-            tensors on the CPU, or `PackedMask`.
+        masks: Arrays of bool, torch tensors on the CPU, or `PackedMask`; of shape (neurons,) for neuron sites, (rows,
+            columns) for weight sites.
 
     Raises:
         MaskMismatchError: A name is not `fqn:kind`, or a mask is not a non-empty bool vector or matrix on the CPU.
@@ -55,7 +55,7 @@ class MaskSet(Mapping[str, Keep]):
     """The packed bits of each site, by name, sorted."""
 
     def __post_init__(self, masks: Mapping[str, Any]) -> None:
-        """Check and pack every entry, in the order of their names."""
+        """Check and pack every entry, sorted by name."""
         packed = {name: _checked(name, mask) for name, mask in sorted(masks.items())}
         object.__setattr__(self, "bits", MappingProxyType(packed))
 
@@ -72,11 +72,11 @@ class MaskSet(Mapping[str, Keep]):
         return len(self.bits)
 
     def __contains__(self, name: object) -> bool:
-        """Say whether the set names a site; nothing is unpacked."""
+        """Return whether the set names a site; nothing is unpacked."""
         return name in self.bits
 
     def __eq__(self, other: object) -> bool:
-        """Say whether the other set names the same sites with the same bits."""
+        """Return whether the other set names the same sites with the same bits."""
         if not isinstance(other, MaskSet):
             return NotImplemented
         return dict(self.bits) == dict(other.bits)
@@ -91,7 +91,7 @@ class MaskSet(Mapping[str, Keep]):
         return f"MaskSet({len(self)} sites, {count.masked} of {count.total} bits off)"
 
     def __reduce__(self) -> tuple[type["MaskSet"], tuple[dict[str, PackedMask]]]:
-        """Pickle and deepcopy by content; the read-only view of the mapping can do neither."""
+        """Pickle and deepcopy by content; the read-only view of the mapping supports neither."""
         return MaskSet, (dict(self.bits),)
 
     @property
@@ -106,12 +106,12 @@ class MaskSet(Mapping[str, Keep]):
 
     @property
     def counts(self) -> Mapping[str, Count]:
-        """Bits off and bits in all, by site."""
+        """Bits off and all bits, by site."""
         return {name: Count(bits.num_off, bits.size) for name, bits in self.bits.items()}
 
     @property
     def counts_by_kind(self) -> dict[str, Count]:
-        """Bits off and bits in all, by kind of site (`ff`, `mlp`, `norm`, `weight`)."""
+        """Bits off and all bits, by kind of site (`ff`, `mlp`, `norm`, `weight`)."""
         sums: dict[str, Count] = {}
         for name, count in self.counts.items():
             kind = kind_of(name)
@@ -121,7 +121,7 @@ class MaskSet(Mapping[str, Keep]):
 
     @property
     def count(self) -> Count:
-        """Bits off and bits in all."""
+        """Bits off and all bits."""
         counts = self.counts.values()
         return Count(sum(c.masked for c in counts), sum(c.total for c in counts))
 
@@ -172,7 +172,7 @@ def compose(*sets: MaskSet) -> MaskSet:
 
 
 def overlap(a: MaskSet, b: MaskSet) -> dict[str, int]:
-    """Return how many bits both sets switch off, by site; sites with none are left out.
+    """Return the number of bits that both sets switch off, by site; sites with none are left out.
 
     Raises:
         MaskMismatchError: The sets give one site different shapes.
@@ -182,7 +182,7 @@ def overlap(a: MaskSet, b: MaskSet) -> dict[str, int]:
 
 
 def diff(a: MaskSet, b: MaskSet) -> dict[str, Change]:
-    """Return what going from `a` to `b` changes, by site; sites that stay the same are left out.
+    """Return the changes from `a` to `b`, by site; unchanged sites are left out.
 
     Raises:
         MaskMismatchError: The sets give one site different shapes.
@@ -197,7 +197,7 @@ def diff(a: MaskSet, b: MaskSet) -> dict[str, Change]:
 
 
 def check_fit(masks: MaskSet, sites: Mapping[str, Site]) -> None:
-    """Make sure that every mask belongs to a site of the model, in its exact shape, and that there is at least one.
+    """Check that every mask belongs to a site of the model, in its exact shape, and that there is at least one.
 
     Raises:
         MaskMismatchError: Sites that the model does not have, or other shapes; the message names the first few.
@@ -240,7 +240,7 @@ def _shapes_differ(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> M
 
 
 def _named(a: MaskSet, b: MaskSet) -> list[str]:
-    """The sites that either of two sets names, once it is sure that both give them the same shape."""
+    """The sites that either set names, after a check that both give them the same shape."""
     for name in a.bits.keys() & b.bits.keys():
         if a.bits[name].shape != b.bits[name].shape:
             raise _shapes_differ(name, a.bits[name].shape, b.bits[name].shape)

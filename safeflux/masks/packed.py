@@ -19,7 +19,7 @@ from safeflux.errors import MaskFileError
 
 MAX_BITS = 1 << 32
 SPARSE_BELOW = 32
-"""Fewer than 1 element in so many off: four bytes an element are then less than one bit for each."""
+"""A mask is sparse if fewer than 1 in this many elements are off: 4 bytes per index then take less than 1 bit each."""
 DENSE, SPARSE = np.dtype("u1"), np.dtype("<u4")
 
 Array = npt.NDArray[Any]
@@ -28,11 +28,11 @@ Keep = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class PackedMask:
-    """What one mask keeps. Compares by content and never changes.
+    """One mask, packed. Immutable; compares by content.
 
     Attributes:
         array: Dense: bytes, where bit k (from the lowest) of byte b is element 8b + k, 1 = keep, and the bits after the
-            last element are zero. Sparse: uint32, the rising numbers of the elements that are off, counted row by row.
+            last element are zero. Sparse: uint32, the sorted indices of the elements that are off, in row-major order.
         shape: Of the mask.
     """
 
@@ -44,7 +44,7 @@ class PackedMask:
         """Pack a bool array, True = keep.
 
         Raises:
-            MaskFileError: It has more elements than an index can count.
+            MaskFileError: It has more elements than an index can address.
         """
         if keep.size > MAX_BITS:
             raise MaskFileError(f"expected at most {MAX_BITS} bits, got {keep.size}")
@@ -55,21 +55,20 @@ class PackedMask:
 
     @classmethod
     def read(cls, name: str, array: Array, shape: tuple[int, ...]) -> "PackedMask":
-        """Take an array from outside. Law: for a mask that `of` made, `read(name, mask.array, mask.shape)` equals it.
+        """Check an array from outside. Law: if `of` made the mask, `read(name, mask.array, mask.shape)` equals it.
 
         Raises:
-            MaskFileError: The array is not exactly what `of` makes of a mask of this shape; `name` is in the message.
+            MaskFileError: The array is not what `of` makes of any mask of this shape; `name` is in the message.
         """
         bits, size = cls(array, shape), math.prod(shape)
         if array.dtype == DENSE:
             if size % 8 and array[-1] >> (size % 8):
                 raise MaskFileError(f"tensor {name!r}: expected zero padding bits after bit {size - 1}, got a one")
         elif array.size and (array[-1] >= size or (array[1:] <= array[:-1]).any()):
-            raise MaskFileError(f"tensor {name!r}: expected rising indices below {size}, got others")
+            raise MaskFileError(f"tensor {name!r}: expected strictly increasing indices below {size}, got others")
         if _is_sparse(bits.num_off, size) != (array.dtype == SPARSE):
             raise MaskFileError(
-                f"tensor {name!r}: with {bits.num_off} of {size} bits off, expected the other encoding than "
-                f"{array.dtype.name}"
+                f"tensor {name!r}: {bits.num_off} of {size} bits are off, which is not encoded as {array.dtype.name}"
             )
         return bits
 
@@ -95,20 +94,20 @@ class PackedMask:
         return flat.reshape(self.shape)
 
     def off(self) -> npt.NDArray[np.int64]:
-        """Return the rising numbers of the elements that are off, counted row by row; int64."""
+        """Return the sorted indices of the elements that are off, in row-major order; int64."""
         if self.array.dtype == SPARSE:
             return self.array.astype(np.int64)
         return np.flatnonzero(~self.keep().ravel()).astype(np.int64, copy=False)
 
     def __eq__(self, other: object) -> bool:
-        """Say whether the other has the same shape and bits: equal masks have equal arrays."""
+        """Return whether the other has the same shape and bits: equal masks have equal arrays."""
         if not isinstance(other, PackedMask):
             return NotImplemented
         same_form = self.shape == other.shape and self.array.dtype == other.array.dtype
         return same_form and np.array_equal(self.array, other.array)
 
     def __hash__(self) -> int:
-        """In step with equality."""
+        """Consistent with equality."""
         return hash((self.shape, self.num_off))
 
 
@@ -122,7 +121,7 @@ def all_of(bits: Sequence[PackedMask]) -> PackedMask:
     off = np.unique(np.concatenate(sparse)) if sparse else np.empty(0, SPARSE)
     if not dense and _is_sparse(off.size, size):
         return PackedMask(off, shape)
-    # dense masks have enough off, and an AND has no less
+    # a dense mask has enough elements off, and an AND has at least as many
     both = dense[0].copy() if dense else _all_kept(size)
     for array in dense[1:]:
         np.bitwise_and(both, array, out=both)
@@ -131,7 +130,7 @@ def all_of(bits: Sequence[PackedMask]) -> PackedMask:
 
 
 def num_off_in_both(one: PackedMask, other: PackedMask) -> int:
-    """Return how many elements two masks of one shape both switch off; nothing is unpacked."""
+    """Return the number of elements that two masks of one shape both switch off; nothing is unpacked."""
     if one.array.dtype == other.array.dtype == DENSE:
         return one.size - int(np.bitwise_count(one.array | other.array).sum(dtype=np.int64))
     if one.array.dtype == other.array.dtype == SPARSE:
@@ -141,7 +140,7 @@ def num_off_in_both(one: PackedMask, other: PackedMask) -> int:
 
 
 def _all_kept(size: int) -> Array:
-    """The dense array of a mask that keeps all; the bits after the last element are zero."""
+    """The dense array of a mask that keeps everything; the bits after the last element are zero."""
     array = np.full(-(-size // 8), 255, DENSE)
     if size % 8:
         array[-1] = (1 << size % 8) - 1

@@ -1,4 +1,4 @@
-"""Where the bits of masks lie in the tensors of one layout: for writing, in memory and in files alike."""
+"""The places of mask bits in the tensors of one layout, for writing in memory and in files alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Spot:
 
 
 def spots(sites: Mapping[str, Site], masks: MaskSet, layout: Layout, form: Form = "both") -> dict[str, list[Spot]]:
-    """Return what is masked in each tensor, by its name in the layout; tensors without a masked bit are left out.
+    """Return the masked places of each tensor, by its name in the layout; tensors without a masked bit are left out.
 
     Args:
         sites: The model's sites, by name.
         masks: Masks that fit them.
         layout: Of the tensors.
-        form: For neurons that have rows and columns: which of them are filled. One of them is enough for a neuron to be
-            off. What has rows alone (modulation) is always filled, and so are single weights.
+        form: Which sides of a neuron with rows and columns are filled. One of them is enough to switch it off. Rows
+            without columns (modulation) are always filled, and so are single weights.
     """
     found: dict[str, list[Spot]] = {}
     for name, bits in masks.bits.items():

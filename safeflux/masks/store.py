@@ -1,9 +1,8 @@
-"""Where mask sets are found: the bundled ones first, then the directories that the caller gives.
+"""Stores of mask sets: the bundled one first, then the folders that the caller gives.
 
-A store is a folder with one mask file for each mask set, in any subfolders: `<base model>/<mask set>.safetensors` by
-custom. A name alone does not choose a file: its masks must have been trained for exactly the base weights at hand.
-Nothing outside the folder is ever opened, and two files that both fit are an error, since which one is meant would be a
-guess.
+A store is a folder with one file for each mask set, in any subfolders, usually `<base model>/<mask set>.safetensors`.
+The name alone does not select a file: its masks must have been trained for the base weights at hand. Nothing outside
+the folder is opened. If two files fit, that is an error: choosing one would be a guess.
 """
 
 import difflib
@@ -31,7 +30,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class StoredMask:
-    """One mask set as it was found: its name, where, the digest of the file's bytes, and what the file holds."""
+    """One mask set in a store: its name, path, the digest of the file's bytes, and its content."""
 
     name: str
     path: Path
@@ -46,29 +45,29 @@ class StoredMask:
 
 
 class Store:
-    """Folders in which mask sets are looked up, in order, and public keys that can tell who signed them.
+    """Folders in which mask sets are looked up, in order, and public keys to check their signatures.
 
     Args:
         roots: The folders. Each must exist.
-        keys: PEM files. Only those that a policy lists count for it.
+        keys: PEM files. Only those that a policy lists count.
 
     Raises:
         StoreError: A root is not a folder.
     """
 
     def __init__(self, roots: Iterable[str | os.PathLike[str]], keys: Iterable[str | os.PathLike[str]] = ()) -> None:
-        """Resolve the folders, so that links cannot lead out of them unnoticed."""
+        """Resolve the folders, so that links out of them are noticed."""
         self.roots, self.keys = tuple(Path(root).resolve() for root in roots), tuple(keys)
         for root in self.roots:
             if not root.is_dir():
-                raise StoreError(f"store {root}: expected a folder with mask files, got none; check the path")
+                raise StoreError(f"store {root}: expected a folder with mask files, found none; check the path")
 
     def names(self) -> list[str]:
-        """Return the names of all mask sets, for any base model, sorted."""
+        """Return the sorted names of all mask sets, for any base model."""
         return sorted({path.stem for root in self.roots for path in root.rglob(f"*{_SUFFIX}")})
 
     def metas(self, name: str) -> list[tuple[Path, MaskMeta]]:
-        """Return the metadata of each file of this name, for whatever base model; an empty list if there is none.
+        """Return the path and metadata of each file of this name, for any base model; an empty list if there is none.
 
         Raises:
             StoreError: A file lies outside the store.
@@ -77,21 +76,21 @@ class Store:
         return [(path, decode_meta(read_bytes(path), os.fspath(path))) for path in self._paths(name)]
 
     def claims(self, name: str) -> list[Claim]:
-        """Return what each file of this name says that it erases, for whatever base model."""
+        """Return what each file of this name says it erases, for any base model."""
         return [_claim(name, path, meta) for path, meta in self.metas(name)]
 
     def suggest(self, name: str) -> str:
-        """Return how a message about a name that is not in the store ends: the nearest name, or all names."""
+        """Return the end of a message about a name that is not in the store: the nearest name, or all names."""
         known = self.names()
         near = difflib.get_close_matches(name, known, n=1)
         return f"did you mean {near[0]!r}?" if near else f"it holds: {', '.join(known) or 'nothing'}"
 
     def find(self, name: str, base: str) -> StoredMask:
-        """Return the mask set of this name that was trained for the base model with this fingerprint.
+        """Return the mask set of this name for the base model with this fingerprint.
 
         Raises:
             StoreError: No mask set has this name, two different ones fit, or the file lies outside the store.
-            MaskMismatchError: Mask sets of this name exist, but for other base models only.
+            MaskMismatchError: Mask sets of this name exist, but only for other base models.
             MaskFileError: A file of this name is damaged.
         """
         others = []
@@ -101,7 +100,7 @@ class Store:
             meta = decode_meta(data, os.fspath(path))
             if same_base(meta.fingerprint, base):
                 sha256 = hashlib.sha256(data).hexdigest()
-                if sha256 not in fits or signature_path(path).is_file():  # of two copies, the one that is signed
+                if sha256 not in fits or signature_path(path).is_file():  # of two copies, the signed one
                     fits[sha256] = path, data
             else:
                 others.append(meta.base_model)
@@ -124,7 +123,7 @@ class Store:
             for path in sorted(root.rglob(name + _SUFFIX)):
                 if not path.resolve().is_relative_to(root):
                     raise StoreError(
-                        f"mask set {name!r}: {path} leads out of the store {root}; put the file itself there"
+                        f"mask set {name!r}: {path} is a link out of the store {root}; put the file itself there"
                     )
                 found.append(path)
         return found
@@ -133,10 +132,8 @@ class Store:
         if others:
             raise MaskMismatchError(
                 f"mask set {name!r} was trained for other base weights ({', '.join(sorted(set(others)))}), not for "
-                "this model "
-                f"(fingerprint {base[:24]}...). Use masks trained for this model, or load the base model that they "
-                "fit. A model "
-                "with merged adapters, or masked before without safeflux knowing, is another model too."
+                f"this model (fingerprint {base[:24]}...). Use masks trained for this model, or load their base model. "
+                "Merged adapters, or masks written by other means, also change the weights of a model."
             )
         roots = ", ".join(map(str, self.roots))
         raise StoreError(f"mask set {name!r} is not in the store ({roots}); {self.suggest(name)}")
@@ -147,7 +144,7 @@ def _claim(name: str, path: Path, meta: MaskMeta) -> Claim:
 
 
 def open_store(store: StoreLike | Store | None = None, keys: Iterable[str | os.PathLike[str]] = ()) -> Store:
-    """Return the bundled masks, followed by the given folder or folders; with public keys, for policies that want them.
+    """Return the bundled masks, followed by the given folder or folders, with public keys for policies that list any.
 
     Raises:
         StoreError: A given path is not a folder.

@@ -1,1 +1,1 @@
-"""What a policy asks of one base model, resolved and checked before anything is written. No torch."""
+"""A policy resolved and checked for one base model before anything is written. No torch."""

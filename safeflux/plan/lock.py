@@ -1,9 +1,9 @@
-"""A lock file: which policy, which base weights and which mask files were tried together, each by its digest.
+"""A lock file: the policy, base weights and mask files that were tested together, each by its digest.
 
     {"format": "safeflux-lock/1", "policy": {"name": "shop", "sha256": "..."}, "base": "sf1-...",
      "masks": {"weapons": "sha256 of its file", ...}}
 
-The policy's digest is of what is in force, parents included. Whoever loads with a lock gets exactly that, or an error.
+The policy's digest covers the effective policy, parents included. Loading with a lock gives exactly that, or an error.
 """
 
 import json
@@ -30,24 +30,24 @@ class LockedPolicy(Strict):
 
 
 class Lock(Strict):
-    """All that a lock file holds."""
+    """The content of a lock file."""
 
     format: Literal["safeflux-lock/1"] = "safeflux-lock/1"
     policy: LockedPolicy
     base: str
     """Fingerprint of the base weights."""
     masks: dict[Name, Digest]
-    """Mask set -> sha256 of its file; of every category, enforced or not."""
+    """Mask set -> sha256 of its file; for every category, enforced or not."""
 
     @classmethod
     def of(cls, plan: Plan) -> "Lock":
-        """What a plan resolved to."""
+        """The lock of a plan."""
         policy = LockedPolicy(name=plan.policy.name, sha256=plan.policy.digest)
         stored = [one for category in plan.categories.values() for one in category.stored]
         return cls(policy=policy, base=plan.base, masks={one.name: one.sha256 for one in stored})
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all; the same lock gives the same bytes."""
+        """Write the file atomically; the same lock gives the same bytes."""
         text = json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
         try:
             write_atomically(Path(path), text.encode())
@@ -59,7 +59,7 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
     """Read a lock file.
 
     Raises:
-        PolicyError: It cannot be read, or is none.
+        PolicyError: It cannot be read, or is not a lock file.
     """
     try:
         return Lock.model_validate_json(canonical_json(parse_mapping(read_regular(path, MAX_BYTES))))
@@ -69,38 +69,39 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise PolicyError(
-            f"{os.fspath(path)}: is no lock file of this format: {where}: {first['msg']}. Write it again with "
+            f"{os.fspath(path)}: is not a lock file of this format: {where}: {first['msg']}. Write it again with "
             "`safeflux policy lock`."
         ) from error
     except ValueError as error:
         raise PolicyError(
-            f"{os.fspath(path)}: is no lock file of this format: {error}. Write it again with `safeflux policy lock`."
+            f"{os.fspath(path)}: is not a lock file of this format: {error}. Write it again with "
+            "`safeflux policy lock`."
         ) from error
 
 
 def check_lock(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Make sure that a plan is what was locked.
+    """Compare a plan with a lock file.
 
     Raises:
-        PolicyError: It is not; the message tells every difference. Or the lock cannot be read.
+        PolicyError: They differ, with every difference in the message; or the lock cannot be read.
     """
     locked, now = read_lock(path), Lock.of(plan)
     names = sorted(locked.masks.keys() | now.masks.keys())
     differences = [
-        f"mask set {name!r} is {_short(now.masks.get(name))}, locked is {_short(locked.masks.get(name))}"
+        f"mask set {name!r} is {_short(now.masks.get(name))}, locked was {_short(locked.masks.get(name))}"
         for name in names
         if locked.masks.get(name) != now.masks.get(name)
     ]
     if locked.policy.sha256 != now.policy.sha256:
-        differences.insert(0, f"the policy is {_short(now.policy.sha256)}, locked is {_short(locked.policy.sha256)}")
+        differences.insert(0, f"the policy is {_short(now.policy.sha256)}, locked was {_short(locked.policy.sha256)}")
     if not same_base(locked.base, now.base):
-        differences.append("the base weights are others")
+        differences.append("the base weights differ")
     if differences:
         raise PolicyError(
-            f"{os.fspath(path)}: this is not what was locked: {'; '.join(differences)}. If it is wanted, lock it again "
-            "with `safeflux policy lock`."
+            f"{os.fspath(path)}: this differs from the lock: {'; '.join(differences)}. If the change is intended, lock "
+            "again with `safeflux policy lock`."
         )
 
 
 def _short(sha256: str | None) -> str:
-    return f"sha256:{sha256[:12]}..." if sha256 else "not there"
+    return f"sha256:{sha256[:12]}..." if sha256 else "none"

@@ -1,9 +1,9 @@
 """A policy, a store and a model become a plan: everything resolved and checked, nothing written.
 
-Whatever can be refused without the weights themselves is refused here: masks that are missing, damaged or made for
-another base, masks that erase something else than the policy says, switch nothing off or are not signed as the policy
-wants, and more masked than its budget allows. What only a loaded model can tell is in `model.planning`. No torch: a
-model's sites and fingerprint are enough, and files have them too.
+Everything that can be refused without the weights is refused here: masks that are missing, damaged or made for another
+base, masks that do not erase what the policy says, switch nothing off or are not signed as the policy requires, and
+more masked bits than its budget allows. Checks that need a loaded model are in `model.planning`. No torch: a model's
+sites and fingerprint are enough, and files have them too.
 """
 
 import logging
@@ -38,7 +38,7 @@ class CategoryPlan:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What guarding would do: nothing of it is done yet."""
+    """What guarding would do; nothing is done yet."""
 
     policy: Policy
     base: str
@@ -46,10 +46,10 @@ class Plan:
     categories: Mapping[str, CategoryPlan]
     sites: Sites
     standing: tuple["Plan", ...]
-    """Plans that are in force on the model already."""
+    """Plans that are already in force on the model."""
 
     def __repr__(self) -> str:
-        """Show the policy, a line for each category, and what would be off: at most 20 lines."""
+        """Show the policy, a line for each category, and the bits that would be off: at most 20 lines."""
         width = max(map(len, self.categories), default=0)
         categories = [
             f"  {name:{width}}  {category.action:8} {category.masks.count.masked:>13,} bits  "
@@ -68,18 +68,18 @@ class Plan:
 
     @cached_property
     def masks(self) -> MaskSet:
-        """The AND of all enforced categories: what is to be written."""
+        """The AND of all enforced categories: the masks to write."""
         return compose(*(c.masks for c in self.categories.values() if c.action is Action.ENFORCE))
 
     @property
     def line(self) -> str:
-        """One line for a log: the policy with the first digits of its digest, the base, and how much is to be off."""
+        """One line for a log: the policy with the first digits of its digest, the base, and the number of bits off."""
         off, digest = self.masks.count.masked, self.policy.digest[:12]
         return f"policy {self.policy.name!r} (sha256:{digest}) on {shorten(self.base, 40)}, {off:,} bits off"
 
     @cached_property
     def shares(self) -> dict[str, Count]:
-        """Bits that will be off, standing masks included, of all bits that the model has, by kind of site."""
+        """Bits that will be off, standing masks included, out of all bits of the model, by kind of site."""
         totals: dict[str, int] = {}
         for site in self.sites.values():
             totals[site.kind] = totals.get(site.kind, 0) + site.num_bits
@@ -89,14 +89,15 @@ class Plan:
         return {kind: Count(masked[kind], totals[kind]) for kind in sorted(totals)}
 
     def check_enforces(self) -> None:
-        """Make sure that there is something to write, and tell the log what is only warned about.
+        """Check that something is enforced, and log the categories that are only warned about.
 
         Raises:
             PolicyError: Nothing is enforced.
         """
         if not self.masks:
             raise PolicyError(
-                f"policy {self.policy.name!r} enforces no category, so it would guard nothing; use dry_run=True to look"
+                f"policy {self.policy.name!r} enforces no category, so it would guard nothing; set `action: enforce` "
+                "for one, or use dry_run=True to look"
             )
         for category in self.categories.values():
             if category.action is Action.WARN:
@@ -106,31 +107,31 @@ class Plan:
 
 
 def first(lines: Sequence[str], most: int, what: str) -> list[str]:
-    """Return the first lines, and how many more there are."""
+    """Return the first lines, and a line with the number of the others."""
     return [*lines[:most], *([f"  and {len(lines) - most} more {what}"] if len(lines) > most else [])]
 
 
 def shorten(text: str, most: int) -> str:
-    """Return a text in one line of at most so many characters."""
+    """Return a string on one line of at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def plan_for(policy: Policy, sites: Sites, base: str, store: Store, *, standing: tuple[Plan, ...] = ()) -> Plan:
-    """Resolve and check all that a policy asks of a base model.
+    """Resolve and check a policy for a base model.
 
     Args:
         policy: The effective policy.
         sites: The model's sites, by name.
         base: Fingerprint of its base weights.
         store: Where mask sets are looked up, with the public keys that may have signed them.
-        standing: Plans that are in force on the model already and stay so: their masks count against the budget, and
-            their budgets hold too.
+        standing: Plans that are already in force on the model and stay so: their masks count against the budget, and
+            their budgets apply too.
 
     Raises:
         StoreError: A mask set that the policy names is in no store.
-        MaskMismatchError: A mask set is for another base model, or does not fit, or switches nothing off, or does not
-            erase what the policy says.
+        MaskMismatchError: A mask set is for another base model, does not fit, switches nothing off, or does not erase
+            what the policy says.
         MaskFileError: A mask file is damaged.
         SignatureError: A mask file is not signed by a key that the policy lists; or keys are given, and it lists none.
         PolicyError: More would be masked than the policy's budget allows.
@@ -138,7 +139,7 @@ def plan_for(policy: Policy, sites: Sites, base: str, store: Store, *, standing:
     if store.keys and not policy.signatures.keys:
         raise SignatureError(
             f"policy {policy.name!r}: keys were given ({', '.join(map(str, store.keys))}), but the policy lists none, "
-            "so no signature would be checked; list the key's sha256 under `signatures: {keys: [...]}`, or give no key"
+            "so no signature would be checked; list the key's sha256 under `signatures: {keys: [...]}`, or pass no key"
         )
     categories = {
         name: _resolve_category(policy, name, category, store, base, sites)
@@ -150,7 +151,7 @@ def plan_for(policy: Policy, sites: Sites, base: str, store: Store, *, standing:
 
 
 def _place(policy: Policy, category: str) -> str:
-    """The category, after the file and line that ask for its masks, if the policy came from a file."""
+    """The category, preceded by the file and line that list its masks, if the policy came from a file."""
     origin = policy.origins.get(f"categories.{category}.masks")
     return f"{origin}: category {category!r}" if origin else f"category {category!r}"
 
@@ -165,7 +166,7 @@ def _resolve_category(
 
 
 def _resolve(policy: Policy, category: str, mask: str, store: Store, base: str, sites: Sites) -> StoredMask:
-    """Find one mask set, check who signed it and that it fits; errors say where it was asked for."""
+    """Find one mask set, check its signature and that it fits; errors say which line of the policy asked for it."""
     try:
         stored = store.find(mask, base)
         if policy.signatures.keys:
@@ -177,20 +178,19 @@ def _resolve(policy: Policy, category: str, mask: str, store: Store, base: str, 
                 f"{stored.path}: made for the family {stored.meta.family!r}, the model is of {family!r}"
             )
         if not stored.masks.count.masked:
-            raise MaskMismatchError(f"{stored.path}: switches nothing off, so it can erase nothing")
+            raise MaskMismatchError(f"{stored.path}: switches nothing off, so it erases nothing")
     except SafeFluxError as error:
         raise type(error)(f"{_place(policy, category)}: {error}") from error
     return stored
 
 
 def _check_budget(plan: Plan) -> None:
-    """Refuse when any kind of site loses more than the budget: a sum over kinds would hide a ruined small kind."""
+    """Refuse if any kind of site loses more than the budget: a sum over kinds would hide a ruined small kind."""
     tightest = min((plan.policy, *(p.policy for p in plan.standing)), key=lambda policy: policy.budget.max_share_masked)
     limit = tightest.budget.max_share_masked
     for kind, count in plan.shares.items():
         if count.share > limit:
             raise PolicyError(
                 f"policy {tightest.name!r}: budget.max_share_masked is {limit:g}, and {count.share:.4g} of the {kind} "
-                "bits would be "
-                f"off ({count.masked} of {count.total}). Enforce fewer categories, or raise the budget."
+                f"bits would be off ({count.masked} of {count.total}). Enforce fewer categories, or raise the budget."
             )

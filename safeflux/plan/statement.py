@@ -1,4 +1,4 @@
-"""Receipts as in-toto Statements, for tools that collect evidence of releases and deployments.
+"""Receipts as in-toto Statements, for tools that collect evidence about releases and deployments.
 
 Two predicates: in-toto's own test result, which says for each category whether it is in force; and one of this package,
 with the base model, the masks, and the rates that the mask files give, each with n and its interval. Sources:
@@ -15,11 +15,11 @@ from safeflux.plan.status import State
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 RECEIPT = "safeflux-receipt/1"
-"""The form of receipts that statements are made of."""
+"""The format of receipts that statements are made from."""
 
 
 class Predicate(StrEnum):
-    """What a statement says of a receipt; the value is the type's URI."""
+    """What a statement says about a receipt; the value is the URI of the type."""
 
     TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
     GUARD = "urn:safeflux:guard:v1"
@@ -31,11 +31,11 @@ def make_statement(receipt: Mapping[str, Any], predicate: Predicate = Predicate.
     Its subjects are the policy and the masks that were written, by their sha256.
 
     Args:
-        receipt: `GuardHandle.receipt()`, or the receipt of an audit log's line.
-        predicate: What it is to say.
+        receipt: `GuardHandle.receipt()`, or a receipt from an audit log.
+        predicate: The type of the statement.
 
     Raises:
-        AuditError: It is no receipt, or one of another form.
+        AuditError: It is not a receipt, or one of another format.
     """
     if receipt.get("format") != RECEIPT:
         raise AuditError(f"format: expected a receipt ({RECEIPT}), got {receipt.get('format')!r}")
@@ -47,16 +47,16 @@ def make_statement(receipt: Mapping[str, Any], predicate: Predicate = Predicate.
         ]
         body = (_test_result if predicate is Predicate.TEST_RESULT else _guard)(receipt)
     except (KeyError, TypeError, AttributeError) as error:
-        raise AuditError(f"a receipt lacks {error}, so no statement can be made of it; take a new one") from error
+        raise AuditError(f"the receipt lacks {error}, so no statement can be made from it; take a new one") from error
     return {"_type": STATEMENT, "subject": subjects, "predicateType": str(predicate), "predicate": body}
 
 
 def _test_result(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """A test for each category, and one of the guard as a whole, which is what `verify` said."""
+    """A test for each category, and one for the guard as a whole, with the result of `verify`."""
     passed: list[str] = []
     warned: list[str] = []
     failed: list[str] = []
-    categories = sorted(receipt["categories"].items())  # so that a log, which sorts them, gives the same statement
+    categories = sorted(receipt["categories"].items())  # as in a log, so that both give the same statement
     (passed if receipt["state"] == State.GUARDED else failed).append(f"guard: {receipt['state']}")
     for name, category in categories:
         bits = category["bits"]
@@ -80,7 +80,7 @@ def _test_result(receipt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guard(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in force, and what its masks were measured to do."""
+    """What is in force, and the measured effect of its masks."""
     return {
         "time": receipt["time"],
         "state": receipt["state"],

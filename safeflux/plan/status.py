@@ -1,6 +1,6 @@
-"""What is really in force, against what was asked for; of a loaded model or of files. No torch.
+"""What is requested and what is in force, for a loaded model or for files. No torch.
 
-Requested and in force are two fields everywhere, since the one is not the other.
+Requested and in force are separate fields everywhere, since they can differ.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from safeflux.policy.load import Action
 
 
 class State(StrEnum):
-    """What a guard is worth right now."""
+    """The state of a guard right now."""
 
     UNGUARDED = "UNGUARDED"
     """Nothing of this guard is in force: a dry run, or undone."""
     GUARDED = "GUARDED"
-    """Every masked element is zero in the tensors that the model has now."""
+    """Every masked element is zero in the model's current tensors."""
     DEGRADED = "DEGRADED"
     """Something that was switched off is on again, or the policy is broken by an adapter."""
     STALE = "STALE"
@@ -27,7 +27,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Amount:
-    """Bits that were asked to be off, and bits that are off."""
+    """Bits that should be off, and bits that are off."""
 
     requested: int
     in_force: int
@@ -35,7 +35,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class CategoryStatus:
-    """One category: what the policy wants done, and what is done."""
+    """One category: what is requested, and what is in force."""
 
     action: Action
     masks: tuple[str, ...]
@@ -44,7 +44,7 @@ class CategoryStatus:
 
 @dataclass(frozen=True, repr=False)
 class Status:
-    """Requested against in force, for each category and each site, as read from the model at this moment."""
+    """Requested and in force, for each category and each site, as read from the model at this moment."""
 
     state: State
     policy: str
@@ -75,9 +75,9 @@ class Status:
 
 
 def make_status(plan: Plan, in_force: MaskSet, state: State, faults: tuple[str, ...]) -> Status:
-    """Set what the plan asks for against what was read from the model.
+    """Compare the plan with what was read from the model.
 
-    A category that is not enforced asks for no bit, whatever its masks hold.
+    A category that is not enforced requests no bits, whatever its masks hold.
     """
     counts = in_force.counts
     sites = {

@@ -1,7 +1,7 @@
-r"""Characters that make a policy file mean something else than its reader sees: odd line breaks and unseen spaces.
+r"""Characters that make a policy file mean something else than a reader sees: odd line breaks and invisible spaces.
 
-A line break that an editor does not show ends a comment, so that `# reviewed <U+2028>adapters: allow` would be one line
-to its reader and two to a parser. A no-break space is no indentation. Neither is allowed anywhere in a file; in double
+A line break that an editor does not show ends a comment, so `# reviewed <U+2028>adapters: allow` would be one line to a
+reader and two to a parser. A no-break space is not indentation. Neither is allowed anywhere in a file; in double
 quotes such a character can be written as an escape, "\u00a0".
 """
 
@@ -13,7 +13,7 @@ _BREAKS |= {"\u2028": "LINE SEPARATOR", "\u2029": "PARAGRAPH SEPARATOR"}
 
 
 def unwanted(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the index of each such character, with its name and the cure."""
+    """Yield the index of each such character, with its name and the remedy."""
     for index, char in enumerate(text):
         if " " < char <= "~" or char in " \n":
             continue
@@ -29,12 +29,12 @@ def unwanted(text: str) -> Iterator[tuple[int, str]]:
 
 
 def without(text: str, indices: set[int]) -> str:
-    """The text with a plain space in the place of each of these characters, so that all places stay."""
+    """The text with each of these characters replaced by a plain space, so that all positions are kept."""
     return "".join(" " if index in indices else char for index, char in enumerate(text)) if indices else text
 
 
 def encoding_fault(data: bytes) -> str | None:
-    """Say so if bytes are text in one of the wide encodings that some editors save; None if not."""
+    """A message if the bytes are UTF-16 or UTF-32, which some editors save; None if not."""
     is_wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:4].count(0) >= 2
     return "this is UTF-16 or UTF-32 text; save the file as UTF-8" if is_wide else None
 

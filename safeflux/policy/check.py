@@ -1,4 +1,4 @@
-"""Policies looked at one by one: is each valid, and do its mask files, where a store is at hand, erase what it says?"""
+"""Checks policies one by one: whether each is valid, and whether its mask files erase what it says."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one policy."""
+    """The result for one policy."""
 
     name: str
     digest: str | None
@@ -41,12 +41,12 @@ class Checked:
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """The names, with each folder replaced by the policies in it and its subfolders: its YAML files.
+    """The names, with each folder replaced by the YAML files in it and its subfolders.
 
-    Hidden files and folders are left out, and so are files of expectations, which `policy test` reads.
+    Hidden files and folders are left out, and so are files of expectations, which are for `policy test`.
 
     Raises:
-        PolicyError: A folder holds none.
+        PolicyError: A folder holds no policy.
     """
     found: list[str] = []
     for name in names:
@@ -61,7 +61,9 @@ def expand(names: Iterable[str]) -> list[str]:
             if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not _is_test(path)
         ]
         if not seen:
-            raise PolicyError(f"{name}: a folder without a policy (.yaml or .yml)") from FileNotFoundError(name)
+            raise PolicyError(
+                f"{name}: expected a policy (.yaml or .yml) in this folder, found none"
+            ) from FileNotFoundError(name)
         found += map(str, sorted(seen))
     return found
 
@@ -75,14 +77,14 @@ def _is_test(path: Path) -> bool:
 
 
 def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes = b"") -> Checked:
-    """Look at one policy.
+    """Check one policy.
 
     Args:
         name: A bundled name, a path, or `-` for the text in `stdin`.
-        masks: Opens the store in which its masks are looked up. It is not opened for nothing, since that takes longer
-            than all else: the bundled masks are named by what they erase.
-        has_own: The store is not of the bundled masks alone, so a mask that is not there is a warning.
-        stdin: The text that `-` stands for.
+        masks: Opens the store in which its masks are looked up. Only called if needed, since it takes longer than
+            everything else: the names of bundled masks say what they erase.
+        has_own: The store holds more than the bundled masks, so an unknown mask is a warning.
+        stdin: The text for `-`.
     """
     try:
         policy = load_policy_text(stdin, "<stdin>") if name == STDIN else load_policy(name)
@@ -96,11 +98,11 @@ def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes
 
 
 def mask_findings(policy: Policy, masks: Claims) -> Iterator[Finding]:
-    """Masks that are in no store, as warnings, and masks that erase something else than the policy says, as errors."""
+    """Warnings for masks that are in no store, and errors for masks that do not erase what the policy says."""
     for name, category in policy.categories.items():
         origin = policy.origins.get(f"categories.{name}.masks", Origin(policy.name, 0))
         claims = {mask: masks.claims(mask) for mask in category.masks}
-        # One name may stand for files of several base models: it is enough that one of them is what the policy says.
+        # One name can have files for several base models: it is enough that one of them erases what the policy says.
         fitting = [[claim for claim in found if not strangers(name, category, [claim])] for found in claims.values()]
         known = [claim for some, found in zip(fitting, claims.values(), strict=True) for claim in some or found]
         unknown = [mask for mask, found in claims.items() if not found]

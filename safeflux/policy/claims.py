@@ -1,7 +1,7 @@
-"""What mask files say they erase, compared with what a policy says of them. No file is read here, and no torch.
+"""Compares what mask files say they erase with what a policy says. Reads no file, and needs no torch.
 
-A mask file has a category and concepts of its own. Its name is the choice of whoever saved it, so a policy that relied
-on names alone would enforce `alcohol` with a copy of the mask of `tobacco`.
+A mask file states a category and concepts. Its name is arbitrary, so a policy that relied on names alone could enforce
+`alcohol` with a copy of the mask of `tobacco`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from safeflux.policy.schema import Category
 
 @dataclass(frozen=True)
 class Claim:
-    """What one mask file says that it erases."""
+    """What one mask file says it erases."""
 
     mask: str
     """Name of the mask set."""
@@ -35,26 +35,26 @@ class Claims(Protocol):
     """Where claims are found: a store of masks."""
 
     def claims(self, name: str) -> Sequence[Claim]:
-        """Those of each file of a mask set, for whatever base model; none if there is no such file."""
+        """The claims of each file of a mask set, for any base model; none if no file has that name."""
 
     def suggest(self, name: str) -> str:
-        """How a message about a name that is not there ends."""
+        """The end of a message about a name that the store does not have."""
 
 
 def required(name: str, category: Category) -> tuple[str, ...]:
-    """What the masks of a category must erase together: its `erases`, or its own name where it has none."""
+    """What the masks of a category must erase together: its `erases`, or its own name by default."""
     return category.erases or (name,)
 
 
 def faults(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
-    """Where a category and its mask files differ; empty if they agree.
+    """The differences between a category and its mask files; empty if they agree.
 
     Each file must erase the category or something in its `erases`, and each of these must be erased by a file.
 
     Args:
-        name: Of the category.
+        name: Name of the category.
         category: The category.
-        claims: Those of all its mask sets.
+        claims: The claims of all its mask sets.
 
     Example:
         >>> claim = Claim("tobacco", "tobacco.safetensors", "tobacco", ("cigarette",))
@@ -65,7 +65,7 @@ def faults(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
 
 
 def strangers(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
-    """The files that erase something else; for `faults` where some files are not known."""
+    """The files that erase something else; used instead of `faults` if some files are not known."""
     wanted = required(name, category)
     or_write = ", ".join(dict.fromkeys(_plain(claim.category) for claim in claims))
     return [
@@ -84,5 +84,5 @@ def _missing(name: str, category: Category, claims: Sequence[Claim]) -> list[str
 
 
 def _plain(text: str) -> str:
-    """A text of a file for a message, with nothing unprintable in it."""
+    """A string from a file for a message, without unprintable characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

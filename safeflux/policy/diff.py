@@ -1,4 +1,4 @@
-"""What changes from one effective policy to another, and whether each change tightens or relaxes it. No torch."""
+"""The changes from one effective policy to another, and whether each tightens or relaxes it. No torch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from safeflux.policy.schema import Adapters, Origin, Policy, is_looser
 
 
 class Effect(StrEnum):
-    """Which way a change goes."""
+    """The direction of a change."""
 
     TIGHTENS = "tightens"
     RELAXES = "relaxes"
 
 
 class Verdict(StrEnum):
-    """All changes together."""
+    """The direction of all changes together."""
 
     SAME = "same"
     TIGHTENED = "tightened"
@@ -27,15 +27,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a policy says and the other says otherwise, or not at all (None)."""
+    """One value that differs between two policies; None where a policy does not have it."""
 
     key: str
-    """As in `Policy.values`; a mask, or an adapter that is let in, stands behind its list's key."""
+    """As in `Policy.values`; for an entry of a list (masks, allowed adapters), the key of the list and the entry."""
     old: str | float | None
     new: str | float | None
     effect: Effect
     origin: Origin | None
-    """Where the new value was written or, where there is none, the old one; None for a default."""
+    """Where the new value is written or, if there is none, the old one; None for a default."""
 
     def __str__(self) -> str:
         """`relaxes  adapters: deny -> allow  shop.yaml:5`."""
@@ -46,8 +46,8 @@ class Change:
 def compare(old: Policy, new: Policy) -> list[Change]:
     """Every change from one effective policy to another, in the order of the file format.
 
-    A mask more, a tighter action, fewer adapters, a smaller scale of them, a smaller budget and fewer keys that may
-    sign tighten a policy: the rules by which a child may differ from its parent.
+    More masks, a tighter action, fewer adapters, a smaller scale for them, a smaller budget and fewer signing keys
+    tighten a policy. A child may differ from its parent by the same rules.
 
     Examples:
         >>> from safeflux import load_policy
@@ -65,7 +65,7 @@ def compare(old: Policy, new: Policy) -> list[Change]:
 
 
 def verdict(changes: list[Change]) -> Verdict:
-    """What all changes come to."""
+    """The direction of all changes together."""
     effects = {change.effect for change in changes}
     if len(effects) == 2:
         return Verdict.MIXED

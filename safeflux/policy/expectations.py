@@ -1,4 +1,4 @@
-"""Expectations of a policy, written in YAML beside it, for CI: whoever edits the policy learns what was relied on.
+"""Expectations of a policy, written in YAML next to it, for CI: they tell editors of the policy what others rely on.
 
 Nothing here loads torch.
 """
@@ -23,20 +23,20 @@ from safeflux.policy.yaml_reader import Document, PolicyFileError
 EXAMPLE = """\
 apiVersion: safeflux/v1
 kind: PolicyTest
-policy: shop.yaml                # a file beside this one, or a bundled policy
+policy: shop.yaml                # a file next to this one, or a bundled policy
 expect:
   enforced: [weapons, alcohol]   # these at least
   not_enforced: [horror]         # none of these
   erases: [weapons, dagger]      # categories and concepts, by what the mask files say
-  adapters: deny                 # as tight at least
-  max_share_masked: 0.05         # this at most
+  adapters: deny                 # at least as tight
+  max_share_masked: 0.05         # at most
   as_tight_as: moderate          # nothing relaxed from that policy
 """
 """A whole file of expectations."""
 
 
 class Expect(Strict):
-    """What a policy is relied on for; what is left out is not looked at."""
+    """What others rely on; omitted keys are not checked."""
 
     enforced: tuple[Name, ...] = Field((), strict=False)
     not_enforced: tuple[Name, ...] = Field((), strict=False)
@@ -56,7 +56,7 @@ class PolicyTestFile(Versioned):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One expectation, where it stands, and what is wrong with the policy; None if it holds."""
+    """One expectation, its place, and what is wrong with the policy; None if it holds."""
 
     origin: Origin
     expected: str
@@ -81,7 +81,8 @@ def run_policy_test(path: str | os.PathLike[str], masks: Claims) -> list[Outcome
         masks: The store in which the policy's masks are looked up.
 
     Raises:
-        PolicyFileError: The file, the policy, or one that it is compared with is not valid, or nothing is expected.
+        PolicyFileError: The file, the policy, or one that it is compared with is not valid, or there are no
+            expectations.
     """
     path = Path(path)
     file, document = read_policy_test(path)
@@ -93,17 +94,17 @@ def run_policy_test(path: str | os.PathLike[str], masks: Claims) -> list[Outcome
 
 
 def read_policy_test(path: Path) -> tuple[PolicyTestFile, Document]:
-    """Read a file of expectations, without looking at the policy.
+    """Read a file of expectations, without the policy.
 
     Raises:
-        PolicyFileError: It is not valid, or expects nothing.
+        PolicyFileError: It is not valid, or has no expectations.
     """
     file, document = read_policy_file(path, str(path), PolicyTestFile)
     if file is None:
         raise PolicyFileError(document.issues)
     if not file.expect.model_fields_set:
         keys = ", ".join(Expect.model_fields)
-        raise PolicyFileError([document.issue(("expect",), f"nothing is expected; known: {keys}", key=True)])
+        raise PolicyFileError([document.issue(("expect",), f"expected at least one of {keys}, got none", key=True)])
     return file, document
 
 
@@ -129,7 +130,7 @@ def _outcomes(policy: Policy, expect: Expect, path: Path, document: Document) ->
 
 
 def _of_erased(policy: Policy, expect: Expect, document: Document, masks: Claims) -> Iterator[Outcome]:
-    """Whether the files of the enforced masks say that they erase each word."""
+    """Whether the files of the enforced masks say they erase each word."""
     names = dict.fromkeys(mask for several in policy.enforced.values() for mask in several)
     claims = {name: masks.claims(name) for name in names}
     words = {word for found in claims.values() for claim in found for word in claim.words}
@@ -157,5 +158,5 @@ def _place(policy: Policy, key: str) -> str:
 
 
 def _beside(path: Path, policy: str) -> str:
-    """A bundled policy's name as it is; a file's path from where the expectations stand."""
+    """A bundled policy's name unchanged; a file's path relative to the file of expectations."""
     return str(path.parent / policy) if is_path(policy) else policy

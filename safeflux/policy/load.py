@@ -1,8 +1,8 @@
-"""Loading policies: one file and its parents become one effective policy, or one error that tells all that is wrong.
+"""Loading policies: one file and its parents become one effective policy, or one error that lists all problems.
 
 A policy may extend one parent, and may only tighten it: add categories and masks, erase more, raise an action, lower
-the budget, let in fewer adapters, ask for signatures or take fewer keys for them. So whoever reads a child knows that
-at least the parent is in force. The schema itself is in `schema`.
+the budget, allow fewer adapters, require signatures or accept fewer keys. So a reader of a child knows that at least
+the parent is in force. The schema itself is in `schema`.
 """
 
 import math
@@ -49,12 +49,12 @@ _MAX_PARENTS = 8
 
 @dataclass(frozen=True)
 class _Source:
-    """A policy file to read, and what it is called in messages."""
+    """A policy file to read, and its name in messages."""
 
     entry: Readable
     label: str
     folder: Path | None = None
-    """Where its parents lie; None for a bundled policy, whose parents are bundled."""
+    """The folder of its parents; None for a bundled policy, whose parents are bundled."""
 
     @property
     def identity(self) -> str:
@@ -81,18 +81,19 @@ def bundled_policies() -> list[str]:
 def load_policy(policy: str | os.PathLike[str] | Policy) -> Policy:
     """The effective policy of a bundled name (`strict`), of a path (`my/policy.yaml`), or of a `Policy`.
 
-    A `Policy` is returned as it is. A text without a folder and without the ending `.yaml` or `.yml` is a bundled name.
+    A `Policy` is returned unchanged. A string without a folder and without the suffix `.yaml` or `.yml` is a bundled
+    name.
 
     Raises:
-        PolicyFileError: The file or one of its parents cannot be read, is not valid, or loosens its parent. The
-            error's `issues` hold every problem with file, line and column; whether a child loosens its parent is
-            checked once all files are valid.
+        PolicyFileError: The file or one of its parents cannot be read, is not valid, or loosens its parent. The error's
+            `issues` hold every problem with file, line and column. Whether a child loosens its parent is only checked
+            once all files are valid.
     """
     return policy if isinstance(policy, Policy) else _effective(_root(policy))
 
 
 def load_policy_text(data: bytes, label: str) -> Policy:
-    """The effective policy of a text, such as standard input; its parents lie in the current folder.
+    """The effective policy of a text, such as standard input; its parents are in the current folder.
 
     Raises:
         PolicyFileError: As for `load_policy`.
@@ -129,7 +130,7 @@ def _bundled(name: str) -> _Source:
 
 
 def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
-    """The file and its parents, the child first, each valid by itself."""
+    """The file and its parents, the child first, each valid on its own."""
     chain: list[tuple[PolicyFile, Document]] = []
     issues: list[Issue] = []
     seen: list[_Source] = []
@@ -158,7 +159,7 @@ def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
 
 
 def _parent(extends: str, seen: list[_Source]) -> _Source:
-    """The parent's file; a ValueError says why there is none."""
+    """The parent's file; a ValueError tells why there is none."""
     reference = extends.partition("@")[0]
     if not is_path(reference):
         if reference not in bundled_policies():
@@ -170,24 +171,24 @@ def _parent(extends: str, seen: list[_Source]) -> _Source:
         circle = " -> ".join(one.label for one in [*seen, source])
         raise ValueError(f"extends in a circle: {circle}")
     if len(seen) > _MAX_PARENTS:
-        raise ValueError(f"more than {_MAX_PARENTS} parents above one another")
+        raise ValueError(f"expected at most {_MAX_PARENTS} parents in a chain, got more")
     return source
 
 
 def _beside(child: _Source, reference: str) -> _Source:
     folder = child.folder
     if folder is None:
-        raise ValueError("a bundled policy extends a bundled policy by its name")
+        raise ValueError("a bundled policy can only extend a bundled policy, by name")
     target = folder / reference
     if Path(reference).is_absolute() or not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"the parent {show(reference)} lies outside of this file's folder; put it beside this file")
+        raise ValueError(f"the parent {show(reference)} is outside this file's folder; put it next to this file")
     if not target.is_file():
-        raise ValueError(f"no such file: {target}")
+        raise ValueError(f"{target} does not exist")
     return _Source(target, str(target), target.parent)
 
 
 class _Merge:
-    """One step of inheritance: a valid file over its effective parent. Collects every place where the child loosens."""
+    """One step of inheritance: a valid file over its effective parent. Collects every place where it loosens it."""
 
     def __init__(self, document: Document, parent: Policy | None) -> None:
         self.document = document
@@ -209,7 +210,7 @@ class _Merge:
         share = self._take(("budget", "max_share_masked"), mine, limit, mine > limit)
         signers = self._signers(file)
         if not categories and not self.issues:
-            self._report(("categories",), "the policy has no categories, so it would guard against nothing")
+            self._report(("categories",), "the policy has no categories, so it would guard against nothing; add one")
         if self.issues:
             raise PolicyFileError(self.issues)
         return Policy.with_origins(
@@ -225,7 +226,7 @@ class _Merge:
         )
 
     def _take(self, loc: Loc, mine: Any, theirs: Any, is_looser: bool) -> Any:
-        """The child's value where it was written, else the parent's; remembers where it was written."""
+        """The child's value if it is written, else the parent's; records where it is written."""
         if loc not in self.document.values:
             return theirs
         key = ".".join(str(part) for part in loc)

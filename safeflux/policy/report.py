@@ -1,4 +1,4 @@
-"""What checking and testing policies found, as CI systems read it: GitHub annotations, SARIF 2.1.0, JUnit XML."""
+"""Results of checks and tests of policies in the formats of CI systems: GitHub annotations, SARIF 2.1.0, JUnit XML."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from safeflux._version import __version__
 RULES = {
     "policy-invalid": "The policy file cannot be read or does not follow the schema.",
     "mask-unknown": "A mask set that the policy names is in no store.",
-    "mask-mismatch": "A mask file erases something else than the policy says.",
-    "expectation-failed": "The policy is not as its tests expect.",
+    "mask-mismatch": "A mask file does not erase what the policy says.",
+    "expectation-failed": "The policy does not meet an expectation.",
 }
-"""Rules that a finding can be of, and what each says."""
+"""The rules of findings, with a description."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and where; line and column from 1, 0 where it is of the whole file."""
+    """One problem and its place; line and column count from 1, and are 0 for the file as a whole."""
 
     rule: str
     file: str
@@ -43,10 +43,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that was looked at: a policy that must be valid, or one expectation of a file of them."""
+    """One check: a policy that must be valid, or one expectation."""
 
     suite: str
-    """The file, as it was named."""
+    """The file, as given."""
     name: str
     findings: tuple[Finding, ...]
 
@@ -57,12 +57,12 @@ class Case:
 
 
 def github(cases: Iterable[Case]) -> str:
-    """Workflow commands of GitHub Actions, one a line, which a pull request shows at the lines."""
+    """Workflow commands of GitHub Actions, one per line, which become annotations of a pull request."""
     return "\n".join(_annotation(finding) for case in cases for finding in case.findings)
 
 
 def _annotation(finding: Finding) -> str:
-    """The documentation of workflow commands says which characters must be escaped."""
+    """Escaped as the documentation of workflow commands requires."""
     message, file = (
         text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for text in (finding.message, finding.file)
     )
@@ -95,7 +95,7 @@ def _result(finding: Finding) -> dict[str, Any]:
 
 
 def junit(cases: Sequence[Case]) -> str:
-    """JUnit XML: a suite for each file, a test for each case; warnings go to the suite's output."""
+    """JUnit XML: a suite for each file, a test for each case; warnings are in the suite's output."""
     root = ElementTree.Element("testsuites")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     for number, suite in enumerate(dict.fromkeys(case.suite for case in cases)):
@@ -122,7 +122,7 @@ def _child(parent: ElementTree.Element, tag: str, attributes: Mapping[str, objec
 
 
 def _xml(text: str) -> str:
-    """A text without the characters that XML 1.0 does not have."""
+    """A string without the characters that XML 1.0 does not allow."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 

@@ -1,8 +1,8 @@
-"""What a policy is: the schema of the file, and the effective policy that the guard puts in force.
+"""The schema of policy files, and the effective policy that a guard puts in force.
 
-A policy file names content categories and the mask sets that switch each of them off; operations people write it by
-hand, so a typo must never widen it: an unknown key is an error. Reading a file, and making one effective policy of it
-and its parents, is the business of `policy`. No torch here, so `policy check` is instant.
+A policy file names content categories and the mask sets that switch each of them off. Operators write it by hand, so a
+typo must never widen it: an unknown key is an error. `load` reads a file and merges it with its parents. No torch here,
+so `policy check` is instant.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Action(StrEnum):
-    """What happens to a category. Ordered from loose to tight by `TIGHTNESS`."""
+    """The action for a category. Ordered from loose to tight by `TIGHTNESS`."""
 
     AUDIT = "audit"
     WARN = "warn"
@@ -46,7 +46,7 @@ def is_looser(mine: str, theirs: str) -> bool:
 
 
 def _no_default(schema: dict[str, Any]) -> None:
-    """Drop the default from the JSON schema, where it only stands for a key that was not written."""
+    """Drop the default from the JSON schema, where it only stands for a missing key."""
     schema.pop("default", None)
 
 
@@ -57,19 +57,19 @@ def _list_schema(schema: dict[str, Any]) -> None:
 
 
 def _categories_schema(schema: dict[str, Any]) -> None:
-    """Let editors refuse a badly named category, as the reader does."""
+    """Let editors refuse an invalid category name, as the reader does."""
     _no_default(schema)
     schema["additionalProperties"] = False
 
 
 class Strict(BaseModel):
-    """What operators write: an unknown key is an error, and nothing changes once it is read."""
+    """Base of files that operators write: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Category(Strict):
-    """One content category: what is done about it, and the mask sets that erase it."""
+    """One content category: its action, and the mask sets that erase it."""
 
     action: Action = Field(
         Action.ENFORCE, strict=False, description="enforce: masks are written. warn, audit: reported only."
@@ -113,7 +113,7 @@ class Signatures(Strict):
 
 
 class _Body(Strict):
-    """What a policy file and an effective policy have in common."""
+    """The fields that a policy file and an effective policy have in common."""
 
     name: Name = Field(description="The policy's own name.")
     description: str = Field("", description="One line for the people who choose a policy.")
@@ -132,13 +132,13 @@ class _Body(Strict):
 
 
 class Versioned(Strict):
-    """A file that says which version of the format it is written in."""
+    """A file with a format version."""
 
     apiVersion: Literal["safeflux/v1"] = Field(description="The format's version.")  # noqa: N815 (the file's own spelling)
 
 
 class PolicyFile(Versioned, _Body):
-    """One policy file as it is written, before its parent is looked at."""
+    """One policy file as written, before it is merged with its parent."""
 
     kind: Literal["Policy"] = Field(description="Always Policy.")
     extends: str = Field(

@@ -1,4 +1,4 @@
-"""The text of a policy to start from, with all that could be said in it beside it as comments."""
+"""The text of a new policy, with all other options as comments."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from safeflux.policy.load import bundled_policies, load_policy
 from safeflux.policy.schema import API_VERSION, Category
 
 SCHEMA_FILE = "policy.schema.json"
-"""Where editors find the schema: beside the policy."""
+"""The schema for editors, next to the policy."""
 BUDGET = 0.05
 
 
@@ -16,12 +16,12 @@ def known_categories() -> dict[str, Category]:
 
 
 def starter(name: str, extends: str | None, categories: Sequence[str]) -> str:
-    """A policy's text.
+    """The text of a new policy.
 
     Args:
         name: Its name.
-        extends: A bundled policy that is its parent; None for none.
-        categories: What it enforces itself. One without a bundled mask gets a mask of its own name.
+        extends: A bundled policy as its parent; None for none.
+        categories: The categories that it enforces itself. One without a bundled mask gets a mask of its own name.
     """
     known, parent = known_categories(), load_policy(extends) if extends else None
     there = {*categories, *(parent.categories if parent else {})}

@@ -1,4 +1,4 @@
-"""Files that people write beside policies (packs, profiles): read as strictly, with the same errors."""
+"""Other files that people write (packs, profiles), read as strictly as policies and with the same errors."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -18,16 +18,17 @@ def read_strict(
     schema: type[_Model],
     faults: Callable[[_Model], Iterable[tuple[Loc, str]]] = lambda value: (),
 ) -> _Model:
-    """A file by its schema.
+    """Read a file by its schema.
 
     Args:
         entry: A path, or an entry of `importlib.resources`.
-        label: What it is called in messages.
-        schema: The model of pydantic that it has to be.
-        faults: Finds what else is wrong with a file that fits: the place of each fault, and the fault.
+        label: Its name in messages.
+        schema: The pydantic model that it must match.
+        faults: Finds further faults in a file that matches the schema: the place of each, and a message.
 
     Raises:
-        ConfigError: It cannot be read or is not valid: each problem with file, line, column and an excerpt.
+        ConfigError: It cannot be read or is not valid; the message has each problem with file, line, column and an
+            excerpt.
     """
     try:
         value, document = read_policy_file(entry, label, schema)

@@ -1,4 +1,4 @@
-"""One policy file by itself: read, parsed, compared with the schema, every problem in an operator's words."""
+"""One policy file on its own: read, parsed and validated by the schema, with errors in an operator's words."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ _NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and sta
 
 
 def read_policy_file(entry: Readable, label: str, schema: type[_Model]) -> tuple[_Model | None, Document]:
-    """The file by a schema (None where it is not valid), and its document, whose `issues` tell all that is wrong.
+    """Read a file by its schema (None if it is not valid), and its document, whose `issues` list all problems.
 
     Raises:
-        PolicyFileError: The file cannot be read as text at all.
+        PolicyFileError: The file cannot be read as text.
     """
     document = read_document(entry, label)
     return validate(document, schema), document
 
 
 def validate(document: Document, schema: type[_Model]) -> _Model | None:
-    """The file by the schema, or None after adding all that is wrong to the document's issues."""
+    """Validate a document; return None after adding all problems to its issues."""
     if document.is_broken(()):
         return None
     try:
@@ -40,7 +40,7 @@ def validate(document: Document, schema: type[_Model]) -> _Model | None:
 
 
 def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
-    """What is wrong at a place, in the words of someone who writes policies."""
+    """The message about a problem, in the words of someone who writes policies."""
     where = ".".join(str(part) for part in loc) or "the file"
     got = show(problem["input"])
     match problem["type"]:
@@ -73,7 +73,7 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
 
 
 def _number(text: str) -> float | None:
-    """The number that a text is meant as; a percentage as a share. None if it is no number."""
+    """The number that a string stands for; a percentage becomes a share. None if it is not a number."""
     bare = text.strip().removesuffix("%")
     try:
         return float(bare) / (100 if text.strip().endswith("%") else 1)
@@ -92,14 +92,14 @@ def _keys_at(schema: Any, loc: Loc) -> list[str]:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The nearest known word as the end of a message, or all known words where none is near."""
+    """The end of a message: the nearest known word, or all known words if none is near."""
     known = list(known)
     near = difflib.get_close_matches(word.lower(), known, n=1) if len(word) <= 100 else []
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
 
 
 def show(value: Any) -> str:
-    """A value for a message: short, and with nothing unprintable in it."""
+    """A value for a message: short and printable."""
     text = (
         repr(value)
         if isinstance(value, str | int | float | None)

@@ -1,4 +1,4 @@
-"""What PyYAML says of a broken file, in the words of someone who writes policies: where it begins, and the cure."""
+"""Translates PyYAML's errors into the words of someone who writes policies: where the fault is, and the remedy."""
 
 import re
 from typing import NamedTuple
@@ -33,13 +33,13 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> Fault:
 def _message(error: yaml.MarkedYAMLError, problem: str, mark: yaml.Mark, lines: list[str]) -> str:
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "'\\t'" in problem:
-        return "a tab; YAML is indented by spaces alone: write two spaces in its place"
+        return "a tab; YAML only allows spaces for indentation: replace it with two spaces"
     if found := re.search(r"character '(.)' that cannot start", problem):
         return f"a value may not begin with {found[1]!r}; put it in quotes"
     if "unknown escape character" in problem:
         return "unknown escape after the backslash; write the text in single quotes, or the backslash twice"
     if re.search(r"found '[\]}]'", problem):
-        return f"this {line[mark.column]!r} closes nothing; remove it"
+        return f"this {line[mark.column]!r} does not close anything; remove it"
     if "expected ',' or" in problem:
         return "a comma is missing before this"
     if "mapping values are not allowed" in problem:
@@ -50,7 +50,7 @@ def _message(error: yaml.MarkedYAMLError, problem: str, mark: yaml.Mark, lines: 
 
 
 def _never_closed(error: yaml.MarkedYAMLError, text: str) -> str | None:
-    """What is open at the error's context and stays open; None if nothing is."""
+    """A message about a quote or bracket that is never closed; None if there is none."""
     context, at = error.context or "", _index(text, error.context_mark)
     if "quoted scalar" in context and "end of stream" in (error.problem or ""):
         return f"this quote {text[at]} is never closed"
@@ -64,7 +64,7 @@ def _open_message(bracket: str) -> str:
 
 
 def _is_closed(text: str, at: int) -> bool:
-    """Whether the bracket at an index is closed before one of another kind is."""
+    """Whether the bracket at an index is closed before a bracket of another kind."""
     return not _open_brackets(text[at:], until_closed=True)
 
 
@@ -74,9 +74,9 @@ def _last_open(text: str) -> int | None:
 
 
 def _open_brackets(text: str, *, until_closed: bool) -> list[int]:
-    """Indices of the brackets that are open at the end, or where one of the wrong kind closes; quotes are skipped."""
+    """Indices of the brackets that are open at the end, or at a closing bracket of another kind; skips quotes."""
     opened: list[int] = []
-    # A quote opens where a value begins, and a comment after white space.
+    # A quote opens at the start of a value, and a comment after white space.
     for found in re.finditer(r"(?<=[\s,:\[{])(?:'[^'\n]*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*)|[\[\]{}]", text):
         bracket = found[0]
         if bracket in _CLOSING:
@@ -96,13 +96,13 @@ def _second_colon(line: str, mark: yaml.Mark, lines: list[str]) -> str:
     above = _above(mark, lines)
     if above and _indent(line) > _indent(above[-1]):
         return _indentation(mark, lines)
-    return "the text before it is no `key: value`; a colon needs a space after it"
+    return "the text before it is not a `key: value`; a colon needs a space after it"
 
 
 def _indentation(mark: yaml.Mark, lines: list[str]) -> str:
     mine, depths = _indent(lines[mark.line]), sorted({_indent(line) for line in _above(mark, lines)})
     if mine in depths:
-        return "a list item ('- ') and a `key: value` stand side by side; indent one of them, or remove it"
+        return "a list item ('- ') and a `key: value` have the same indentation; indent one of them, or remove it"
     spaces = "1 space" if mine == 1 else f"{mine} spaces"
     above = " or ".join(map(str, depths))
     return f"wrong indentation: this line has {spaces} before it, those above have {above}"

@@ -1,11 +1,11 @@
-"""A small strict YAML reader that knows where everything stands, so that each error can point at its line and column.
+"""A small strict YAML reader that records the position of every value, so that errors can point at line and column.
 
-What people write in a policy needs mappings, lists and plain values, nothing else. Duplicate keys, anchors, aliases,
-tags, directives, a second document, NUL, odd line breaks, unseen characters, over-large and over-deep files are
-refused, because each of them is a way for a file to mean something else than what its reader sees. Plain values follow
-YAML 1.2's core schema, so `no` and `on` are text.
+Policies need mappings, lists and plain values, nothing else. Duplicate keys, anchors, aliases, tags, directives, a
+second document, NUL, odd line breaks, invisible characters, and files that are too large or nested too deep are
+refused, because each can make a file mean something else than its reader sees. Plain values follow YAML 1.2's core
+schema, so `no` and `on` are strings.
 
-All problems are collected and reported together. This module knows nothing of policies and imports no torch.
+All problems are collected and reported together. This module knows nothing about policies and imports no torch.
 """
 
 import re
@@ -22,19 +22,19 @@ MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8
 _MAX_SHOWN = 50
 _SNIPPET_WIDTH = 110
-_WHY: dict[type[Exception], str] = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder, not a file"}
+_WHY: dict[type[Exception], str] = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder, not a file"}
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 Loc = tuple[str | int, ...]
-"""The way to a value: keys of mappings and indices of lists, from the top."""
+"""The path to a value: keys of mappings and indices of lists, from the top."""
 
 
 @dataclass(frozen=True, order=True)
 class Issue:
-    """One problem at one place of a file. Line and column count from 1; line 0 means the file as a whole."""
+    """One problem at one place in a file. Line and column count from 1; line 0 means the file as a whole."""
 
     file: str
     line: int
@@ -44,7 +44,7 @@ class Issue:
     width: int = 1
 
     def __str__(self) -> str:
-        """The problem as `file:line:column: message`, with the line and a caret under it where there is one."""
+        """The problem as `file:line:column: message`, with the line and a caret under it if there is one."""
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         head = f"{place}: {self.message}"
         if not self.snippet:
@@ -75,10 +75,10 @@ class PolicyFileError(PolicyError):
 
 @dataclass
 class Document:
-    """A file's value, and where each part of it stands.
+    """A file's value, and the position of each of its parts.
 
     `values` and `keys` map a `Loc` to (line, column, width), all from 1. `broken` holds the places whose value could
-    not be read, so that the schema need not complain about them a second time.
+    not be read, so that the schema does not report them a second time.
     """
 
     file: str
@@ -90,7 +90,7 @@ class Document:
     broken: list[Loc] = field(default_factory=list)
 
     def issue(self, loc: Loc, message: str, *, key: bool = False) -> Issue:
-        """An issue at `loc` (at its key where `key`), or at the nearest place above it that is in the file."""
+        """An issue at `loc` (at its key if `key`), or at the nearest parent that is in the file."""
         if key and loc in self.keys:
             return self._issue(self.keys[loc], message)
         while loc not in self.values:
@@ -102,11 +102,11 @@ class Document:
         return self.values[loc][0]
 
     def is_broken(self, loc: Loc) -> bool:
-        """Whether `loc` lies at or under a place that could not be read."""
+        """Whether `loc` is at or under a place that could not be read."""
         return any(loc[: len(place)] == place for place in self.broken)
 
     def report(self, mark: yaml.Mark, message: str, width: int = 1) -> None:
-        """Note a problem at a mark of the YAML scanner, whose lines and columns count from 0."""
+        """Record a problem at a mark of the YAML scanner, whose lines and columns count from 0."""
         self.issues.append(self.at(mark.line + 1, mark.column + 1, message, width))
 
     def _issue(self, place: tuple[int, int, int], message: str) -> Issue:
@@ -129,8 +129,8 @@ def read_document(source: Readable, file: str) -> Document:
     """Read and parse a file; `file` is its name in messages.
 
     Raises:
-        PolicyFileError: The file cannot be read, is too large, or is not UTF-8 text. Problems inside the YAML are kept
-            in the document's `issues`, so that the caller can raise them together with those of the schema.
+        PolicyFileError: The file cannot be read, is too large, or is not UTF-8 text. Problems in the YAML are kept in
+            the document's `issues`, so that the caller can report them together with those of the schema.
     """
     try:
         with source.open("rb") as stream:
@@ -147,7 +147,7 @@ def parse_document(data: bytes, file: str) -> Document:
         PolicyFileError: Larger than `MAX_BYTES`, not UTF-8, or with a NUL byte.
     """
     if len(data) > MAX_BYTES:
-        raise PolicyFileError([Issue(file, 0, 0, f"larger than {MAX_BYTES} bytes; such a file is a short text")])
+        raise PolicyFileError([Issue(file, 0, 0, f"expected at most {MAX_BYTES} bytes, got more; is this the file?")])
     if fault := encoding_fault(data):
         raise PolicyFileError([Issue(file, 1, 1, fault)])
     try:
@@ -170,7 +170,7 @@ def _place(text: str, index: int) -> tuple[int, int]:
 
 
 class _GiveUpError(Exception):
-    """Reading on is not worth it: PyYAML needs quadratic time for what is nested deep."""
+    """Stop reading: PyYAML needs quadratic time for deep nesting."""
 
     def __init__(self, mark: yaml.Mark, problem: str) -> None:
         super().__init__(problem)
@@ -178,7 +178,7 @@ class _GiveUpError(Exception):
 
 
 class _Builder:
-    """Turns the events of PyYAML's parser into plain values, and notes the place of each."""
+    """Turns the events of PyYAML's parser into plain values, and records the position of each."""
 
     def __init__(self, text: str, document: Document) -> None:
         self.text = text
@@ -186,7 +186,7 @@ class _Builder:
 
     def build(self) -> None:
         try:
-            # Events, not nodes: an alias or a bottomless nest is met before anything is built from it.
+            # Events, not nodes: an alias or endless nesting is found before anything is built from it.
             self.events = yaml.parse(self.text, Loader=yaml.SafeLoader)
             self._stream()
         except _GiveUpError as error:
@@ -260,7 +260,7 @@ class _Builder:
             mark = event.start_mark
             if key in items:
                 first = self.document.keys[(*loc, key)][0]
-                self.document.report(mark, f"the key {key!r} is here twice; it is first on line {first}", _width(event))
+                self.document.report(mark, f"duplicate key {key!r}; the first one is on line {first}", _width(event))
                 self._discard(loc)
                 continue
             self.document.keys[(*loc, key)] = (mark.line + 1, mark.column + 1, _width(event))
@@ -268,7 +268,7 @@ class _Builder:
         return items
 
     def _key(self, event: yaml.Event, loc: Loc) -> str | None:
-        """The key as it is written, or None after noting why it is none."""
+        """The key as written, or None after reporting why it is not valid."""
         if isinstance(event, yaml.CollectionStartEvent):
             raise _GiveUpError(event.start_mark, "a key must be plain text, not a list or mapping")
         if isinstance(event, yaml.AliasEvent) or event.tag is not None or event.anchor is not None:
@@ -277,7 +277,7 @@ class _Builder:
         return event.value
 
     def _discard(self, loc: Loc) -> None:
-        """Read past the value of a key that is not kept; what is wrong inside it is still reported."""
+        """Skip the value of a key that is not kept; problems inside it are still reported."""
         hidden = (*loc, "\0")
         self._value(next(self.events), hidden)
         self.document.values.pop(hidden, None)
@@ -295,6 +295,6 @@ def _resolve(text: str) -> Any:
 
 
 def _width(event: yaml.Event) -> int:
-    """How many characters of its first line an event covers, at least 1."""
+    """The number of characters of its first line that an event covers, at least 1."""
     start, end = event.start_mark, event.end_mark
     return max(1, end.column - start.column) if start.line == end.line else 1

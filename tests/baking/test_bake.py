@@ -85,7 +85,7 @@ def test_a_file_that_baking_does_not_write_fails_the_check(folder, store):
     bake(folder, target, BOTH, store=store)
     for inside in ("transformer/diffusion_pytorch_model.fp16.safetensors", "flux1-whole.safetensors"):
         shutil.copy(folder / inside, target / inside)
-        with pytest.raises(BakeError, match=rf"{inside}: is nothing that baking writes"):
+        with pytest.raises(BakeError, match=rf"{inside}: was not written by baking"):
             check_bake(folder, target, BOTH, store=store)
         (target / inside).unlink()
     check_bake(folder, target, BOTH, store=store)
@@ -183,7 +183,7 @@ def test_one_side_of_a_neuron_is_enough(bfl, base_transformer, store, tmp_path, 
     assert not torch.equal(one["double_blocks.0.txt_mod.lin.weight"], both["double_blocks.0.txt_mod.lin.weight"])
     assert verify_files(target, SPIRITS, store=store).status.state is State.GUARDED
     check_bake(bfl, target, SPIRITS, store=store, form=form)
-    with pytest.raises(BakeError, match="its header is not what these masks give"):
+    with pytest.raises(BakeError, match="its header does not match these masks"):
         check_bake(bfl, target, SPIRITS, store=store)
 
 

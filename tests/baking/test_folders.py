@@ -65,7 +65,7 @@ def test_the_command_says_which_links_lead_out(folder, store, tmp_path):
     )
     asked = ["--policy", str(tmp_path / "blades.yaml"), "--store", str(store)]
     done = CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "guarded"), *asked])
-    assert f"copied from outside of SRC, by a link: vae -> {tmp_path / 'shared'}" in done.stdout
+    assert f"copied from outside SRC, through a link: vae -> {tmp_path / 'shared'}" in done.stdout
     told = json.loads(CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "b"), *asked, "--json"]).stdout)
     assert told["links"] == {"vae": str(tmp_path / "shared")}
 
@@ -74,7 +74,7 @@ def test_the_command_says_which_links_lead_out(folder, store, tmp_path):
 def test_a_dangling_link_is_an_error_and_nothing_is_written(folder, store, inside):
     (folder / inside).unlink(missing_ok=True)
     (folder / inside).symlink_to("../../blobs/0123")
-    with pytest.raises(ModelError, match=rf"{inside}: is a link to \.\./\.\./blobs/0123, which is not there"):
+    with pytest.raises(ModelError, match=rf"{inside}: is a link to \.\./\.\./blobs/0123, which does not exist"):
         bake(folder, folder.parent / "guarded", BLADES, store=store)
     assert not list(folder.parent.glob("*guarded*"))
 
@@ -349,7 +349,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced_without_overwrite(bfl, 
     def appear(*_):
         target.write_bytes(b"theirs")
 
-    with pytest.raises(BakeError, match=r"has appeared while it was made, and was not replaced.*--overwrite"):
+    with pytest.raises(BakeError, match=r"was created by another process meanwhile, and was not replaced.*--overwrite"):
         bake(bfl, target, BLADES, store=store, progress=appear)
     assert target.read_bytes() == b"theirs"
     bake(bfl, target, BLADES, store=store, progress=appear, overwrite=True)
@@ -360,7 +360,7 @@ def test_files_that_another_tool_wrote_anew_are_verified_with_their_base(bfl, st
     target = tmp_path / "guarded.safetensors"
     bake(bfl, target, BLADES, store=store)
     save_file({name: tensor.bfloat16() for name, tensor in load_file(target).items()}, target)
-    with pytest.raises(ModelError, match=r"does not say which base model.*--base"):
+    with pytest.raises(ModelError, match=r"has no stamp of safeflux with its base model.*--base"):
         verify_files(target, BLADES, store=store)
     assert verify_files(target, BLADES, store=store, base=bfl).status.state is State.GUARDED
     shown = CliRunner().invoke(main, ["verify", "--help"]).stdout

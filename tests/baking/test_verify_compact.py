@@ -68,7 +68,7 @@ def cuttable(model):
 
 
 def test_without_the_base_model_nothing_is_concluded(small, heavy_store):
-    with pytest.raises(ModelError, match=r"does not tell which neurons are gone.*--base.*--compact --check"):
+    with pytest.raises(ModelError, match=r"does not show which neurons were removed.*--base.*--compact --check"):
         verify_files(small, BOTH, store=heavy_store)
 
 
@@ -128,7 +128,7 @@ def test_rows_and_weights_that_stayed_are_read(small, base, heavy_store):
 
 def test_other_masks_another_type_and_another_base_are_told(small, base, base_transformer, heavy_store, tmp_path):
     with pytest.raises(
-        ModelError, match=r"expected F32 of shape \(128,\), as these masks leave it of .* got F32 of shape \(64,\)"
+        ModelError, match=r"expected F32 of shape \(128,\), as these masks leave of .* got F32 of shape \(64,\)"
     ):
         verify_files(small, BLADES, store=heavy_store, base=base)
     copy.deepcopy(base_transformer).bfloat16().save_pretrained(tmp_path / "half")

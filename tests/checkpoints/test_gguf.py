@@ -132,9 +132,9 @@ def test_what_a_type_cannot_do_is_refused_with_the_way_out(base_transformer, sto
     for policy, message in (
         (
             SPIRITS,
-            rf"site '.*' masks columns of it, and in {kind.name} only whole rows .*--form rows, or bake the model",
+            rf"site '.*' masks columns of it, but in {kind.name} only whole rows .*--form rows, or bake the model",
         ),
-        (BLADES, rf"'.*:weight' masks single weights of it, and in {kind.name} .*\. Bake the model before it is quant"),
+        (BLADES, rf"'.*:weight' masks single weights of it, but in {kind.name} .*\. Bake the model before it is quant"),
     ):
         with pytest.raises(ModelError, match=message):
             bake(source, tmp_path / "guarded.gguf", policy, store=store)

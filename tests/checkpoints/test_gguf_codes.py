@@ -198,8 +198,8 @@ def test_one_number_that_is_back_or_is_none_is_seen(packed, tmp_path, name, poli
 def test_types_without_a_code_of_zero_are_refused_but_for_rows(packed, tmp_path, name):
     source, store = packed(GGMLQuantizationType[name])
     for policy, message in (
-        (SPIRITS, f"masks columns of it, and in {name} only whole rows .* Bake with --form rows, or bake the model"),
-        (BLADES, f"masks single weights of it, and in {name} only whole rows .* Bake the model before it is quantised"),
+        (SPIRITS, f"masks columns of it, but in {name} only whole rows .* Bake with --form rows, or bake the model"),
+        (BLADES, f"masks single weights of it, but in {name} only whole rows .* Bake the model before it is quantised"),
     ):
         with pytest.raises(ModelError, match=message):
             bake(source, tmp_path / "guarded.gguf", policy, store=store)

@@ -47,7 +47,7 @@ SPOILT = {
         lambda data: put(data, data.index(b"numbers") + 15, "<Q", 2**61),
         "does not end within",
     ),
-    "a key twice": (lambda data: data.replace(b"letters", b"numbers"), "metadata key 'numbers' comes twice"),
+    "a key twice": (lambda data: data.replace(b"letters", b"numbers"), "metadata key 'numbers' appears twice"),
     "an unknown type of metadata": (lambda data: put(data, data.index(b"numbers") + 7, "<I", 13), "unknown type 13"),
     "an alignment of three": (
         lambda data: put(data, data.index(b"general.alignment") + 21, "<I", 3),
@@ -65,11 +65,11 @@ SPOILT = {
     ),
     "an unknown type": (
         lambda data: put(data, entry(data)[2], "<I", 99),
-        r"flux\.gguf: tensor 'img_in\.weight': its type 99 is none that the package gguf knows; get a newer one, or",
+        r"flux\.gguf: tensor 'img_in\.weight': the package gguf does not know its type 99; update the package, or",
     ),
     "a type of other blocks": (
         lambda data: put(data, entry(data)[2], "<I", GGMLQuantizationType.Q4_K),
-        r"'img_in\.weight': shape \(32, 16\) in blocks of 256, as Q4_K has",
+        r"'img_in\.weight': rows of shape \(32, 16\) are not whole blocks of 256, as Q4_K needs",
     ),
     "an offset beyond the end": (lambda data: put(data, entry(data)[3], "<Q", 2**50), "'img_in.weight' ends at byte"),
     "an odd offset": (lambda data: put(data, entry(data)[3], "<Q", 33), "does not begin at a multiple of 32"),
@@ -95,13 +95,13 @@ def test_a_damaged_file_is_one_clear_error_and_nothing_is_written(source, store,
 
 
 def test_a_file_that_is_not_there_is_one_clear_error(tmp_path):
-    with pytest.raises(ModelError, match=r"missing\.gguf: there is no such file or folder"):
+    with pytest.raises(ModelError, match=r"missing\.gguf: does not exist"):
         Checkpoint.open(tmp_path / "missing.gguf")
 
 
 def test_a_guarded_file_is_refused_as_source(source, store, tmp_path):
     bake(source, tmp_path / "once.gguf", BLADES, store=store)
-    with pytest.raises(ModelError, match=r"once\.gguf: is guarded already.*Bake from the base model"):
+    with pytest.raises(ModelError, match=r"once\.gguf: is already guarded.*Bake from the base model"):
         bake(tmp_path / "once.gguf", tmp_path / "twice.gguf", SPIRITS, store=store)
     assert not (tmp_path / "twice.gguf").exists()
 

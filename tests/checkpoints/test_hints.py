@@ -27,23 +27,23 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 def hub_cache(root, base):
     base.save_pretrained(root / "models--org--flux" / "snapshots" / "0a1b" / "transformer")
-    return root / "models--org--flux", r"hub's cache.*name .*models--org--flux/snapshots/0a1b$"
+    return root / "models--org--flux", r"hub's cache.*pass .*models--org--flux/snapshots/0a1b$"
 
 
 def without_transformer(root, base):
     (root / "model").mkdir()
     (root / "model" / "model_index.json").write_text('{"_class_name": "FluxPipeline", "transformer": [null, null]}')
-    return root / "model", "saved without its transformer; name the folder or file that holds it"
+    return root / "model", "saved without its transformer; pass the folder or file"
 
 
 def fp16_only(root, base):
     base.save_pretrained(root / "model" / "transformer", variant="fp16")
-    return root / "model", r"found the variant 'fp16' alone.*from_pretrained\(.*variant='fp16'.*save_pretrained"
+    return root / "model", r"found only the variant 'fp16'.*from_pretrained\(.*variant='fp16'.*save_pretrained"
 
 
 def sharded_fp16_only(root, base):
     base.save_pretrained(root / "model", variant="fp16", max_shard_size="40KB")
-    return root / "model", "found the variant 'fp16' alone"
+    return root / "model", "found only the variant 'fp16'"
 
 
 def pickles(root, base):
@@ -54,13 +54,13 @@ def pickles(root, base):
 def bfl_names(root, base):
     base.save_pretrained(root / "model")
     save_file(to_bfl(base), root / "model" / f"{NAME}.safetensors")
-    return root / "model", rf"Black Forest Labs' names.*name the file itself: .*{NAME}\.safetensors"
+    return root / "model", rf"Black Forest Labs' names.*pass the file itself: .*{NAME}\.safetensors"
 
 
 def single_file_in_folder(root, base):
     (root / "model").mkdir()
     save_file(to_bfl(base), root / "model" / "flux1.safetensors")
-    return root / "model", r"found flux1\.safetensors; name the file itself: .*model/flux1\.safetensors"
+    return root / "model", r"found flux1\.safetensors; pass the file itself: .*model/flux1\.safetensors"
 
 
 def pointer(root, base):
@@ -88,7 +88,7 @@ def torch_file(root, base):
     torch.save(base.state_dict(), root / "flux.pt")
     return (
         root / "flux.pt",
-        r"torch\.save, a pickle, which can run code.*save_file\(torch\.load\(FILE, weights_only=True\)",
+        r"a pickle from torch\.save, which can run code.*save_file\(torch\.load\(FILE, weights_only=True\)",
     )
 
 
@@ -125,7 +125,7 @@ def deep_index(root, base):
     (root / "model" / f"{NAME}.safetensors.index.json").write_text('{"a":' * 50_000)
     return (
         root / "model",
-        r"index\.json: cannot be read as an index of shards \(ValueError\('values lie more than 64 deep",
+        r"index\.json: cannot be read as an index of shards \(ValueError\('values are nested more than 64",
     )
 
 
@@ -158,10 +158,10 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"hf download black-forest-labs/FLUX\.1-dev --local-dir FLUX\.1-dev"):
         open_source("black-forest-labs/FLUX.1-dev")
     (tmp_path / "models").mkdir()
-    with pytest.raises(ModelError, match=r"models/flux: there is no such file or folder; check the path"):
+    with pytest.raises(ModelError, match=r"models/flux: does not exist; check the path"):
         open_source("models/flux")
     (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(ModelError, match=r"link: .*it is a link to gone, which is not there"):
+    with pytest.raises(ModelError, match=r"link: .*it is a link to gone, which does not exist"):
         open_source("link")
 
 
@@ -260,5 +260,5 @@ def test_deep_json_in_a_folder_is_one_clear_error(base_transformer, store, tmp_p
     if name == "model_index.json":
         attempts.append(lambda: bake(tmp_path / "model", tmp_path / "guarded", BLADES, store=store))
     for attempt in attempts:
-        with pytest.raises(ModelError, match=rf"{name}: cannot be read as JSON \(values lie more than 64 deep"):
+        with pytest.raises(ModelError, match=rf"{name}: cannot be read as JSON \(values are nested more than 64"):
             attempt()

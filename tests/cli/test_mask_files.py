@@ -1,4 +1,4 @@
-"""Mask files compared, AND-ed into one, written for other tools, and told of on a card."""
+"""Mask files compared, combined, exported, and described on a card."""
 
 import io
 import json
@@ -72,7 +72,7 @@ def test_parts_that_do_not_fit_are_refused_by_name(parts, make_masks, make_meta,
             join([read_stored(each) for each in (parts[0], path)], "all")
     save_masks(path, make_masks(4), make_meta(licence="CC-BY-4.0"))
     stored = [read_stored(each) for each in (parts[0], path)]
-    with pytest.raises(MaskFileError, match=r"its licence is .*say by --licence") as found:
+    with pytest.raises(MaskFileError, match=r"its licence is .*give the licence of the result with --licence") as found:
         join(stored, "all")
     assert all(told in str(found.value) for told in ("odd.safetensors", "CC-BY-4.0", "Apache-2.0"))
     assert join(stored, "all", "CC-BY-4.0")[1].licence == "CC-BY-4.0"
@@ -118,7 +118,7 @@ def test_diff_tells_bits_by_site_and_metadata(run, parts, tmp_path):
     done = run("diff", "blades.safetensors", "new.safetensors")
     assert done.exit_code == 0
     first, _, row, *rest = done.stdout.splitlines()
-    assert first == "blades.safetensors -> new.safetensors: 3 bits switched off, 2 on again"
+    assert first == "blades.safetensors -> new.safetensors: 3 bits switched off, 2 back on"
     assert row.split() == [name, "3", "2"]
     assert rest == ['concepts: ["dagger", "kitchen knife"] -> ["bomb", "dagger"]']
     told = json.loads(run("diff", "--json", "new.safetensors", "blades.safetensors").stdout)
@@ -126,7 +126,7 @@ def test_diff_tells_bits_by_site_and_metadata(run, parts, tmp_path):
     assert told["sites"] == {name: {"off": 2, "on": 3}}
     assert told["meta"] == {"concepts": [["bomb", "dagger"], ["dagger", "kitchen knife"]]}
     same = run("diff", "blades.safetensors", "blades.safetensors")
-    assert same.stdout == "blades.safetensors -> blades.safetensors: 0 bits switched off, 0 on again\n"
+    assert same.stdout == "blades.safetensors -> blades.safetensors: 0 bits switched off, 0 back on\n"
     assert meta_changes(meta, meta) == {}
 
 
@@ -215,7 +215,7 @@ def test_a_card_of_a_file_without_figures(run, parts, make_masks, make_meta, tmp
     assert card.startswith("# weapons\n\nErases dagger, kitchen knife from `tiny-flux` (flux1).\n")
     for kind, count in make_masks(1).counts_by_kind.items():
         assert f"{count.masked:,} of {count.total:,} ({100 * count.share:.2f} %), of the kind {kind}" in card
-    assert "No rates are in the file" in card
+    assert "The file has no rates" in card
     assert "| base model |" not in card
     assert "of another form than rates" in make_card(make_masks(1), make_meta())
     assert "Bits off: none." in make_card(make_masks(1, share=0.0), make_meta())

@@ -35,9 +35,9 @@ def test_the_commands(keys, mask, tmp_path):
     other = make_keys(tmp_path, "theirs")[1]
     digest = read_public_key(keys[1]).digest
     signed = CliRunner().invoke(main, ["mask", "sign", str(mask), "--key", str(keys[0])])
-    assert (signed.exit_code, signed.stdout) == (0, f"{mask}.sig: written, by the key sha256:{digest}\n")
+    assert (signed.exit_code, signed.stdout) == (0, f"{mask}.sig: written, with the key sha256:{digest}\n")
     found = CliRunner().invoke(main, ["mask", "verify", str(mask), "--key", str(keys[1])])
-    assert (found.exit_code, found.stdout) == (0, f"{mask}: signed by the key sha256:{digest}\n")
+    assert (found.exit_code, found.stdout) == (0, f"{mask}: signed with the key sha256:{digest}\n")
     arguments = ["mask", "verify", str(mask), "--key", str(keys[1]), "--json"]
     assert json.loads(CliRunner().invoke(main, arguments).stdout) == {"ok": True, "signed": {str(mask): digest}}
     arguments = ["mask", "sign", str(mask), "--key", str(keys[0]), "--json"]
@@ -45,7 +45,7 @@ def test_the_commands(keys, mask, tmp_path):
     assert json.loads(CliRunner().invoke(main, arguments).stdout) == told
     wrong = CliRunner().invoke(main, ["mask", "verify", str(mask), "--key", str(other)])
     assert wrong.exit_code == 1
-    assert wrong.stderr.startswith(f"error: {mask}.sig: was not made by the key of")
+    assert wrong.stderr.startswith(f"error: {mask}.sig: was not made with the key of")
     assert CliRunner().invoke(main, ["mask", "verify"]).exit_code == 2
 
 

@@ -195,7 +195,7 @@ REFUSED = {
     "too many": ("norm.pt", draw("norm") * 2, MaskMismatchError, "expected 2 vectors, one for each norm site"),
     "too few heads": ("attn.pt", draw("attn")[:-1], MaskMismatchError, "expected 4 vectors, one for each block"),
     "too wide": ("norm.pt", [torch.ones(193)] * 2, MaskMismatchError, r"vector 0 \(.*\): expected 192 scores, got 193"),
-    "heads off": ("attn.pt", [torch.tensor([3.0, -1.0])] * 4, MaskFileError, "would switch 1 attention heads off"),
+    "heads off": ("attn.pt", [torch.tensor([3.0, -1.0])] * 4, MaskFileError, "would switch off 1 attention heads"),
     "integers": ("ff.pt", [torch.ones(128).int()] * 4, MaskFileError, "expected a vector of floats, got torch.int32"),
     "bools": ("ff.pt", [torch.ones(128) > 0] * 4, MaskFileError, "expected a vector of floats, got torch.bool"),
     "bits": ("ff.pt", [torch.ones(128).byte().view(torch.float4_e2m1fn_x2)] * 4, MaskFileError, "got torch.float4"),
@@ -273,7 +273,7 @@ def test_the_command_writes_a_mask_file_and_tells_what_is_in_it(run, tmp_path):
     masks, meta = load_masks(tmp_path / "weapons.safetensors")
     assert meta.concepts == ("pistol",)
     skipped, written, _, *rows = done.stdout.splitlines()
-    assert skipped == f"{FILES[2]}: skipped: it keeps all heads, for which masks have no site"
+    assert skipped == f"{FILES[2]}: skipped: it keeps all heads, for which masks have no sites"
     assert "weapons.safetensors: written, sha256:" in written
     told = {row.split()[0]: row.split()[1:3] for row in rows}
     for name, count in masks.counts.items():

@@ -122,14 +122,14 @@ def ints(weights):
         (lambda f: (f / "config.json").write_text("[]"), "expected a mapping, got list"),
         (lambda f: change_config(f, _class_name="Path"), "got _class_name 'Path'"),
         (lambda f: change_config(f, _class_name=None), "got _class_name None"),
-        (lambda f: change_config(f, _class_name="FluxControlNetModel"), "no FLUX model"),
-        (lambda f: change_config(f, num_layers="two"), "makes no FluxTransformer2DModel"),
+        (lambda f: change_config(f, _class_name="FluxControlNetModel"), "not a FLUX model"),
+        (lambda f: change_config(f, num_layers="two"), "cannot create a FluxTransformer2DModel"),
         (lambda f: change_config(f, num_layers=3), r"transformer_blocks\.2\..*got none; copy the model again"),
         (lambda f: change_config(f, num_layers=1), r"names 'transformer_blocks\.1\..*no such feed-forward"),
         (lambda f: change_config(f, **{WIDTHS: None}), "expected 'safeflux_widths'.*from_pretrained"),
-        (lambda f: change_config(f, **{WIDTHS: {"transformer_blocks.0.ff:ff": 500}}), "says 500"),
-        (lambda f: change_config(f, **{WIDTHS: {"transformer_blocks.0.ff:ff": 5}}), r"expected \(.*\) by the config"),
-        (lambda f: (f / WEIGHTS).unlink(), "found none"),
+        (lambda f: change_config(f, **{WIDTHS: {"transformer_blocks.0.ff:ff": 500}}), "got 500"),
+        (lambda f: change_config(f, **{WIDTHS: {"transformer_blocks.0.ff:ff": 5}}), r"expected \(.*\) from the config"),
+        (lambda f: (f / WEIGHTS).unlink(), "found neither"),
         (lambda f: (f / WEIGHTS).write_bytes(b"no"), "cannot be read as safetensors"),
         (lambda f: change_weights(f, lambda w: w.pop("proj_out.bias")), "'proj_out.bias'.*got none"),
         (
@@ -147,5 +147,5 @@ def test_folders_that_hold_no_compacted_model_are_refused(saved, spoil, message)
 
 def test_a_plain_model_is_refused(base_transformer, tmp_path):
     base_transformer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="Load a model that is not compacted by `from_pretrained`"):
+    with pytest.raises(ModelError, match="Load a model that is not compacted with `from_pretrained`"):
         load_compact(tmp_path)

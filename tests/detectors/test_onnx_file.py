@@ -85,7 +85,7 @@ def test_open_nsfw_scores_plain_pictures():
 
 def test_each_mistake_has_one_clear_error(colours, tmp_path):
     model, labels = colours(["b", 3, 8, 8], [2, 3])
-    with pytest.raises(ConfigError, match=r"none\.onnx: no such file"):
+    with pytest.raises(ConfigError, match=r"none\.onnx: does not exist"):
         OnnxDetector(tmp_path / "none.onnx", labels)
     with pytest.raises(ConfigError, match=r"labels\.txt: cannot be read as an ONNX model"):
         OnnxDetector(labels, labels)

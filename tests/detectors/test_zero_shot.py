@@ -109,7 +109,7 @@ def test_a_classifier_gives_its_own_chances(folders):
         ("zero-shot:{home}/classifier", Wanted(WORDS), "save_pretrained` of transformers"),
         ("zero-shot:org/clip-of-nobody", Wanted(WORDS), "hf download org/clip-of-nobody"),
         ("zero-shot:org/clip@abc", Wanted(WORDS), "hf download org/clip --revision abc"),
-        ("classifier:{home}/nowhere", Wanted(), "there is no such folder"),
+        ("classifier:{home}/nowhere", Wanted(), "does not exist"),
         ("classifier:{clip}", Wanted(), "has no weights for classifier"),
         ("classifier:{home}/multi", Wanted(settings={"size": "8,8"}), "brings its own labels"),
         ("zero-shot:{clip}", Wanted(WORDS, settings={"size": "8,8"}), "brings its own preprocessing"),

@@ -8,18 +8,18 @@ from safeflux.disk.canonical import MAX_DEPTH, canonical_json, parse_json, parse
 from safeflux.errors import ModelError
 
 REFUSED = {
-    "a key twice": ('{"a": 1, "a": 2}', "'a' twice"),
-    "a key twice, deep": ('[{"a": {"b": 1, "b": 1}}]', "'b' twice"),
+    "a key twice": ('{"a": 1, "a": 2}', "'a' appears twice"),
+    "a key twice, deep": ('[{"a": {"b": 1, "b": 1}}]', "'b' appears twice"),
     "NaN": ('{"a": NaN}', "NaN is not a number"),
     "infinity": ("[-Infinity]", "-Infinity is not a number"),
     "a number that overflows": ("[1e999]", "1e999 is too large"),
     "a number of many digits": ("9" * 5000, "4300"),
     "half a pair": ('{"a": "\\ud800"}', "surrogates not allowed"),
     "not UTF-8": (b'"\xff"', "utf-8"),
-    "deep lists": ("[" * 100_000, "deep in each other"),
-    "deep lists that end": ("[" * 100_000 + "]" * 100_000, "deep in each other"),
-    "deep objects": ('{"a":' * 5000 + "1" + "}" * 5000, "deep in each other"),
-    "a little too deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "deep in each other"),
+    "deep lists": ("[" * 100_000, "levels deep"),
+    "deep lists that end": ("[" * 100_000 + "]" * 100_000, "levels deep"),
+    "deep objects": ('{"a":' * 5000 + "1" + "}" * 5000, "levels deep"),
+    "a little too deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "levels deep"),
     "two values": ("{} {}", "Extra data"),
     "nothing": ("", "Expecting value"),
 }

@@ -31,7 +31,7 @@ def test_a_folder_is_itself_and_an_id_its_snapshot(cache):
     [
         ("org/other", "get it with: hf download org/other"),
         ("org/model@v2", "get it with: hf download org/model --revision v2"),
-        ("/nowhere/at/all", "there is no such folder; expected one, or an id"),
+        ("/nowhere/at/all", "does not exist; expected a folder, or an id"),
     ],
 )
 def test_what_is_not_here_is_named_with_the_command_that_gets_it(cache, name, message):

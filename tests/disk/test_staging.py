@@ -86,12 +86,12 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_of_the_same_name_alone(tm
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     target = tmp_path / "guarded"
-    with pytest.raises(BakeError, match="has appeared while it was made, and was not replaced"):
+    with pytest.raises(BakeError, match="was created by another process meanwhile, and was not replaced"):
         make(target, meanwhile=lambda: target.write_bytes(b"theirs"))
     assert target.read_bytes() == b"theirs"
     make(target, overwrite=True)
     assert target.read_bytes() == b"new"
-    with pytest.raises(BakeError, match="has appeared"):
+    with pytest.raises(BakeError, match="was created by another process meanwhile"):
         make(tmp_path / "folder", None, meanwhile=(tmp_path / "folder").mkdir)
     assert names(tmp_path) == ["folder", "guarded"]
 
@@ -103,7 +103,7 @@ def test_without_hard_links_a_file_is_renamed_and_still_not_replaced(tmp_path, m
     monkeypatch.setattr(os, "link", refuse)
     make(tmp_path / "guarded")
     assert (tmp_path / "guarded").read_bytes() == b"new"
-    with pytest.raises(BakeError, match="has appeared"):
+    with pytest.raises(BakeError, match="was created by another process meanwhile"):
         make(tmp_path / "guarded")
 
 

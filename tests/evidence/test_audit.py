@@ -42,14 +42,14 @@ def test_a_receipt_is_appended_whole(transformer, store, tmp_path):
 EDITS = {
     "a value changed": (lambda lines: [lines[0], lines[1].replace('"n": 1', '"n": 7'), *lines[2:]], "line 2: .*edited"),
     "an action changed": (lambda lines: [lines[0].replace("guard", "gourd"), *lines[1:]], "line 1: .*edited"),
-    "a line taken out": (lambda lines: [lines[0], *lines[2:]], "line 2: the line before"),
-    "the first taken out": (lambda lines: lines[1:], "line 1: the line before"),
-    "two lines swapped": (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1: the line before"),
-    "a line twice": (lambda lines: [lines[0], lines[0], *lines[1:]], "line 2: the line before"),
-    "a blank line": (lambda lines: [lines[0], "", *lines[1:]], "line 2: not a line"),
-    "a member more": (lambda lines: [lines[0][:-1] + ', "x": 1}', *lines[1:]], "line 1: not a line"),
-    "a member less": (lambda lines: ["{}", *lines[1:]], "line 1: not a line"),
-    "no text": (lambda lines: [*lines, "\x00\xff"], "line 5: not a line"),
+    "a line taken out": (lambda lines: [lines[0], *lines[2:]], "line 2: the previous line"),
+    "the first taken out": (lambda lines: lines[1:], "line 1: the previous line"),
+    "two lines swapped": (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1: the previous line"),
+    "a line twice": (lambda lines: [lines[0], lines[0], *lines[1:]], "line 2: the previous line"),
+    "a blank line": (lambda lines: [lines[0], "", *lines[1:]], "line 2: is not a line"),
+    "a member more": (lambda lines: [lines[0][:-1] + ', "x": 1}', *lines[1:]], "line 1: is not a line"),
+    "a member less": (lambda lines: ["{}", *lines[1:]], "line 1: is not a line"),
+    "no text": (lambda lines: [*lines, "\x00\xff"], "line 5: is not a line"),
 }
 
 
@@ -79,8 +79,8 @@ def test_a_line_has_one_spelling(tmp_path, name):
     assert not verify_log(path).faults
     path.write_bytes((SPELLINGS[name](line) + "\n").encode())
     assert path.read_bytes() != line.encode() + b"\n"
-    assert re.match("line 1: not a line", verify_log(path).faults[0])
-    with pytest.raises(AuditError, match="none of an audit log"):
+    assert re.match("line 1: is not a line", verify_log(path).faults[0])
+    with pytest.raises(AuditError, match="not a line of an audit log"):
         AuditLog(path).append("undo", {})
 
 
@@ -144,7 +144,7 @@ def test_lines_that_were_cut_off_are_found_by_the_hash_that_was_kept(log):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]))
     assert not verify_log(path).faults
-    assert "cut off" in verify_log(path, head=heads[-1]).faults[0]
+    assert "truncated" in verify_log(path, head=heads[-1]).faults[0]
     assert not verify_log(path, head=heads[1]).faults  # it has grown since
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_log_is_not_appended_to(tmp_path):
     path = tmp_path / "notes.txt"
     for text in ("shopping list\nmilk\n", "shopping list\nmilk", "milk", "{}\n"):
         path.write_text(text)
-        with pytest.raises(AuditError, match="none of an audit log"):
+        with pytest.raises(AuditError, match="not a line of an audit log"):
             AuditLog(path).append("guard", {})
         assert path.read_text() == text
     with pytest.raises(AuditError, match="cannot be written to"):

@@ -41,7 +41,7 @@ def test_any_change_and_any_other_key_is_refused(tmp_path):
     private, public = make_keys(tmp_path, "key")
     _, other = make_keys(tmp_path, "other")
     envelope = sign_statement(STATEMENT, private)
-    with pytest.raises(SignatureError, match="no signature of this statement is by the key"):
+    with pytest.raises(SignatureError, match="no signature of this statement was made with the key"):
         check_statement(envelope, other)
     changed = copy.deepcopy(envelope)
     changed["payload"] = base64.b64encode(json.dumps({**STATEMENT, "subject": [1]}).encode()).decode()
@@ -88,7 +88,7 @@ def test_a_log_that_is_broken_or_too_short_gives_no_statement(log):
     path.write_text(path.read_text().replace("GUARDED", "guarded", 1))
     run = CliRunner().invoke(main, ["audit", "statement", str(path)])
     assert run.exit_code == 1
-    assert "it was edited; nothing is taken from a log that is broken" in run.stderr
+    assert "it was edited; a broken log is not used" in run.stderr
     assert not run.stdout
     run = CliRunner().invoke(main, ["audit", "statement", str(path.with_name("none"))])
     assert run.exit_code == 3

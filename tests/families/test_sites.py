@@ -132,13 +132,13 @@ def test_a_site_of_no_rule_has_no_spans(site):
 
 @pytest.mark.filterwarnings("ignore:.FluxPosEmbed:FutureWarning")  # inside diffusers' own ControlNet
 def test_models_that_are_no_flux_are_refused():
-    with pytest.raises(ModelError, match=r"no FLUX model.*x_embedder.weight"):
+    with pytest.raises(ModelError, match=r"not a FLUX model.*x_embedder.weight"):
         find_sites(torch.nn.Linear(2, 2))
     controlnet = FluxControlNetModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=24, pooled_projection_dim=20, axes_dims_rope=[4, 6, 6],
     )  # fmt: skip
-    with pytest.raises(ModelError, match="no FLUX model"):
+    with pytest.raises(ModelError, match="not a FLUX model"):
         find_sites(controlnet)
 
 

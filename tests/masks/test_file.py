@@ -195,14 +195,14 @@ HOSTILE = {
     "header is no JSON": (laid_out("{[", b""), "header: expected JSON"),
     "header is a list": (join([], b""), "'__metadata__'"),
     "deep header": (struct.pack("<Q", 200_000) + b"[" * 200_000, "header: expected JSON"),
-    "key twice": (laid_out('{"a":1,"a":2}', b""), "header: expected JSON.*key 'a' twice"),
+    "key twice": (laid_out('{"a":1,"a":2}', b""), "header: expected JSON.*key 'a' appears twice"),
     "a plain torch file": (with_metadata(format="pt"), "'format'.*not a mask file"),
     "no format": (with_metadata(format=None), "'format'.*not a mask file"),
     "newer format": (with_metadata(format="safeflux-mask/2"), "'format'.*safeflux-mask/2.*newer safeflux"),
     "unknown metadata key": (with_metadata(author="me"), "metadata key 'author': unknown"),
     "missing metadata key": (with_metadata(method=None), "metadata key 'method': missing"),
     "metadata that is no text": (with_metadata(category=3), "metadata key 'category'"),
-    "empty text": (with_metadata(licence=" "), "metadata key 'licence': expected a non-empty text"),
+    "empty text": (with_metadata(licence=" "), "metadata key 'licence': expected a non-empty string"),
     "no digest": (with_metadata(config_sha256="abc"), "metadata key 'config_sha256'"),
     "concepts are no list": (with_metadata(concepts='"dagger"'), "metadata key 'concepts'"),
     "no concepts": (with_metadata(concepts="[]"), "metadata key 'concepts'"),
@@ -238,8 +238,11 @@ HOSTILE = {
     "offsets overlap": (with_entry(MATRIX, data_offsets=[4, 6]), "trailing bytes|canonical"),
     "wrong shape": (with_entry(DENSE, shape=[3]), f"tensor '{DENSE}': shape .* disagree"),
     "padding bit": (with_data(DENSE, bytes([0b01010101, 0b10010101])), f"tensor '{DENSE}': expected zero padding"),
-    "index too large": (with_data(SPARSE, struct.pack("<I", 100)), f"tensor '{SPARSE}': expected rising indices"),
-    "dense where sparse is due": (with_data(MATRIX, bytes([255, 15])), f"tensor '{MATRIX}'.*other encoding"),
+    "index too large": (
+        with_data(SPARSE, struct.pack("<I", 100)),
+        f"tensor '{SPARSE}': expected strictly increasing indices",
+    ),
+    "dense where sparse is due": (with_data(MATRIX, bytes([255, 15])), f"tensor '{MATRIX}'.*not encoded as uint8"),
     "spaces in the header": (laid_out(json.dumps(parts(GOOD)[0]), parts(GOOD)[1]), "header: not in canonical form"),
     "keys in another order": (
         laid_out(compact(dict(reversed(parts(GOOD)[0].items()))), parts(GOOD)[1]),
@@ -265,7 +268,7 @@ def test_unsorted_indices_are_refused():
     data = encode(MaskSet({SPARSE: sparse}), META)
     swapped = data.replace(struct.pack("<II", 3, 90), struct.pack("<II", 90, 3))
     assert swapped != data
-    with pytest.raises(MaskFileError, match=f"tensor '{SPARSE}': expected rising indices"):
+    with pytest.raises(MaskFileError, match=f"tensor '{SPARSE}': expected strictly increasing indices"):
         decode(swapped, "x")
 
 

@@ -52,7 +52,7 @@ def limited(*arguments):
 def test_a_small_file_that_names_4_billion_weights_takes_little_memory(huge, tmp_path):
     one, two = huge
     done = limited("mask", "diff", one, two)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"{one} -> {two}: 2 bits switched off, 0 on again")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"{one} -> {two}: 2 bits switched off, 0 back on")
     for command in (["show", one], ["show", two, "--json"], ["card", two]):
         assert limited("mask", *command).returncode == 0
     done = limited("mask", "compose", one, two, tmp_path / "both.safetensors", "--category", "weapons")
@@ -109,12 +109,12 @@ def test_deep_json_in_a_mask_file_is_refused(tmp_path):
     deep = data[8 : 8 + size].decode().rstrip().replace('"evaluation":"{}"', f'"evaluation":"{"[" * 9000}"')
     deep += " " * (-len(deep) % 8)
     (tmp_path / "deep.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep.encode() + data[8 + size :])
-    with pytest.raises(MaskFileError, match=r"metadata key 'evaluation': expected JSON.*deep in each other"):
+    with pytest.raises(MaskFileError, match=r"metadata key 'evaluation': expected JSON.*levels deep"):
         load_masks(tmp_path / "deep.safetensors")
     inner: list = []
     for _ in range(5000):
         inner = [inner]
-    with pytest.raises(MaskFileError, match="'evaluation': expected what JSON can hold"):
+    with pytest.raises(MaskFileError, match="'evaluation': expected values that JSON can hold"):
         MaskMeta("weapons", ("dagger",), "tiny", "flux1", "sf1-x", "by hand", "0" * 64, "Apache-2.0", {"n": inner})
 
 

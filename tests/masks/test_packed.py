@@ -62,11 +62,11 @@ def test_the_form_changes_at_one_bit_in_32(num_off, dtype):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([5, 3], "<u4"), "rising indices below 128"),
-        (np.array([3, 3], "<u4"), "rising indices below 128"),
-        (np.array([3, 128], "<u4"), "rising indices below 128"),
-        (np.arange(4, dtype="<u4"), "with 4 of 128 bits off, expected the other encoding than uint32"),
-        (np.full(16, 255, "u1"), "with 0 of 128 bits off, expected the other encoding than uint8"),
+        (np.array([5, 3], "<u4"), "strictly increasing indices below 128"),
+        (np.array([3, 3], "<u4"), "strictly increasing indices below 128"),
+        (np.array([3, 128], "<u4"), "strictly increasing indices below 128"),
+        (np.arange(4, dtype="<u4"), "4 of 128 bits are off, which is not encoded as uint32"),
+        (np.full(16, 255, "u1"), "0 of 128 bits are off, which is not encoded as uint8"),
     ],
 )
 def test_arrays_that_packing_would_not_make_are_refused(array, message):

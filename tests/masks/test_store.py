@@ -68,7 +68,7 @@ def test_a_link_out_of_the_store_is_refused(store, base, tmp_path):
     outside = tmp_path / "outside.safetensors"
     os.rename(store / "tiny-flux" / "blades.safetensors", outside)
     (store / "tiny-flux" / "blades.safetensors").symlink_to(outside)
-    with pytest.raises(StoreError, match="leads out of the store"):
+    with pytest.raises(StoreError, match="is a link out of the store"):
         Store([store]).find("blades", base)
 
 

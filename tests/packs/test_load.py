@@ -100,7 +100,7 @@ def test_what_is_no_pack_is_said(write, tmp_path):
     for name, message in (
         ("weapon", "did you mean 'weapons'?"),
         ("emoji:weapon", "did you mean 'weapons'?"),
-        (str(tmp_path / "none.yaml"), "no such file"),
+        (str(tmp_path / "none.yaml"), "does not exist"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_pack(name)

@@ -107,5 +107,5 @@ def test_masks_that_do_not_fit_are_refused(transformer, store, make_meta, make, 
 
 
 def test_what_is_no_flux_is_refused(store):
-    with pytest.raises(ModelError, match="no FLUX model"):
+    with pytest.raises(ModelError, match="not a FLUX model"):
         make_plan(policy(weapons=("blades",)), torch.nn.Linear(2, 2), Store([store]))

@@ -75,8 +75,8 @@ def exchange(path):
     ("change", "told"),
     [
         (lambda path: signature_path(path).unlink(), "blades.safetensors: is not signed"),
-        (tamper_signature, "was edited, or not made by the key"),
-        (exchange, "is of a file named 'spirits.safetensors', not 'blades.safetensors'"),
+        (tamper_signature, "was edited, or not made with the key"),
+        (exchange, "is for a file named 'spirits.safetensors', not 'blades.safetensors'"),
     ],
 )
 def test_without_a_true_signature_nothing_is_written(transformer, store, signed, bits_of, change, told):
@@ -100,7 +100,7 @@ def test_a_valid_mask_that_was_put_in_the_place_of_a_signed_one_is_refused(
 def test_the_keys_must_be_given_and_listed(transformer, store, signed, tmp_path):
     policy, key = signed
     with pytest.raises(
-        SignatureError, match=f"must be signed by a key that the policy lists .*{policy.signatures.keys[0]}"
+        SignatureError, match=f"must be signed with a key that the policy lists .*{policy.signatures.keys[0]}"
     ):
         guard(transformer, policy, store=store)
     with pytest.raises(SignatureError, match="none of these was given"):
@@ -233,5 +233,5 @@ def test_an_old_revision_with_its_old_signature_is_stopped_by_a_lock_alone(
     path.write_bytes(old[0])
     signature_path(path).write_bytes(old[1])
     assert guard(transformer, policy, store=store, keys=[key], dry_run=True)  # the signature is valid: nothing is newer
-    with pytest.raises(PolicyError, match=r"mask set 'blades' is sha256:.*, locked is sha256:"):
+    with pytest.raises(PolicyError, match=r"mask set 'blades' is sha256:.*, locked was sha256:"):
         guard(transformer, policy, store=store, keys=[key], lock=tmp_path / "lock.json")

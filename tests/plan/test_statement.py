@@ -94,5 +94,5 @@ def test_what_is_no_receipt_gives_no_statement(transformer, store):
         with pytest.raises(AuditError, match="expected a receipt"):
             make_statement(other)
     for member in ("policy", "categories", "masks_sha256", "state"):
-        with pytest.raises(AuditError, match=f"a receipt lacks '{member}'"):
+        with pytest.raises(AuditError, match=f"the receipt lacks '{member}'"):
             make_statement({key: value for key, value in receipt.items() if key != member})

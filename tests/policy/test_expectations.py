@@ -90,12 +90,12 @@ def test_the_command_exits_1_where_one_fails(folder):
     [
         (
             "policy: shop.yaml\nexpect: {}\n",
-            r":4:1: nothing is expected; known: enforced, not_enforced, erases",
+            r":4:1: expected at least one of enforced, not_enforced, erases",
         ),
         ("policy: shop.yaml\nexpect: {enforce: [weapons]}\n", r":4:10: unknown key 'enforce'; did you mean 'enforced'"),
         ("policy: shop.yaml\nexpect: {adapters: none}\n", r":4:20: expect.adapters: 'none' is not known"),
         ("policy: shop.yaml\nexpect: {max_share_masked: 7}\n", r":4:28: expect.max_share_masked"),
-        ("policy: missing.yaml\nexpect: {adapters: deny}\n", r"missing.yaml.*no such file"),
+        ("policy: missing.yaml\nexpect: {adapters: deny}\n", r"missing.yaml.*does not exist"),
         ("policy: strict\nexpect: {as_tight_as: strct}\n", r"strct: no bundled policy"),
     ],
 )

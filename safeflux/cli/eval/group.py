@@ -25,7 +25,7 @@ Examples:
   safeflux eval --mask runs/weapons/weapons.safetensors --images 100
   safeflux eval --model my-flux --pack vehicles.yaml --detector zero-shot:my-clip --mask vehicles.safetensors
   safeflux eval prompts words.csv --find beer-mug --policy strict
-"""  # click reads the backspace as: keep these lines
+"""  # \b tells click to keep the line breaks
 
 
 @click.group(
@@ -96,8 +96,8 @@ def _refuse_options(ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"{parameter.opts[0]} stands before `{ctx.invoked_subcommand}`, where it has no effect; "
-                f"`safeflux eval {ctx.invoked_subcommand} --help` lists the options that go behind it"
+                f"{parameter.opts[0]} has no effect before `{ctx.invoked_subcommand}`; see `safeflux eval "
+                f"{ctx.invoked_subcommand} --help` for the options that go after it"
             )
 
 

@@ -27,7 +27,7 @@ _REPORTS = Path("runs") / "eval"
 
 
 def measured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that both commands have: what is measured, the seed, and where the report goes."""
+    """Add the options of both commands: masks, seed and output."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table."),
         click.option(
@@ -56,7 +56,7 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
 def subject_reader(
     policy: str | None, masks: tuple[Path, ...], out: Path | None, model: str, store: Store
 ) -> Callable[[Any], Subject]:
-    """Check the folder, and the policy or the masks on the model's files, before the model is loaded."""
+    """Check the output folder, and the policy or masks against the model's files, before the model is loaded."""
     if policy and masks:
         raise click.UsageError("give either --policy or --mask, not both")
     check_writable(out or _REPORTS)
@@ -73,7 +73,7 @@ def subject_reader(
 
 
 def write(report: Report, out: Path | None) -> dict[str, Path]:
-    """Write the report. Mask files and policies come from others: of their names only safe characters are used."""
+    """Write the report. Names of mask files and policies come from others, so only safe characters are used."""
     return report.write(out or _REPORTS / re.sub(r"[^A-Za-z0-9_+-]+", "-", report.name))
 
 
@@ -93,5 +93,7 @@ def show(report: Report, paths: dict[str, Path], as_json: bool) -> None:
         click.echo("\n".join(["", *lines, "", *(f"{name:8}{path}" for name, path in paths.items())]))
     if missing := [name for name in ("matplotlib", "skimage") if find_spec(name) is None]:
         click.echo(
-            f"skipped: {' and '.join(missing)} not installed; get them with pip install 'safeflux[eval]'", err=True
+            f"skipped: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; get them with "
+            "pip install 'safeflux[eval]'",
+            err=True,
         )

@@ -1,4 +1,4 @@
-"""`safeflux mask diff | compose | export | card | import`: what is made of mask files, or made into one."""
+"""`safeflux mask diff | compose | export | card | import`: commands that compare, create or convert mask files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from safeflux.masks.meta import MaskMeta
 
 _PATH: Any = click.Path(path_type=Path)
 
-# Click reads the backspace as: keep these lines.
+# \b tells click to keep the line breaks.
 _DIFF = """\b
 Examples:
   safeflux mask diff weapons-1.safetensors weapons-2.safetensors
@@ -38,7 +38,7 @@ _EXPORT = """\b
 Formats:
   npz          bool arrays, for numpy.load
   safetensors  the same as BOOL tensors, with the metadata as JSON under the key safeflux
-  json         the metadata, and of each site its shape and the numbers of the elements that are off
+  json         the metadata, and for each site its shape and the indices of the elements that are off
 \b
 Examples:
   safeflux mask export weapons.safetensors weapons.npz
@@ -52,7 +52,7 @@ Examples:
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_PATH)
 out = click.argument("out", metavar="OUT", type=_PATH)
 category = click.option("--category", required=True, help="What the masks of OUT erase, as policies name it.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 
 
 @click.command(epilog=_DIFF)
@@ -60,9 +60,9 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that 
 @click.argument("new", metavar="NEW", type=_PATH)
 @as_json
 def diff(old: Path, new: Path, as_json: bool) -> None:
-    """Tell what changes from the mask file OLD to NEW: bits switched off and on again by site, and the metadata.
+    """Print the changes from the mask file OLD to NEW: bits switched off and back on by site, and the metadata.
 
-    A site that a file does not name is kept whole by it.
+    A site that a file does not name is kept whole.
     """
     (before, old_meta), (after, new_meta) = load_masks(old), load_masks(new)
     sites, meta = changes_of(before, after), meta_changes(old_meta, new_meta)
@@ -71,10 +71,10 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
         changes_by_site = {name: change._asdict() for name, change in sites.items()}
         click.echo(json.dumps({"bits": total._asdict(), "sites": changes_by_site, "meta": meta}))
         return
-    click.echo(f"{old} -> {new}: {total.off:,} bits switched off, {total.on:,} on again")
+    click.echo(f"{old} -> {new}: {total.off:,} bits switched off, {total.on:,} back on")
     if sites:
         rows = [(name, f"{change.off:,}", f"{change.on:,}") for name, change in sites.items()]
-        print_rows(("site", "off", "on again"), rows)
+        print_rows(("site", "off", "back on"), rows)
     for key, (was, now) in meta.items():
         click.echo(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
 
@@ -83,17 +83,17 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 @files
 @out
 @category
-@click.option("--licence", help="Licence of OUT; needed where those of the files differ.")
+@click.option("--licence", help="Licence of OUT; needed if those of the files differ.")
 @overwrite
 @as_json
 def compose(
     files: tuple[Path, ...], out: Path, category: str, licence: str | None, overwrite: bool, as_json: bool
 ) -> None:
-    """AND the mask FILEs of one base model into the mask file OUT: it keeps what all of them keep.
+    """Combine the mask FILEs of one base model by AND into the mask file OUT, which keeps what all of them keep.
 
-    The concepts are joined, and the method names the files by their sha256. There are no figures in OUT, since those of
-    the parts are not those of the whole: measure it with `safeflux eval --mask OUT`. The order of the files does not
-    matter: the same files give the same bytes.
+    The concepts are merged, and the method names the files by their sha256. OUT has no figures, since those of the
+    parts do not hold for the whole: measure it with `safeflux eval --mask OUT`. The same files give the same bytes, in
+    any order.
     """
     _check_free(out, overwrite)
     masks, meta = join([read_stored(file) for file in files], category, licence)
@@ -103,18 +103,18 @@ def compose(
 @click.command(epilog=_EXPORT)
 @click.argument("file", metavar="FILE", type=_PATH)
 @out
-@click.option("--format", "form", type=click.Choice(tuple(FORMS)), help="[default: what the name of OUT ends in]")
+@click.option("--format", "form", type=click.Choice(tuple(FORMS)), help="[default: the suffix of OUT]")
 @overwrite
 @as_json
 def export(file: Path, out: Path, form: str | None, overwrite: bool, as_json: bool) -> None:
-    """Write the masks of FILE to OUT for other tools, unpacked, by the names of their sites; True is kept.
+    """Write the masks of FILE to OUT for other tools, unpacked, by the names of their sites; True means keep.
 
-    One byte for each neuron or weight: masks of all the weights of a large model take gigabytes as npz or safetensors.
+    Each neuron or weight takes one byte, so masks of all weights of a large model take gigabytes as npz or safetensors.
     The same FILE gives the same bytes.
     """
     form = form or out.suffix.removeprefix(".")
     if form not in FORMS:
-        raise click.UsageError(f"say by --format what to write, one of {', '.join(FORMS)}, or end the name of OUT so")
+        raise click.UsageError(f"expected a suffix of OUT, or --format, out of {', '.join(FORMS)}, got {form!r}")
     _check_free(out, overwrite)
     masks, meta = load_masks(file)
     _check_memory(file, masks, form)
@@ -130,10 +130,10 @@ def export(file: Path, out: Path, form: str | None, overwrite: bool, as_json: bo
 @click.option("--out", type=_PATH, help="Write the card to this file, and print nothing.")
 @overwrite
 def card(file: Path, out: Path | None, overwrite: bool) -> None:
-    """Make a card of the mask FILE, in Markdown: what it erases, where, how it was made, figures, licence, limits.
+    """Print a card of the mask FILE in Markdown: what it erases, its base model, method, figures, licence and limits.
 
-    All of it stands in the file. Figures become a table with 95 % intervals where they are counts of pictures, as those
-    in the bundled masks are.
+    All of this is in the file. Figures become a table with 95 % intervals if they are counts of pictures, as those in
+    the bundled masks are.
     """
     from safeflux.masks.card import make_card
 
@@ -149,23 +149,22 @@ def card(file: Path, out: Path | None, overwrite: bool) -> None:
 @click.command("import", epilog=_IMPORT)
 @files
 @out
-@click.option("--model", required=True, help="What the scores were learned for: a folder or file, or emoji-flux.")
+@click.option("--model", required=True, help="Model that the scores were learned for: folder, file, or emoji-flux.")
 @category
-@click.option("--concept", "concepts", multiple=True, required=True, help="What they were learned on; repeatable.")
+@click.option("--concept", "concepts", multiple=True, required=True, help="Concept that they erase. Repeatable.")
 @click.option("--licence", required=True, help="Licence of the masks, such as Apache-2.0.")
 @click.option("--base-model", help="Id of the model.  [default: the name of its files]")
 @click.option("--threshold", default=0.0, show_default=True, help="Scores up to it are off.")
 @overwrite
 @as_json
 def import_scores(files: tuple[Path, ...], out: Path, model: str, overwrite: bool, as_json: bool, **about: Any) -> None:
-    """Make the mask file OUT of score FILEs, as the reference code of Minimalist Concept Erasure saves them.
+    """Make the mask file OUT from score FILEs, as the reference code of Minimalist Concept Erasure saves them.
 
-    Each FILE is what torch.save makes of a list of vectors, in call order and without names. Its own name says what it
-    scores, by the word ff (feed-forward neurons), norm (text modulation) or attn (heads). Kept is what has a score over
-    the threshold. Masks have no site for heads: a file that keeps all of them is skipped, any other is refused.
+    Each FILE is a list of vectors from torch.save, in call order and without names. Its name must contain the kind of
+    its scores: ff (feed-forward neurons), norm (text modulation) or attn (heads). Scores above the threshold are kept.
+    Masks have no sites for heads: a file that keeps all heads is skipped, any other is refused.
 
-    A FILE is read as tensors alone, and nothing in it is run. The names, widths and fingerprint in OUT are those of
-    MODEL: name the one that the scores were learned for.
+    A FILE is only read as tensors; no code in it runs. The names, widths and fingerprint in OUT are those of MODEL.
     """
     from safeflux.checkpoints.source import open_source
     from safeflux.convert.import_scores import import_masks
@@ -175,12 +174,12 @@ def import_scores(files: tuple[Path, ...], out: Path, model: str, overwrite: boo
     made = import_masks(files, open_source(model_folder(model)), **about)
     if not as_json:
         for path in made.skipped:
-            click.echo(f"{path}: skipped: it keeps all heads, for which masks have no site")
+            click.echo(f"{path}: skipped: it keeps all heads, for which masks have no sites")
     _save(out, made.masks, made.meta, overwrite, as_json, {"skipped": [str(path) for path in made.skipped]})
 
 
 def _check_memory(file: Path, masks: MaskSet, form: str) -> None:
-    """Refuse what would not fit into memory once it is unpacked: a file of some bytes can name billions of weights."""
+    """Refuse masks that would not fit into memory unpacked: a file of a few bytes can name billions of weights."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if form != "json" and (need := 2 * masks.count.total) > most:  # the arrays, and the file that is made of them
         raise MaskFileError(

@@ -1,4 +1,4 @@
-"""`safeflux mask`: what a mask file holds, who signed it, and what can be made of it. Only the import needs torch."""
+"""`safeflux mask`: show, compare, combine, convert, sign and verify mask files. Only the import needs torch."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from safeflux.masks.file import load_masks
 
 @click.group(cls=Group)
 def mask() -> None:
-    """Look into mask files, compare, join, export and import them, sign them, and tell whether they are as signed."""
+    """Show, compare, combine, export, import, sign and verify mask files."""
 
 
 _EXAMPLES = """\b
@@ -30,7 +30,7 @@ Examples:
 @click.argument("file", metavar="FILE", type=click.Path())
 @as_json
 def show(file: str, as_json: bool) -> None:
-    """Show the metadata of the mask FILE, and how many bits it switches off at each site."""
+    """Show the metadata of the mask FILE, and the number of bits that are off at each site."""
     masks, meta = load_masks(file)
     if as_json:
         click.echo(json.dumps(as_dict(masks, meta)))

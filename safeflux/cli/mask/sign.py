@@ -1,4 +1,4 @@
-"""`safeflux mask sign` and `safeflux mask verify`: signatures by keys that lie on disk. Needs the extra `sign`."""
+"""`safeflux mask sign` and `safeflux mask verify`: signatures with keys on disk. Needs the extra `sign`."""
 
 import json
 from pathlib import Path
@@ -28,9 +28,9 @@ Examples:
 @password
 @as_json
 def sign(files: tuple[Path, ...], key: Path, password: str | None, as_json: bool) -> None:
-    """Sign each FILE, or folder, with a key; the signature is written beside it, as FILE.sig.
+    """Sign each FILE, or folder, with a key; the signature is written next to it, as FILE.sig.
 
-    A policy that lists the key, by the sha256 that is printed, takes only mask files that are signed so.
+    A policy that lists the key, by the sha256 that is printed, only accepts mask files that are signed with it.
     """
     digest = check_private_key(key, password.encode() if password else None).digest
     signed = [(file, sign_file(file, key, password=password)) for file in files]
@@ -38,20 +38,20 @@ def sign(files: tuple[Path, ...], key: Path, password: str | None, as_json: bool
         rows = [{"file": str(file), "signature": str(signature)} for file, signature in signed]
         click.echo(json.dumps({"key": digest, "signed": rows}))
     else:
-        click.echo("\n".join(f"{signature}: written, by the key sha256:{digest}" for _, signature in signed))
+        click.echo("\n".join(f"{signature}: written, with the key sha256:{digest}" for _, signature in signed))
 
 
 @click.command(epilog=_VERIFY)
 @files
-@click.option("--key", required=True, type=click.Path(path_type=Path), help="Public key of who signed, PEM.")
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="PEM public key of the signer.")
 @as_json
 def verify(files: tuple[Path, ...], key: Path, as_json: bool) -> None:
-    """Check that each FILE, or folder, is what was signed with a key.
+    """Check that each FILE, or folder, is unchanged since it was signed with a key.
 
-    The signature is FILE.sig, beside it. A folder must hold the same files as it did, and nothing more.
+    The signature is FILE.sig, next to it. A folder must hold the same files, and nothing more.
     """
     signed = {str(file): verify_file(file, key) for file in files}
     if as_json:
         click.echo(json.dumps({"ok": True, "signed": signed}))
     else:
-        click.echo("\n".join(f"{file}: signed by the key sha256:{digest}" for file, digest in signed.items()))
+        click.echo("\n".join(f"{file}: signed with the key sha256:{digest}" for file, digest in signed.items()))

@@ -1,4 +1,4 @@
-"""How masks are shown: a table of counts, or one JSON object."""
+"""Masks as a table of counts, or as one JSON object."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -13,14 +13,14 @@ from safeflux.masks.meta import MaskMeta
 
 
 def print_counts(what: str, counts: Mapping[str, Count]) -> None:
-    """Print how many bits are off, of how many."""
+    """Print the number of bits that are off, and of all bits."""
     rows = [(name, f"{c.masked:,}", f"{c.total:,}", f"{c.share:.2%}") for name, c in counts.items()]
     print_rows((what, "off", "of", "share off"), rows)
 
 
 def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """Print a table of a name and numbers."""
-    # No box and no wrapping: one line a site, so that the output can be cut and compared.
+    # No box and no wrapping: one line per site, so that other tools can process the output.
     table = Table(box=None, pad_edge=False)
     table.add_column(headings[0], no_wrap=True)
     for heading in headings[1:]:
@@ -31,7 +31,7 @@ def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> No
 
 
 def as_dict(masks: MaskSet, meta: MaskMeta) -> dict[str, Any]:
-    """What a mask file holds, for JSON."""
+    """The content of a mask file, for JSON."""
     sites = {
         name: {"shape": list(masks.shapes[name]), "masked": count.masked, "total": count.total}
         for name, count in masks.counts.items()

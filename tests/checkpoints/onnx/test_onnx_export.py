@@ -134,7 +134,7 @@ def test_what_is_not_exported(small, masks, tmp_path):
     cases = [
         (wrapped, "adapter tensor .* is on the model"),
         (degraded, "policy 'both' is DEGRADED, not GUARDED"),
-        (torch.nn.Linear(2, 2), "this is no FLUX model"),
+        (torch.nn.Linear(2, 2), "this is not a FLUX model"),
         (copy.deepcopy(small).to("meta"), "holds no values"),
         (undecided, "torch cannot export this FluxTransformer2DModel to ONNX: Could not guard"),
     ]

@@ -129,7 +129,7 @@ def test_what_was_masked_is_verified_and_one_weight_that_is_on_is_found(plain, m
     found = verify_files(path, BOTH, store=masks)
     assert found.status.state is State.GUARDED
     assert all(amount.requested == amount.in_force for amount in found.status.sites.values())
-    with pytest.raises(ModelError, match=r"does not say which base model it was made from"):
+    with pytest.raises(ModelError, match=r"has no stamp of safeflux with its base model"):
         verify_files(plain, BOTH, store=masks)
     model = onnx.load(path)
     name = "transformer_blocks.0.norm1_context.linear.bias"

@@ -83,22 +83,22 @@ def grow(model):
 
 
 REFUSED = [
-    (lambda path: path.unlink(), r"model\.onnx: there is no such file"),
+    (lambda path: path.unlink(), r"model\.onnx: does not exist"),
     (lambda path: path.write_bytes(b"no model at all"), r"model\.onnx: cannot be read as an ONNX model"),
     (lambda path: path.write_bytes(b""), "got a file without a graph"),
-    (drop_data, r"model\.onnx\.data: there is no such file"),
+    (drop_data, r"model\.onnx\.data: does not exist"),
     (truncate, r"model\.onnx\.data: truncated, expected at least \d+ bytes"),
     (lambda path: change(path, rename_one), r"'transformer_blocks.0.ff.net.0.proj.weight' is missing.*export_onnx"),
     (lambda path: change(path, rename_all), "are not the parameters of a FLUX transformer.*export_onnx"),
     (
         lambda path: change(path, unread),
-        "'context_embedder.weight': expected that a linear layer reads it, found nothing",
+        "'context_embedder.weight': expected a linear layer to read it, found nothing",
     ),
     (lambda path: change(path, quantise), "expected a plain float type, got FLOAT8E4M3FN.*export_onnx"),
     (lambda path: change(path, shorten), r"expected \d+ bytes of raw data for shape .* got 4"),
     (lambda path: change(path, lose_length), "expected location, offset and length"),
     (lambda path: change(path, negative), "expected location, offset and length"),
-    (lambda path: change(path, escape), r"expected data files beside it, got '\.\./copied"),
+    (lambda path: change(path, escape), r"expected data files next to it, got '\.\./copied"),
     (lambda path: change(path, grow), r"'x_embedder.weight': expected a vector or a matrix"),
 ]
 
@@ -126,7 +126,7 @@ def test_targets_that_are_refused_stay_as_they_are(small, plain, masks, tmp_path
         for target in (there, plain, plain.parent):
             with pytest.raises(BakeError, match=r"(already exists|is the source itself); choose another name"):
                 write(target)
-        with pytest.raises(BakeError, match="nowhere is not there; make it first"):
+        with pytest.raises(BakeError, match="nowhere does not exist; create it first"):
             write(tmp_path / "nowhere" / "flux")
     assert there.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -134,7 +134,7 @@ def test_targets_that_are_refused_stay_as_they_are(small, plain, masks, tmp_path
 
 def test_models_that_are_guarded_already_and_other_bases_are_refused(plain, masks, tmp_path):
     bake(plain, tmp_path / "once", BLADES, store=masks)
-    with pytest.raises(ModelError, match="is guarded already"):
+    with pytest.raises(ModelError, match="is already guarded"):
         bake(tmp_path / "once" / "model.onnx", tmp_path / "twice", SPIRITS, store=masks)
     change(tmp_path / "once" / "model.onnx", lambda model: model.metadata_props.pop())
     data = tmp_path / "once" / "model.onnx.data"
