@@ -10,22 +10,27 @@ none is drawn without a guard. Every answer names its policy (`x-safeflux-policy
 (`x-safeflux-process`).
 """
 
-import asyncio
 import os
 import signal
 
 import click
 import ray
-from fastapi import HTTPException
-from fastapi_service import Request, Service
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import safeflux
-from safeflux import State, load_pipeline
+from safeflux import PictureRequest, ProblemError, Service, ServiceLimits, ServiceSettings, load_pipeline
 
 APP = "safeflux"
+
+
+class Ask(BaseModel):
+    """What to draw."""
+
+    prompt: str = Field(max_length=1000)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=4, health_check_period_s=2, graceful_shutdown_timeout_s=30)
@@ -34,24 +39,27 @@ class Replica:
 
     def __init__(self, policy: str) -> None:
         """Load and guard; Ray sends nothing here before this is done."""
-        self._service = Service(load_pipeline(), policy, None)
+        limits = ServiceLimits(at_once=2)
+        self._service = Service.open(ServiceSettings(model="emoji-flux", policies=(policy,), limits=limits))
 
     def check_health(self) -> None:
         """Ray replaces a replica where this raises."""
-        if self._service.health()["state"] != State.GUARDED:
+        if not self._service.health.is_guarded:
             raise RuntimeError("the guard does not hold")
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def __call__(self, request: Request) -> Response:
         """Draw one picture."""
         try:
-            wanted = Request.model_validate_json(await request.body())
-            png, digest = await asyncio.to_thread(self._service.draw, wanted)
-        except ValueError as error:
-            return JSONResponse({"detail": str(error)}, status_code=422)
-        except HTTPException as error:
-            return JSONResponse({"detail": error.detail}, status_code=error.status_code)
-        headers = {"x-safeflux-policy": digest, "x-safeflux-process": str(os.getpid())}
-        return Response(png, media_type="image/png", headers=headers)
+            ask = Ask.model_validate_json(await request.body())
+            wanted = PictureRequest(ask.prompt, (ask.seed,))
+            drawn = await self._service.draw(request, self._service.desk.default, wanted)
+        except ValidationError as error:
+            places = [each["loc"] for each in error.errors()]  # never the values: a prompt may be among them
+            return JSONResponse({"detail": f"expected a prompt and a seed; wrong: {places}"}, status_code=422)
+        except ProblemError as error:
+            return JSONResponse({"detail": error.message}, status_code=error.status)
+        headers = {"x-safeflux-policy": drawn.sha256, "x-safeflux-process": str(os.getpid())}
+        return Response(drawn.pictures[0], media_type="image/png", headers=headers)
 
 
 def deploy(policy: str) -> None:

@@ -12,7 +12,7 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
 `__all__` is the whole public API; everything else may change. Importing safeflux imports no torch: a name's module is
 loaded when the name is first used. The packages, in the order in which they may import one another: `disk`,
 `families`, `policy`, `reference`; `evidence`, `detectors`; `masks`; `plan`, `checkpoints`, `doctor`; `model`, `baking`;
-`convert`, `evaluation`, `demo`; `trainer`; `cli`. docs/architecture.md tells what each is for.
+`convert`, `evaluation`, `demo`, `serve`; `trainer`; `cli`. docs/architecture.md tells what each is for.
 """
 
 from importlib import import_module
@@ -64,6 +64,12 @@ if TYPE_CHECKING:
     from safeflux.rates import Rate
     from safeflux.reference.measure import draw
     from safeflux.reference.model import EMOJI_FLUX, EMOJI_FLUX_CALL, load_pipeline
+    from safeflux.serve.engine import PictureRequest
+    from safeflux.serve.problems import ProblemError
+    from safeflux.serve.service import Service
+    from safeflux.serve.settings import ServiceLimits, ServiceSettings
+    from safeflux.serve.web.app import make_app
+    from safeflux.serve.web.run import run_service
 
 __all__ = [
     "EMOJI_FLUX",
@@ -84,13 +90,18 @@ __all__ = [
     "MaskMismatchError",
     "MaskSet",
     "ModelError",
+    "PictureRequest",
     "Plan",
     "Policy",
     "PolicyError",
     "PolicyPool",
     "Predicate",
+    "ProblemError",
     "Rate",
     "SafeFluxError",
+    "Service",
+    "ServiceLimits",
+    "ServiceSettings",
     "SignatureError",
     "Site",
     "Sites",
@@ -117,10 +128,12 @@ __all__ = [
     "load_masks",
     "load_pipeline",
     "load_policy",
+    "make_app",
     "make_plan",
     "make_statement",
     "open_detector",
     "open_store",
+    "run_service",
     "save_masks",
     "sign_statement",
     "verify_files",
@@ -146,13 +159,18 @@ _HOME = {
     "MaskMismatchError": "errors",
     "MaskSet": "masks.mask_set",
     "ModelError": "errors",
+    "PictureRequest": "serve.engine",
     "Plan": "plan.resolve",
     "Policy": "policy.load",
     "PolicyError": "errors",
     "PolicyPool": "model.pool.pool",
     "Predicate": "plan.statement",
+    "ProblemError": "serve.problems",
     "Rate": "rates",
     "SafeFluxError": "errors",
+    "Service": "serve.service",
+    "ServiceLimits": "serve.settings",
+    "ServiceSettings": "serve.settings",
     "SignatureError": "errors",
     "Site": "families.sites",
     "Sites": "families.sites",
@@ -179,10 +197,12 @@ _HOME = {
     "load_masks": "masks.file",
     "load_pipeline": "reference.model",
     "load_policy": "policy.load",
+    "make_app": "serve.web.app",
     "make_plan": "model.planning",
     "make_statement": "plan.statement",
     "open_detector": "detectors.specs",
     "open_store": "masks.store",
+    "run_service": "serve.web.run",
     "save_masks": "masks.file",
     "sign_statement": "evidence.envelope",
     "verify_files": "baking.verify",

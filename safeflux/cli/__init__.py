@@ -12,10 +12,11 @@ from safeflux.cli._logs import show_logs
 
 COMMANDS = {
     "demo": ("safeflux.cli.demo", "demo", "Guard the embedded model with a policy; before/after report."),
-    "policy": ("safeflux.cli.policy", "policy", "Write, check, explain, compare and test policies."),
+    "policy": ("safeflux.cli.policy.group", "policy", "Write, check, explain, compare and test policies."),
     "mask": ("safeflux.cli.mask.group", "mask", "Show, compare, combine, import, export and sign mask files."),
     "bake": ("safeflux.cli.bake", "bake_command", "Write a guarded copy of a model's files."),
     "verify": ("safeflux.cli.bake", "verify_command", "Check whether a model's files are guarded."),
+    "serve": ("safeflux.cli.serve", "serve", "Serve a guarded model over HTTP, one policy per request."),
     "onnx": ("safeflux.cli.onnx", "onnx", "Write guarded ONNX models."),
     "doctor": ("safeflux.cli.doctor", "doctor", "Report problems of this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Verify audit logs, and print statements from them."),

@@ -11,6 +11,7 @@ elsewhere. Neither receipts nor the log hold prompts or images.
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -136,6 +137,20 @@ def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[s
     if line is None or _hash({key: value for key, value in line.items() if key != "sha256"}) != line["sha256"]:
         raise AuditError(f"{path}: line {number} was changed while it was read; try again")
     return line
+
+
+def read_last(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]:
+    """Return the last lines of a log as `read_line` does, the newest first, whether or not the chain is unbroken.
+
+    Raises:
+        AuditError: There is no such file.
+    """
+    try:
+        with open_regular(path) as file:
+            last = deque(iter(lambda: file.readline(_MAX_LINE), b""), maxlen=count)
+    except OSError as error:
+        raise AuditError(f"{path}: cannot be read ({error.strerror}); expected an audit log") from error
+    return [line for line in map(_parse, reversed(last)) if line is not None]
 
 
 def _faults(line: Mapping[str, Any], number: int, previous: str) -> Iterator[str]:

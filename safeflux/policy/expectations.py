@@ -14,9 +14,10 @@ from pydantic import Field
 from safeflux.policy.check import mask_findings
 from safeflux.policy.claims import Claims
 from safeflux.policy.diff import Effect, compare
-from safeflux.policy.load import is_path, load_policy
+from safeflux.policy.load import load_policy
 from safeflux.policy.report import Case, Finding
 from safeflux.policy.schema import Adapters, Name, Origin, Policy, Strict, Versioned, is_looser
+from safeflux.policy.sources import is_path
 from safeflux.policy.validate import read_policy_file, suggest
 from safeflux.policy.yaml_reader import Document, PolicyFileError
 

@@ -7,9 +7,7 @@ the parent is in force. The schema itself is in `schema`.
 
 import math
 import os
-from dataclasses import dataclass
-from importlib.resources import files
-from io import BytesIO
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from safeflux.policy.schema import (
     is_looser,
     policy_schema,
 )
-from safeflux.policy.validate import read_policy_file, show, suggest
-from safeflux.policy.yaml_reader import Document, Issue, Loc, PolicyFileError, Readable
+from safeflux.policy.sources import Given, Source, bundled_policies, parent_of, root
+from safeflux.policy.validate import read_policy_file
+from safeflux.policy.yaml_reader import Document, Issue, Loc, PolicyFileError
 
 __all__ = [
     "Action",
@@ -44,39 +43,6 @@ __all__ = [
     "policy_schema",
 ]
 
-_MAX_PARENTS = 8
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A policy file to read, and its name in messages."""
-
-    entry: Readable
-    label: str
-    folder: Path | None = None
-    """The folder of its parents; None for a bundled policy, whose parents are bundled."""
-
-    @property
-    def identity(self) -> str:
-        return str(self.entry.resolve()) if isinstance(self.entry, Path) else self.label
-
-
-@dataclass(frozen=True)
-class _Given:
-    """A policy that is not in a file."""
-
-    data: bytes
-
-    def open(self, mode: str) -> BytesIO:
-        return BytesIO(self.data)
-
-
-def bundled_policies() -> list[str]:
-    """The names of the policies that come with safeflux."""
-    return sorted(
-        e.name.removesuffix(".yaml") for e in files("safeflux.policies").iterdir() if e.name.endswith(".yaml")
-    )
-
 
 def load_policy(policy: str | os.PathLike[str] | Policy) -> Policy:
     """The effective policy of a bundled name (`strict`), of a path (`my/policy.yaml`), or of a `Policy`.
@@ -89,7 +55,7 @@ def load_policy(policy: str | os.PathLike[str] | Policy) -> Policy:
             `issues` hold every problem with file, line and column. Whether a child loosens its parent is only checked
             once all files are valid.
     """
-    return policy if isinstance(policy, Policy) else _effective(_root(policy))
+    return policy if isinstance(policy, Policy) else _effective(root(policy))
 
 
 def load_policy_text(data: bytes, label: str) -> Policy:
@@ -98,10 +64,30 @@ def load_policy_text(data: bytes, label: str) -> Policy:
     Raises:
         PolicyFileError: As for `load_policy`.
     """
-    return _effective(_Source(_Given(data), label, Path()))
+    return _effective(Source(Given(data), label, Path()))
 
 
-def _effective(source: _Source) -> Policy:
+def load_policy_texts(texts: Mapping[str, bytes]) -> dict[str, Policy]:
+    """The effective policies of a folder's files, given as they were read: names of files -> their bytes.
+
+    Parents are bundled, or among these files; nothing else is read.
+
+    Raises:
+        PolicyFileError: As for `load_policy`, with the problems of all of them.
+    """
+    found: dict[str, Policy] = {}
+    issues: list[Issue] = []
+    for name, data in texts.items():
+        try:
+            found[name] = _effective(Source(Given(data), name, texts))
+        except PolicyFileError as error:
+            issues.extend(issue for issue in error.issues if issue not in issues)
+    if issues:
+        raise PolicyFileError(issues)
+    return found
+
+
+def _effective(source: Source) -> Policy:
     effective: Policy | None = None
     for file, document in reversed(_read_chain(source)):
         effective = _Merge(document, effective).merge(file)
@@ -109,31 +95,11 @@ def _effective(source: _Source) -> Policy:
     return effective
 
 
-def _root(policy: str | os.PathLike[str]) -> _Source:
-    text = os.fspath(policy)
-    if not isinstance(policy, str) or is_path(text):
-        return _Source(Path(text), text, Path(text).parent)
-    if text not in bundled_policies():
-        hint = suggest(text, bundled_policies())
-        message = f"no bundled policy has this name{hint} (a file's path ends in .yaml)"
-        raise PolicyFileError([Issue(text, 0, 0, message)]) from FileNotFoundError(text)
-    return _bundled(text)
-
-
-def is_path(text: str) -> bool:
-    """Whether a reference to a policy is a file's path, and not a bundled name."""
-    return text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text
-
-
-def _bundled(name: str) -> _Source:
-    return _Source(files("safeflux.policies") / f"{name}.yaml", f"bundled:{name}.yaml")
-
-
-def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
+def _read_chain(source: Source | None) -> list[tuple[PolicyFile, Document]]:
     """The file and its parents, the child first, each valid on its own."""
     chain: list[tuple[PolicyFile, Document]] = []
     issues: list[Issue] = []
-    seen: list[_Source] = []
+    seen: list[Source] = []
     unread: PolicyFileError | None = None
     while source is not None:
         seen.append(source)
@@ -150,41 +116,12 @@ def _read_chain(source: _Source | None) -> list[tuple[PolicyFile, Document]]:
         source = None
         if file.extends:
             try:
-                source = _parent(file.extends, seen)
+                source = parent_of(file.extends, seen)
             except ValueError as error:
                 issues.append(document.issue(("extends",), str(error)))
     if issues:
         raise PolicyFileError(issues) from unread
     return chain
-
-
-def _parent(extends: str, seen: list[_Source]) -> _Source:
-    """The parent's file; a ValueError tells why there is none."""
-    reference = extends.partition("@")[0]
-    if not is_path(reference):
-        if reference not in bundled_policies():
-            raise ValueError(f"no bundled policy is named {show(reference)}{suggest(reference, bundled_policies())}")
-        source = _bundled(reference)
-    else:
-        source = _beside(seen[-1], reference)
-    if source.identity in [one.identity for one in seen]:
-        circle = " -> ".join(one.label for one in [*seen, source])
-        raise ValueError(f"extends in a circle: {circle}")
-    if len(seen) > _MAX_PARENTS:
-        raise ValueError(f"expected at most {_MAX_PARENTS} parents in a chain, got more")
-    return source
-
-
-def _beside(child: _Source, reference: str) -> _Source:
-    folder = child.folder
-    if folder is None:
-        raise ValueError("a bundled policy can only extend a bundled policy, by name")
-    target = folder / reference
-    if Path(reference).is_absolute() or not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"the parent {show(reference)} is outside this file's folder; put it next to this file")
-    if not target.is_file():
-        raise ValueError(f"{target} does not exist")
-    return _Source(target, str(target), target.parent)
 
 
 class _Merge:

@@ -69,8 +69,7 @@ class PolicyPool:
         Raises:
             SafeFluxError: The errors of `guard`, for any of the policies; the model is as before.
         """
-        effective = {name: load_policy(policy) for name, policy in policies.items()}
-        check_policies(effective)
+        effective = _loaded(policies)
         if at_once < 1 or patience < 0:
             raise ApplyError(
                 f"expected at_once of at least 1 and patience of at least 0, got {at_once} and {patience:g}"
@@ -213,19 +212,28 @@ class PolicyPool:
                 others, or a write failed. The old policies stay.
             SafeFluxError: Another of the errors of `guard`, for any of the policies; likewise.
         """
-        effective = {name: load_policy(policy) for name, policy in policies.items()}
-        check_policies(effective)
-        masks = self._store if store is None else open_store(store)
+        effective, masks = _loaded(policies), self._store if store is None else open_store(store)
         self._turns.plan(lambda: self._replace(effective, masks))
         self._queue.wake()
 
-    def _replace(self, policies: Mapping[str, Policy], masks: Store) -> None:
-        before = record_of(self._transformer).plans[:-1]
+    def check(self, policies: Mapping[str, str | os.PathLike[str] | Policy]) -> dict[str, Plan]:
+        """Plan what `replace` would put in force with the pool's own store, and write nothing.
+
+        Raises:
+            SafeFluxError: The errors of `replace`, but for those of writes.
+        """
+        effective = _loaded(policies)
+        return self._turns.plan(lambda: self._plan(effective, self._store))
+
+    def _plan(self, policies: Mapping[str, Policy], masks: Store) -> dict[str, Plan]:
+        entry = self._entry
+        self._name_in_force()  # that one is
         self._check_on_top()
-        plans = plan_all(
-            policies, self._model, masks, standing=before, base=self._entry.plan.base, admitted=self._entry.admitted
-        )
-        name = self._name_in_force()
+        standing = record_of(self._transformer).plans[:-1]
+        return plan_all(policies, self._model, masks, standing=standing, base=entry.plan.base, admitted=entry.admitted)
+
+    def _replace(self, policies: Mapping[str, Policy], masks: Store) -> None:
+        plans, name = self._plan(policies, masks), self._name_in_force()
         first = name if name in plans else next(iter(plans))
 
         def write() -> None:
@@ -280,3 +288,9 @@ class PolicyPool:
             seen.count(num_written)
             entry.seen = seen
         _log.debug("switch: policy %r of the pool in the place of %r", policy, name)
+
+
+def _loaded(policies: Mapping[str, str | os.PathLike[str] | Policy]) -> dict[str, Policy]:
+    effective = {name: load_policy(policy) for name, policy in policies.items()}
+    check_policies(effective)
+    return effective

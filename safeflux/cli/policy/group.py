@@ -11,7 +11,7 @@ import click
 from safeflux.cli._completion import CATEGORY, POLICY
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples, masks, store, stores
-from safeflux.cli.policy_plan import changed_bits, lock, plan
+from safeflux.cli.policy.plan import changed_bits, lock, plan
 from safeflux.disk.atomic import write_atomically
 from safeflux.errors import PolicyError
 from safeflux.policy.check import STDIN, Checked, expand

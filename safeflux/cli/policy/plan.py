@@ -37,7 +37,9 @@ def plan(name: str, model: str, store: "Store", lock: str | None, as_json: bool)
         from safeflux.plan.lock import check_lock
 
         check_lock(found, lock)
-    facts = _plan_as_dict(found)
+    from safeflux.plan.facts import plan_facts
+
+    facts = plan_facts(found)
     click.echo(json.dumps(facts) if as_json else _plan_text(found, facts))
 
 
@@ -73,28 +75,6 @@ def _plan(name: str, model: str, store: "Store") -> "Plan":
 
     found = open_source(model_folder(model))
     return plan_for(effective, found.sites, found.fingerprint, store)
-
-
-def _plan_as_dict(plan: "Plan") -> dict[str, Any]:
-    """A plan in plain values."""
-    from safeflux.masks.card import about
-
-    return {
-        "policy": plan.policy.name,
-        "sha256": plan.policy.digest,
-        "base": plan.base,
-        "categories": {
-            name: {
-                "action": str(category.action),
-                "masks": {one.name: {"sha256": one.sha256, **about(one.meta)} for one in category.stored},
-                "bits": category.masks.count.masked,
-            }
-            for name, category in plan.categories.items()
-        },
-        "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
-        "sites": {name: count.masked for name, count in plan.masks.counts.items() if count.masked},
-        "budget": plan.policy.budget.max_share_masked,
-    }
 
 
 def _plan_text(plan: "Plan", facts: dict[str, Any]) -> str:

@@ -1,0 +1,287 @@
+"""The policies that a service offers, and how they change: checked, planned, logged, in force; all or nothing.
+
+There are those that it was started with, which stay, and those of its folder. A change comes by PUT, DELETE or a roll
+back, each of which writes to the folder, or from whoever else edits the folder. It is written to the audit log before
+anything is done, and what became of it after. Where any step fails, the old policies are in force, and in the folder.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from safeflux.errors import ApplyError, AuditError, PolicyError, SafeFluxError
+from safeflux.evidence.audit import AuditLog
+from safeflux.plan.resolve import Plan
+from safeflux.policy.load import Policy, load_policy_texts
+from safeflux.serve.engine import Drawn, Engine, PictureRequest
+from safeflux.serve.folder import PolicyFolder, Texts, file_of, stem
+
+CHANGE = "safeflux-change/1"
+"""The form of log lines that say what is about to be done, or was refused."""
+_KEPT = 16
+"""Revisions that can be gone back to."""
+_NEXT = " (next)"
+"""Ends the pool's name of a policy that is tried; no policy that is offered can have a space in its name."""
+_WAIT = 30.0
+"""Seconds that a change waits for another one."""
+
+_log = logging.getLogger(__name__)
+
+
+class BusyError(SafeFluxError, RuntimeError):
+    """Another change is under way."""
+
+
+class StaleError(SafeFluxError, RuntimeError):
+    """The policies are no longer those that the change was meant for."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """All policies at one time."""
+
+    number: int
+    policies: Mapping[str, Policy]
+    since: Mapping[str, datetime]
+    """When each was put in force as it is."""
+    texts: Texts = field(default_factory=dict)
+    """The folder's files."""
+    by: str = "start"
+
+    def digests(self) -> dict[str, str]:
+        """Name -> sha256."""
+        return {name: policy.digest for name, policy in self.policies.items()}
+
+
+class Desk:
+    """What is offered now, and the only way to change it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fixed: Mapping[str, Policy],
+        default: str,
+        *,
+        folder: PolicyFolder | None = None,
+        texts: Texts | None = None,
+        audit: AuditLog | None = None,
+        changed: Callable[[str], None] = lambda how: None,
+    ) -> None:
+        """Take over what the engine has in force, and log it.
+
+        Args:
+            engine: It has a pool of all these policies.
+            fixed: Those that stay.
+            default: The policy of requests that name none.
+            folder: Where the others are.
+            texts: Its files, as they were read for the engine.
+            audit: The log.
+            changed: Called after each change, or refusal, with its name.
+
+        Raises:
+            AuditError: The log takes no line.
+        """
+        self.engine, self.fixed, self.default, self.folder, self.audit = engine, dict(fixed), default, folder, audit
+        self._changed, self._lock = changed, threading.Lock()
+        policies, now = engine.pool.policies, _now()
+        self.current = Revision(1, policies, dict.fromkeys(policies, now), dict(texts or {}))
+        self._older: deque[Revision] = deque(maxlen=_KEPT)
+        self.fault = ""
+        """Why the folder as it is now is not in force; empty if it is."""
+        self._seen = self._tried = self.current.texts
+        if audit:
+            audit.append("guard", engine.receipt())
+
+    @property
+    def num_older(self) -> int:
+        """How many revisions can be gone back to."""
+        return len(self._older)
+
+    def put(self, name: str, text: bytes, by: str, *, revision: int | None = None) -> Revision:
+        """Put a policy in force, in the place of the one of this name if there is one, and write it to the folder.
+
+        Args:
+            name: Its name, and its file's.
+            text: YAML.
+            by: Who asks.
+            revision: That which the change is meant for; without, whichever is current.
+
+        Raises:
+            PolicyError: The text is not valid, or there is no folder; nothing was changed.
+            StaleError: Another change came first.
+            SafeFluxError: Anything else that `PolicyPool.replace` or the log refuses; nothing was changed.
+        """
+        with self._changing(revision):
+            self._check_free(name)
+            return self._change("put", by, {**self.current.texts, file_of(name): text})
+
+    def delete(self, name: str, by: str, *, revision: int | None = None) -> Revision:
+        """Offer a policy no longer, and remove its file. The errors are those of `put`."""
+        with self._changing(revision):
+            self._check_free(name)
+            if file_of(name) not in self.current.texts:
+                raise PolicyError(f"no policy {name!r} in the folder") from FileNotFoundError(name)
+            if name == self.default:
+                raise PolicyError(f"{name!r} is the default of requests that name no policy; put another in its place")
+            rest = {file: text for file, text in self.current.texts.items() if file != file_of(name)}
+            return self._change("delete", by, rest)
+
+    def roll_back(self, by: str, *, revision: int | None = None) -> Revision:
+        """Go back to the policies before the last change. The errors are those of `put`."""
+        with self._changing(revision):
+            if not self._older:
+                raise PolicyError("no earlier revision is known since this service was started")
+            before = self._older[-1]
+            made = self._change("rollback", by, before.texts)
+            for _ in range(2):  # the one that was left, and the one that it went back to
+                self._older.pop()
+            return made
+
+    def check(self, name: str, text: bytes) -> tuple[Policy, Plan]:
+        """Check and plan what `put` would put in force; changes nothing. The errors are those of `put`."""
+        policies = self._policies({**self.current.texts, file_of(name): text})
+        plan = self.engine.pool.check(policies)[name]
+        return policies[name], plan
+
+    def try_out(
+        self, name: str, text: bytes, wanted: list[PictureRequest], by: str
+    ) -> tuple[list[tuple[Drawn, Drawn]], tuple[Policy, Plan]]:
+        """Draw pictures before and after, under the policy of a name and under another in its place.
+
+        The other is in the pool meanwhile, where no request reaches it. A name that is not offered yet is compared with
+        the default.
+
+        Raises:
+            SafeFluxError: The errors of `put`; what is offered is as it was.
+        """
+        with self._changing(None):
+            policy, plan = self.check(name, text)
+            before = name if name in self.current.policies else self.default
+            trial = f"{name}{_NEXT}"
+            now = self.current.policies
+            self._note("asked", {"change": "preview", "by": by, "to": {name: policy.digest}})
+            self.engine.pool.replace({**now, trial: policy})
+            try:
+                pairs = [(self.engine.draw(before, one), self.engine.draw(trial, one)) for one in wanted]
+            finally:
+                self.engine.pool.replace(now)
+            return pairs, (policy, plan)
+
+    def look(self) -> None:
+        """Look at the folder, and put what it has in force once it has been the same for two looks."""
+        if self.folder is None:
+            return
+        try:
+            texts = self.folder.read()
+            is_settled, self._seen = texts == self._seen, texts
+            if texts == self.current.texts:
+                self.fault, self._tried = "", texts
+            elif is_settled and texts != self._tried:
+                with self._changing(None):
+                    self._tried = texts
+                    self._change("reload", "folder", texts)
+                self.fault = ""
+        except SafeFluxError as error:
+            if str(error) != self.fault:
+                _log.warning("policies: what the folder has is not in force: %s", error)
+            self.fault = str(error)
+
+    @contextmanager
+    def _changing(self, revision: int | None) -> Iterator[None]:
+        if not self._lock.acquire(timeout=_WAIT):
+            raise BusyError("another change of policies is under way; try again")
+        try:
+            if revision not in (None, self.current.number):
+                raise StaleError(
+                    f"the change is meant for revision {revision}, and {self.current.number} is in force; look again"
+                )
+            yield
+        finally:
+            self._lock.release()
+
+    def _check_free(self, name: str) -> None:
+        if self.folder is None:
+            raise PolicyError("this service has no folder of policies: start it with --policies FOLDER")
+        if name in self.fixed:
+            raise PolicyError(f"{name!r} was given at the start and stays as it is; choose another name")
+
+    def _policies(self, texts: Texts) -> dict[str, Policy]:
+        found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}
+        return join(self.fixed, found, self.default)
+
+    def _change(self, how: str, by: str, texts: Texts) -> Revision:
+        old = self.current
+        policies = self._policies(texts)
+        facts = {"change": how, "by": by, "from": old.digests(), "to": {n: p.digest for n, p in policies.items()}}
+        try:
+            self.engine.pool.check(policies)
+            self._note("asked", facts)
+            self.engine.pool.replace(policies)
+            self._keep(how, old, texts)
+        except SafeFluxError as error:
+            self._changed("refused")
+            self._refuse(facts, error)
+            raise
+        now = _now()
+        since = {n: old.since[n] if old.policies.get(n) == policy else now for n, policy in policies.items()}
+        self._older.append(old)
+        self.current = Revision(old.number + 1, policies, since, dict(texts), by)
+        self._seen = self._tried = self.current.texts
+        self._changed(how)
+        return self.current
+
+    def _keep(self, how: str, old: Revision, texts: Texts) -> None:
+        """Write what is in force now to the folder and the log, or take it back."""
+        try:
+            if self.folder and how != "reload":
+                self.folder.write(old.texts, texts)
+            if self.audit:
+                self.audit.append(how, self.engine.receipt())
+        except SafeFluxError as error:
+            self._take_back(how, old, texts, error)
+
+    def _take_back(self, how: str, old: Revision, texts: Texts, error: SafeFluxError) -> None:
+        try:
+            self.engine.pool.replace(old.policies)
+            if self.folder and how != "reload":
+                self.folder.write(texts, old.texts)
+        except SafeFluxError as second:
+            raise ApplyError(
+                f"{error} Taking the change back failed too ({second}): what is in force is not what was logged; "
+                "restart the service"
+            ) from second
+        raise type(error)(f"{error} So the change was taken back: the old policies are in force.") from error
+
+    def _note(self, action: str, facts: Mapping[str, Any]) -> None:
+        if self.audit:
+            self.audit.append(action, {"format": CHANGE, "time": _now().isoformat(timespec="seconds"), **facts})
+
+    def _refuse(self, facts: Mapping[str, Any], error: SafeFluxError) -> None:
+        try:
+            self._note("refused", {**facts, "reason": str(error)})
+        except AuditError:  # the first error matters, and may be this one
+            return
+
+
+def join(fixed: Mapping[str, Policy], found: Mapping[str, Policy], default: str | None) -> dict[str, Policy]:
+    """All policies of a service, the default first.
+
+    Raises:
+        PolicyError: A name is taken twice, there is none at all, or the default is not among them.
+    """
+    if both := fixed.keys() & found.keys():
+        raise PolicyError(f"the folder has a policy {min(both)!r}, and one of that name was given at the start")
+    every = {**fixed, **found}
+    if default not in every:
+        known = ", ".join(map(repr, every)) or "none"
+        raise PolicyError(f"the default policy {default!r} is not among those of this service: {known}")
+    return {default: every[default], **every}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,163 @@
+"""All parts of one service together: loaded, guarded, watched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+
+from safeflux.errors import ConfigError, SafeFluxError
+from safeflux.evidence.audit import AuditLog
+from safeflux.masks.store import open_store
+from safeflux.policy.load import Policy, load_policy, load_policy_texts
+from safeflux.policy.sources import is_path
+from safeflux.profiles.load import load_profile
+from safeflux.profiles.schema import Profile
+from safeflux.reference.model import load_pipeline
+from safeflux.serve.access import Access, Caller, read_tokens
+from safeflux.serve.desk import Desk, join
+from safeflux.serve.engine import Drawn, Engine, GoneError, PictureRequest, UnguardedError
+from safeflux.serve.folder import PolicyFolder, Watcher, stem
+from safeflux.serve.gate import Gate
+from safeflux.serve.health import Health
+from safeflux.serve.metrics import Metrics
+from safeflux.serve.problems import ProblemError
+from safeflux.serve.settings import ServiceSettings
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model, who may use it, and what is known of it."""
+
+    settings: ServiceSettings
+    engine: Engine
+    desk: Desk
+    gate: Gate
+    health: Health
+    metrics: Metrics
+    access: Access
+    watchers: tuple[Watcher, ...]
+
+    @classmethod
+    def open(cls, settings: ServiceSettings, pipe: Any = None, *, operator: str | None = None) -> Service:
+        """Check everything, load the model, guard it, and begin to watch.
+
+        Args:
+            settings: What it is started with.
+            pipe: A pipeline that is loaded already; without, the settings' model is loaded.
+            operator: The operator's token; without, SAFEFLUX_TOKEN's value.
+
+        Raises:
+            SafeFluxError: A policy, profile, token or store is not right, or the model cannot be guarded.
+        """
+        fixed = {_name_of(policy): load_policy(policy) for policy in settings.policies}
+        folder = PolicyFolder(settings.folder) if settings.folder else None
+        texts = folder.read() if folder else {}
+        found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}
+        default = settings.default or next(iter(fixed), None) or next(iter(found), None)
+        policies = join(fixed, found, default)
+        token = os.environ.get("SAFEFLUX_TOKEN", "") if operator is None else operator
+        access = Access(read_tokens(settings.tokens) if settings.tokens else (), token)
+        _check_named(access, policies)
+        profile = load_profile(settings.profile or settings.model)
+        store = open_store(settings.stores or None, settings.keys)
+        engine = Engine(pipe or _load(settings, profile), profile, policies, store, settings.limits)
+        metrics, gate = Metrics(), Gate(settings.limits.at_once, settings.limits.waiting)
+        desk = Desk(
+            engine,
+            fixed,
+            next(iter(policies)),
+            folder=folder,
+            texts=texts,
+            audit=AuditLog(settings.audit) if settings.audit else None,
+            changed=lambda how: metrics.changes.labels(how).inc(),
+        )
+        health = Health(engine.pool, deep_seconds=settings.deep_seconds, is_full=lambda: gate.is_full)
+        watchers = [Watcher(health.look, settings.verify_seconds, "safeflux-verify")]
+        if folder:
+            watchers.append(Watcher(desk.look, settings.watch_seconds, "safeflux-policies"))
+        return cls(settings, engine, desk, gate, health, metrics, access, tuple(watchers))
+
+    def close(self) -> None:
+        """Stop the threads, write the last line of the log, and restore the weights."""
+        for watcher in self.watchers:
+            watcher.stop()
+        if self.desk.audit:
+            self.desk.audit.append("stop", self.engine.receipt())
+        self.engine.close()
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether anybody can change policies."""
+        return self.desk.folder is not None and self.access.has_operator
+
+    def choose(self, caller: Caller, policy: str | None) -> str:
+        """The policy of a request.
+
+        Args:
+            caller: Who asks.
+            policy: What it asks for; None for its default.
+
+        Raises:
+            ProblemError: 403 where its token does not allow it, 404 where it is not offered.
+        """
+        name = policy or (caller.policies[0] if caller.policies else self.desk.default)
+        if not caller.may(name):
+            allowed = ", ".join(caller.policies or ())
+            raise ProblemError(403, f"the token of {caller.name!r} allows {allowed}", code="policy", param="policy")
+        offered = self.desk.current.policies
+        if name not in offered:
+            known = ", ".join(each for each in offered if caller.may(each))
+            raise ProblemError(404, f"no policy {name!r} here; there is {known}", code="policy", param="policy")
+        return name
+
+    async def draw(self, request: Request, policy: str, wanted: PictureRequest) -> Drawn:
+        """Draw for a request, once its turn has come.
+
+        Args:
+            request: That which waits for it.
+            policy: What `choose` returned.
+            wanted: What to draw.
+
+        Raises:
+            ProblemError: 429 where too many wait, 503 where the guard does not hold or the turn did not come.
+        """
+
+        def draw(is_gone: Any) -> Drawn:
+            with self.metrics.seconds.time():
+                return self.engine.draw(policy, wanted, is_gone)
+
+        if self.health.is_stopping:
+            raise ProblemError(503, "the service is stopping", code="stopping", retry=5)
+        try:
+            drawn = await self.gate.run(draw, request.is_disconnected)
+        except UnguardedError as error:
+            self.metrics.unguarded.inc()
+            raise ProblemError(503, str(error), code="unguarded") from error
+        except GoneError as error:
+            raise ProblemError(499, str(error), code="gone") from error
+        except SafeFluxError as error:
+            raise ProblemError(503, str(error), code="not_drawn", retry=5) from error
+        self.metrics.pictures.inc(len(drawn.pictures))
+        return drawn
+
+
+def _name_of(policy: str) -> str:
+    return Path(policy).stem if is_path(policy) else policy
+
+
+def _check_named(access: Access, policies: Mapping[str, Policy]) -> None:
+    if unknown := sorted(access.named_policies - policies.keys()):
+        known = ", ".join(policies)
+        raise ConfigError(f"tokens: no policy {unknown[0]!r} here, which a token names; there is {known}")
+
+
+def _load(settings: ServiceSettings, profile: Profile) -> Any:
+    import torch
+
+    source = profile.source if settings.profile is None else settings.model
+    return load_pipeline(source, dtype=getattr(torch, settings.dtype)).to(settings.device)

@@ -1,0 +1,25 @@
+"""Prompts to try a policy with, where the operator gives none: one for each category that it enforces."""
+
+from safeflux.plan.resolve import Plan
+from safeflux.policy.load import Action
+from safeflux.profiles.schema import Profile
+
+_TEMPLATE = "a photo of {thing}"
+
+
+def trial_prompts(profile: Profile, plan: Plan) -> list[str]:
+    """A prompt for the first concept of each enforced category, as a caption if the model knows captions alone.
+
+    Args:
+        profile: The model's.
+        plan: What is tried.
+    """
+    concepts = [
+        category.stored[0].meta.concepts[0]
+        for category in plan.categories.values()
+        if category.action is Action.ENFORCE
+    ]
+    speech = profile.speech
+    template = speech.single[0] if speech else _TEMPLATE
+    slots = {slot: values[0] for slot, values in speech.slots.items()} if speech else {}
+    return [template.format(thing=f"a {concept.replace('-', ' ')}", **slots) for concept in dict.fromkeys(concepts)]

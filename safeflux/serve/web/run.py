@@ -1,0 +1,89 @@
+"""A service until it is stopped: one process, one model, one event loop."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from safeflux.errors import ConfigError
+from safeflux.serve.service import Service
+from safeflux.serve.web.app import make_app
+from safeflux.serve.web.transport import prompt_clients
+
+_DRAIN = 60
+"""Seconds that requests under way get once the service is told to stop."""
+
+
+class _Server(uvicorn.Server):
+    """Says that it is stopping before it waits for those under way, so that `/readyz` answers 503."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._service.health.is_stopping = True
+        super().handle_exit(sig, frame)
+
+
+def run_service(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    app: FastAPI | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests until SIGINT or SIGTERM; those under way are finished first.
+
+    Args:
+        service: It is closed at the end.
+        host: The address to bind.
+        port: 0 for a free one.
+        app: What `make_app` returned, with routes of your own; without, the routes of `make_app` alone.
+        ready: Called once requests are taken.
+
+    Raises:
+        ConfigError: The port cannot be had.
+    """
+    limits = service.settings.limits
+    config = uvicorn.Config(
+        app or make_app(service),
+        http=prompt_clients(limits.request_seconds),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=_DRAIN,
+    )
+    try:
+        with bind(host, port) as listening:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn, which has its own, raises it anew at its end
+            ready()
+            _Server(config, service).run(sockets=[listening])
+    finally:
+        service.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of an address.
+
+    Raises:
+        ConfigError: It cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"{host}:{port}: cannot be bound ({error.strerror}); choose another with --port") from error
+    return found

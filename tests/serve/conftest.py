@@ -1,0 +1,62 @@
+"""One service for most tests, and the pictures that it should draw."""
+
+import hashlib
+
+import pytest
+
+import safeflux
+from safeflux.policy.load import load_policy
+from safeflux.reference.measure import draw
+from safeflux.reference.model import load_pipeline
+from tests.helpers.services import service
+
+PROMPT, SEED = "a dagger, noto style, white background", 7
+KIDS = "a-token-of-the-kids-app"
+LIVE = "apiVersion: safeflux/v1\nkind: Policy\nname: live\nextends: brand\n"
+TIGHT = LIVE.replace("extends: brand\n", "categories: {weapons: {action: enforce, masks: [weapons]}}\n")
+"""What `live` says: one policy that erases a dagger, and one that does not."""
+
+
+@pytest.fixture(scope="session")
+def live_pipe():
+    """The embedded model in this process."""
+    return load_pipeline()
+
+
+@pytest.fixture(scope="session")
+def pictures(live_pipe, tmp_path_factory):
+    """What each policy draws, by its digest."""
+    folder, found = tmp_path_factory.mktemp("policies"), {}
+    for name, text in {"live": LIVE, "tight": TIGHT}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    for policy in ("moderate", str(folder / "live.yaml"), str(folder / "tight.yaml")):
+        with safeflux.guard(live_pipe, policy):
+            found[load_policy(policy).digest] = draw(live_pipe, [PROMPT], SEED)[0]
+    return found
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """What the service is started with: a folder of policies, tokens and a log."""
+    home = tmp_path_factory.mktemp("service")
+    (home / "policies").mkdir()
+    (home / "policies" / "live.yaml").write_text(LIVE)
+    digest = hashlib.sha256(KIDS.encode()).hexdigest()
+    entry = f"  - {{name: kids-app, sha256: {digest}, policies: [live]}}\n"
+    (home / "tokens.yaml").write_text(f"apiVersion: safeflux/v1\nkind: Tokens\ntokens:\n{entry}")
+    return home
+
+
+@pytest.fixture(scope="session")
+def command(home):
+    return [
+        "-m", "safeflux", "serve", "--policy", "moderate", "--policies", str(home / "policies"),
+        "--tokens", str(home / "tokens.yaml"), "--audit", str(home / "audit.jsonl"),
+        "--queue", "5", "--request-seconds", "2", "--watch-seconds", "0.3", "--patience", "0.2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(home, command):
+    with service(command, home / "out.txt") as (client, process):
+        yield client, process
