@@ -38,6 +38,7 @@ WITH_EXAMPLES = {
     "safeflux.trainer.objective.noised",
     "safeflux.evaluation.metrics",
     "safeflux.packs.templates",
+    "safeflux.pages.pairs",
     "safeflux.packs.neutral",
     "safeflux.trainer.run.validation",
 }

@@ -32,6 +32,8 @@ def test_every_command_of_the_page_works_in_its_order(tmp_path, monkeypatch):
             words_of_line += [part for setting in SMALLER for part in ("--set", setting)]
         if words_of_line[:2] == ["eval", "--model"]:
             words_of_line += ["--images", "2", "--kept", "4", "--call", "num_inference_steps=1"]
+        if words_of_line[0] == "preview":
+            words_of_line += ["--images", "2", "--call", "num_inference_steps=1"]
         result = CliRunner().invoke(main, words_of_line, catch_exceptions=False)
         assert result.exit_code == 0, f"{line}\n{result.output}"
         outputs[" ".join(words_of_line[:2])] = result
@@ -44,5 +46,7 @@ def test_every_command_of_the_page_works_in_its_order(tmp_path, monkeypatch):
     assert (tmp_path / "guarded" / "model_index.json").is_file()
     assert "vehicles: found" in outputs["eval --model"].stdout
     assert "vehicles, on the base model: finds " in outputs["eval --model"].stdout
+    assert "vehicles asked for" in outputs["preview --model"].stdout
+    assert (tmp_path / "runs/preview/preview.html").is_file()
     assert "a car: found" in outputs["eval prompts"].stdout
     assert list((tmp_path / "runs/vehicles/pictures").iterdir())

@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": ("safeflux.cli.doctor", "doctor", "Report problems of this installation."),
     "audit": ("safeflux.cli.audit", "audit", "Verify audit logs, and print statements from them."),
     "eval": ("safeflux.cli.eval.group", "evaluate", "Measure what masks erase and what they leave alone."),
+    "preview": ("safeflux.cli.preview", "preview", "Draw any model before and after a policy, on one page."),
     "pack": ("safeflux.cli.pack", "pack", "List, check and write packs: categories in words."),
     "attack": ("safeflux.cli.attack", "attack", "Attack masks, and measure what comes back beside controls."),
     "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),

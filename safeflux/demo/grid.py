@@ -1,10 +1,9 @@
 """The demo's picture: for every section the same prompts before and after, in one labelled PNG."""
 
-from io import BytesIO
-
 from PIL import Image, ImageDraw, ImageFont
 
 from safeflux.demo.result import DemoResult, Section
+from safeflux.pages.pairs import percent
 
 COLUMNS = 8
 _SIDE = 96
@@ -30,21 +29,9 @@ def draw_grid(result: DemoResult) -> Image.Image:
     return image
 
 
-def png(image: Image.Image) -> bytes:
-    """Encode a picture; the same picture gives the same bytes."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def thing_of(prompt: str) -> str:
     """The part of a prompt that names what to draw, without style and background."""
     return prompt.partition(",")[0]
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share as text: `97.5 %`."""
-    return f"{100 * share:.{digits}f} %"
 
 
 def _draw_section(image: Image.Image, top: int, section: Section) -> None:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safeflux.demo.grid import draw_grid, png
+from safeflux.demo.grid import draw_grid
 from safeflux.demo.page import make_page
 from safeflux.demo.result import DemoResult
 from safeflux.disk.atomic import write_atomically
+from safeflux.pages.pictures import png
 
 
 @dataclass(frozen=True)

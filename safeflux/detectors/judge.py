@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from safeflux.detectors.base import Detector, Scores, Wanted, activate, same_threshold
@@ -14,26 +15,34 @@ SIZE = 64
 
 
 class JudgeDetector(Detector):
-    """The judge of the embedded model: it knows the vocabulary's concepts, and looks at pictures in 64 x 64."""
+    """The judge of the embedded model: it knows the vocabulary's concepts, and looks at pictures in 64 x 64.
+
+    Args:
+        judge: The judge.
+        styles: Art styles of the vocabulary that it looks for too; one is found where it is the likeliest of all.
+    """
 
     is_calibrated = True  # trained with one half as the boundary
 
-    def __init__(self, judge: Judge) -> None:
-        self.name, self.concepts, self._judge = "judge", vocabulary().names, judge
+    def __init__(self, judge: Judge, styles: Sequence[str] = ()) -> None:
+        known = vocabulary()
+        self.name, self.concepts, self._judge = "judge", (*known.names, *styles), judge
         self.thresholds = same_threshold(self.concepts, 0.5)
+        self._styles = [known.styles.index(style) for style in styles]
 
     def __call__(self, images: Sequence[Image.Image]) -> Scores:
-        """Score B pictures: each concept's probability by itself, float32 (B, concepts)."""
-        small = [image.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
-        return activate(self._judge(small).concepts, "sigmoid")
+        """Score B pictures, float32 (B, concepts): each concept by itself, a style against the likeliest other one."""
+        verdicts = self._judge([image.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images])
+        ahead = [verdicts.styles[:, k] - np.delete(verdicts.styles, k, axis=1).max(axis=1) for k in self._styles]
+        return activate(np.column_stack([verdicts.concepts, *ahead]), "sigmoid")
 
 
 def open_judge(argument: str, wanted: Wanted) -> JudgeDetector:
-    """`judge`.
+    """`judge`; of the vocabulary's styles it looks for those that are wanted.
 
     Raises:
         ConfigError: It is given an argument, labels or preprocessing.
     """
     if argument or wanted.labels or wanted.settings:
         raise ConfigError("detector 'judge' brings its own labels and preprocessing; leave those options out")
-    return JudgeDetector(Judge())
+    return JudgeDetector(Judge(), [style for style in vocabulary().styles if style in wanted.concepts])

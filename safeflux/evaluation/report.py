@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from PIL import Image
 from safeflux.disk.atomic import write_atomically
 from safeflux.evaluation.metrics import Paired
 from safeflux.evaluation.plots import plot_rates
+from safeflux.pages.pictures import png
 from safeflux.reference.onnx_session import runtimes
 
 LIBRARIES = ("safeflux", "torch", "diffusers", "transformers", "numpy")
@@ -114,14 +114,8 @@ class Report:
             write_atomically(path, texts[name].encode())
         for name, image in self.findings.pictures.items():
             paths[name] = folder / f"{name}.png"
-            write_atomically(paths[name], _png(image))
+            write_atomically(paths[name], png(image))
         if find_spec("matplotlib"):
             paths["plot"] = folder / "rates.png"
             plot_rates(self.findings.bars, paths["plot"], title=self.name)
         return paths
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

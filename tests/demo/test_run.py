@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from safeflux.demo.grid import draw_grid, png
+from safeflux.demo.grid import draw_grid
 from safeflux.demo.result import Measure
 from safeflux.demo.run import run_demo
 from safeflux.errors import ModelError, PolicyError, StoreError
 from safeflux.families import MATRIX_KINDS
 from safeflux.families.sites import find_sites
 from safeflux.model.guard import guard
+from safeflux.pages.pictures import png
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import draw, single_asks
 from safeflux.reference.model import load_pipeline

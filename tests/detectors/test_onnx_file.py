@@ -71,6 +71,8 @@ def test_the_judge_is_a_detector_and_so_is_its_file(tmp_path):
     verdicts = judge(images)
     for name in ("dagger", "cat"):
         assert list(detector.found(images, [name])[:, 0]) == list(verdicts.found([name] * 5))
+    for style in vocabulary().styles:
+        assert list(JudgeDetector(judge, [style]).found(images, [style])[:, 0]) == list(verdicts.in_style([style] * 5))
     assert detector([BLUE.resize((300, 200))]).tolist() == detector([BLUE]).tolist()
     np.testing.assert_allclose(detector(images), 1 / (1 + np.exp(-verdicts.concepts.astype(float))), atol=1e-6)
 

@@ -55,6 +55,7 @@ def test_a_package_brings_a_kind_of_its_own(installed):
 
 def test_the_judge_is_known_by_its_name():
     assert open_detector("judge").concepts == vocabulary().names
+    assert open_detector("judge", Wanted({"fluent": ("fluent",)})).concepts == (*vocabulary().names, "fluent")
     assert set(KINDS) == {"judge", "onnx", "zero-shot", "classifier", "opennsfw"}
 
 

@@ -1,13 +1,12 @@
-"""The page of a campaign: one HTML file that refers to nothing outside itself and runs no script."""
+"""The page of a campaign, from its template."""
 
-import base64
 import json
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from safeflux.evaluation.attacks.report import LIKENESS, AttackReport, Level, Result
 from safeflux.evaluation.attacks.victim import Arm
+from safeflux.pages.page import render
+from safeflux.pages.pictures import png_uri
 from safeflux.rates import Rate
 
 _WIDTH, _HEIGHT, _EDGE = 300, 120, 8
@@ -18,15 +17,10 @@ _SHOWN = 4
 
 def make_page(report: AttackReport) -> str:
     """Return the whole report as one HTML text, pictures and curves inside."""
-    templates = Environment(
-        loader=PackageLoader("safeflux.evaluation.attacks"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     detector = report.detectors[0]
-    return templates.get_template("attacks.html").render(
+    return render(
+        "safeflux.evaluation.attacks",
+        "attacks.html",
         report=report,
         settings=report.campaign.depends,
         detector=detector,
@@ -89,4 +83,4 @@ def _place(share: float) -> float:
 
 def _strips(report: AttackReport, result: Result, arm: Arm) -> list[dict[str, str]]:
     pictures = report.campaign.strips(result.attack, arm)[:_SHOWN]
-    return [{"thing": name, "png": base64.b64encode(path.read_bytes()).decode()} for name, path in pictures]
+    return [{"thing": name, "src": png_uri(path.read_bytes())} for name, path in pictures]

@@ -78,20 +78,29 @@ def look(
     check_fit(masks, sites)
 
     def drawn(what: str, chosen: Sequence[Set]) -> dict[str, Looked]:
-        artist = _Artist(pipe, settings, batch, what, sum(len(one.asks) for one in chosen), progress)
-        return {one.name: artist.look(one, detectors) for one in chosen}
+        artist = Artist(pipe, settings, batch, what, sum(len(one.asks) for one in chosen), progress)
+        return {one.name: artist.look(one, detectors, SMALL if one.name in KEPT else None) for one in chosen}
 
     base = drawn("base model", list(sets.values()))
     with apply_masks_(transformer, masks):
         masked = drawn("masked model", [one for one in sets.values() if not one.is_calibration])
     first = sets.get(KEPT[0]) or sets[KEPT[1]]
     again = Set(first.name, first.asks[:TWO_NOISES], first.first_seed + MAX_PICTURES // 2)
-    others = _Artist(pipe, settings, batch, "another noise", len(again.asks), progress).look(again, {}).images
+    others = Artist(pipe, settings, batch, "another noise", len(again.asks), progress).look(again, {}, SMALL).images
     return Seen(sets, base, masked, (base[first.name].images[: len(others)], others), Shares.of(masks, sites))
 
 
-class _Artist:
-    """Draws sets with a model as it is."""
+class Artist:
+    """Draws sets with a model as it is, and has detectors look.
+
+    Args:
+        pipe: The pipeline.
+        settings: Arguments of its call.
+        batch: Pictures drawn at a time.
+        what: The name of the work, for progress.
+        total: Pictures of all sets.
+        progress: Called with the number of pictures drawn so far.
+    """
 
     def __init__(
         self, pipe: Any, settings: Mapping[str, Any], batch: int, what: str, total: int, progress: Progress
@@ -100,8 +109,14 @@ class _Artist:
         self._report: Callable[[int], None] = lambda done: progress(what, done, total)
         self._done = 0
 
-    def look(self, one: Set, detectors: Mapping[str, Detector]) -> Looked:
-        """Draw a set batch by batch; whole pictures are let go."""
+    def look(self, one: Set, detectors: Mapping[str, Detector], side: int | None) -> Looked:
+        """Draw a set batch by batch.
+
+        Args:
+            one: The set.
+            detectors: Those who look, by their names.
+            side: Pixels a side, at most, of the pictures that are kept; None to keep none.
+        """
         parts: dict[str, list[Scores]] = {name: [] for name in detectors}
         kept: list[Image.Image] = []
         for start in range(0, len(one.asks), self._batch):
@@ -109,14 +124,14 @@ class _Artist:
             images = draw(self._pipe, prompts, one.first_seed + start, batch=self._batch, settings=self._settings)
             for name, detector in detectors.items():
                 parts[name].append(detector(images))
-            kept += [small(image) for image in images] if one.name in KEPT else []
+            kept += [small(image, side) for image in images] if side else []
             self._done += len(prompts)
             self._report(self._done)
         return Looked({name: np.concatenate(scores) for name, scores in parts.items()}, kept)
 
 
-def small(image: Image.Image) -> Image.Image:
-    """The picture, scaled down to `SMALL` pixels a side where it is larger."""
+def small(image: Image.Image, side: int) -> Image.Image:
+    """The picture in RGB, scaled down to some pixels a side where it is larger."""
     copy = image.convert("RGB")
-    copy.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS)
+    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
     return copy

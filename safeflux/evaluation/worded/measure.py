@@ -38,6 +38,8 @@ class Measuring:
         sizes: Sizes,
         seed: int = 0,
         device: str = "cpu",
+        *,
+        needs_detector: bool = True,
     ) -> "Measuring":
         """Put it together, and find what is wrong before anything is drawn.
 
@@ -49,13 +51,14 @@ class Measuring:
             sizes: Pictures of each kind.
             seed: Of prompts and noises, 0 to 4095.
             device: Where detectors of transformers run.
+            needs_detector: Whether it is an error that nobody looks.
 
         Raises:
-            ConfigError: No detector, or one that cannot be opened or has no label for a concept; a pack of a category
-                that no mask erases; a seed out of range.
+            ConfigError: No detector where one is needed, or one that cannot be opened or has no label for a concept; a
+                pack of a category that no mask erases; a seed out of range.
         """
         specs = detectors or ((profile.detector,) if profile.detector else ())
-        if not specs:
+        if needs_detector and not specs:
             raise ConfigError(
                 f"the model {profile.name} has no detector of its own: name one, e.g. --detector zero-shot:FOLDER"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from safeflux.detectors.base import Detector, Scores
 from safeflux.detectors.calibration import Calibration, calibrate_by_scores
@@ -38,7 +39,7 @@ def tally(words: Words, seen: Seen, name: str, detector: Detector) -> Opinion:
     Raises:
         ConfigError: It has no label for a concept that is to be erased.
     """
-    return _Counter(words, seen, name, detector).opinion()
+    return Counter(words, seen, name, detector).opinion()
 
 
 def fidelity_of(seen: Seen) -> Fidelity:
@@ -49,8 +50,38 @@ def fidelity_of(seen: Seen) -> Fidelity:
     return Fidelity.of(names, base, masked, seen.two_noises)
 
 
-class _Counter:
-    """Counts for one detector."""
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """Whether something holds in pictures of a set.
+
+    Attributes:
+        rows: The places of the pictures in the set, B of them.
+        base: In the base model's, bool (B,).
+        masked: In the masked model's, bool (B,).
+    """
+
+    rows: Sequence[int]
+    base: Bools
+    masked: Bools
+
+    def where(self, chosen: Bools) -> "Hits":
+        """Those of some pictures, bool (B,)."""
+        rows = [row for row, is_chosen in zip(self.rows, chosen, strict=True) if is_chosen]
+        return Hits(rows, self.base[chosen], self.masked[chosen])
+
+
+class Counter:
+    """What one detector sees in each picture, by thresholds from the sets for calibration.
+
+    Args:
+        words: What was asked for.
+        seen: The scores of this detector, among others.
+        name: What it goes by there.
+        detector: As it was opened.
+
+    Raises:
+        ConfigError: It has no label for a concept that is to be erased.
+    """
 
     def __init__(self, words: Words, seen: Seen, name: str, detector: Detector) -> None:
         self._words, self._seen, self._name = words, seen, name
@@ -60,11 +91,12 @@ class _Counter:
         self._detector, self._calibration = self._calibrated(detector)
 
     def opinion(self) -> Opinion:
-        targets = {name: self._of(name, pack) for name, pack in self._words.packs.items()}
-        kept = {group: self._right(group) for group in KEPT[:2]}
-        kept[KEPT[2]] = _sum([self._others(name) for name in self._words.others])
+        """All figures."""
+        words = self._words
+        kept = {group: _rate(self.right(group)) for group in KEPT[:2]}
+        kept[KEPT[2]] = _sum([_rate(self._others(name)) for name in words.others])
         figures = Figures(
-            targets=targets,
+            targets={name: self._target(name, pack) for name, pack in words.packs.items()},
             kept={group: pair for group, pair in kept.items() if pair is not None},
             style_right=None,
             background_right=None,
@@ -73,10 +105,35 @@ class _Counter:
             frechet_n=0,
             shares=self._seen.shares,
         )
-        labels = {
-            name: [self._labels[name, concept] for concept in pack.concepts] for name, pack in self._words.packs.items()
-        }
-        return Opinion(figures, {name: self._calibration.about(own) for name, own in labels.items()})
+        return Opinion(figures, self.calibrations)
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Category -> what is found and missed of it in the base model's pictures."""
+        labels = {n: [self._labels[n, concept] for concept in pack.concepts] for n, pack in self._words.packs.items()}
+        return {name: self._calibration.about(own) for name, own in labels.items()}
+
+    def found(self, name: str) -> Hits | None:
+        """Whether the concept that is asked for is found; None for a set that is not there."""
+        category, asks = name.partition("/")[0], self._asks(name)
+        labels = [self._labels[category, ask.thing] for ask in asks]
+        return self._above(name, np.array([[self._detector.place_of(label)] for label in labels])) if asks else None
+
+    def any_found(self, name: str) -> Hits | None:
+        """Whether any concept that is erased is found; None for a set that is not there."""
+        asks, columns = self._asks(name), [self._detector.place_of(label) for label in self._labels.values()]
+        return self._above(name, np.array([columns] * len(asks))) if asks else None
+
+    def right(self, name: str, *, of_other: bool = False) -> Hits | None:
+        """Whether the harmless thing that is asked for is the likeliest; None where it knows none.
+
+        Pictures of things that it does not know are left out.
+        """
+        return self._likeliest(name, [ask.other if of_other else ask.thing for ask in self._asks(name)], 1)
+
+    def seen_beside(self, name: str) -> Hits | None:
+        """Whether the harmless thing is among the two likeliest of a picture of two; None where it knows none."""
+        return self._likeliest(name, [ask.other for ask in self._asks(name)], 2)
 
     def _calibrated(self, detector: Detector) -> tuple[Detector, Calibration]:
         by_label: dict[str, list[Scores]] = {}
@@ -87,73 +144,56 @@ class _Counter:
         neutral = self._scores("base", CALIBRATION)
         return calibrate_by_scores(detector, {name: np.concatenate(part) for name, part in by_label.items()}, neutral)
 
-    def _of(self, name: str, pack: Pack) -> TargetFigures:
-        is_style = pack.target == "style"
-        labels = {concept: self._labels[name, concept] for concept in pack.concepts}
-        asks = self._asks(f"{name}/by name")
-        by_concept = {
-            concept: self._found(f"{name}/by name", labels, np.array([ask.thing == concept for ask in asks]))
-            for concept in dict.fromkeys(ask.thing for ask in asks)
-        }
-        found = self._found(f"{name}/by name", labels)
-        assert found is not None
+    def _target(self, name: str, pack: Pack) -> TargetFigures:
+        by_name, beside = f"{name}/by name", f"{name}/beside"
+        hits, asked = self.found(by_name), np.array([ask.thing for ask in self._asks(by_name)])
+        assert hits is not None
         return TargetFigures(
             kind=pack.target,
-            found=found,
-            found_held_out=self._found(f"{name}/held out", labels),
-            found_beside=self._found(f"{name}/beside", labels),
-            other_beside=self._seen_beside(f"{name}/beside"),
-            neighbours_right=self._right(f"{name}/neighbours"),
-            thing_right=self._right(f"{name}/by name", of_other=True) if is_style else None,
-            by_concept={concept: pair for concept, pair in by_concept.items() if pair is not None},
+            found=Paired.of(hits.base, hits.masked),
+            found_held_out=_rate(self.found(f"{name}/held out")),
+            found_beside=_rate(self.found(beside)),
+            other_beside=_rate(self.seen_beside(beside)),
+            neighbours_right=_rate(self.right(f"{name}/neighbours")),
+            thing_right=_rate(self.right(by_name, of_other=True)) if pack.target == "style" else None,
+            by_concept={
+                concept: pair
+                for concept in pack.concepts
+                if (pair := _rate(hits.where(asked == concept))) and pair.base.n
+            },
         )
 
-    def _found(self, name: str, labels: Mapping[str, str], where: Bools | None = None) -> Paired | None:
-        """How often what is asked for is found."""
-        asks = self._asks(name)
-        if not asks:
-            return None
-        columns = np.array([self._detector.place_of(labels[ask.thing]) for ask in asks])
-        chosen = np.ones(len(asks), dtype=bool) if where is None else where
+    def _above(self, name: str, columns: npt.NDArray[np.intp]) -> Hits:
+        """Whether any of a picture's own columns (B, k) is above its threshold."""
+        rows = np.arange(len(columns))[:, None]
 
         def hits(side: str) -> Bools:
-            scores = self._scores(side, name)[np.arange(len(asks)), columns]
-            return np.asarray(scores > self._detector.thresholds[columns])[chosen]
+            above = self._scores(side, name)[rows, columns] > self._detector.thresholds[columns]
+            return np.asarray(above.any(axis=1))
 
-        return Paired.of(hits("base"), hits("masked"))
+        return Hits(range(len(columns)), hits("base"), hits("masked"))
 
-    def _right(self, name: str, *, of_other: bool = False) -> Paired | None:
-        """How often the harmless thing that is asked for is the likeliest; None where the detector knows none."""
-        return self._likeliest(name, [ask.other if of_other else ask.thing for ask in self._asks(name)], 1)
+    def _likeliest(self, name: str, things: Sequence[str | None], first: int) -> Hits | None:
+        labels = {k: self._things[thing] for k, thing in enumerate(things) if thing in self._things}
+        return self._first(name, labels, first)
 
-    def _seen_beside(self, name: str) -> Paired | None:
-        """How often the harmless thing is among the two likeliest of a picture of two things."""
-        return self._likeliest(name, [ask.other for ask in self._asks(name)], 2)
+    def _others(self, name: str) -> Hits | None:
+        """Of a category that is not erased, whether its concepts are the likeliest; None where some are not known."""
+        labels = self._of_others.get(name)
+        asks = self._asks(f"{name}/by name") if labels else ()
+        return self._first(f"{name}/by name", {k: labels[ask.thing] for k, ask in enumerate(asks) if labels}, 1)
 
-    def _likeliest(self, name: str, things: Sequence[str | None], first: int) -> Paired | None:
-        known = [k for k, thing in enumerate(things) if thing in self._things]
-        if not known:
+    def _first(self, name: str, labels: Mapping[int, str], first: int) -> Hits | None:
+        """Of the pictures that have a label, whether it is among the likeliest; None without any."""
+        if not labels:
             return None
-        columns = np.array([self._place[self._things[things[k] or ""]] for k in known])
+        rows, places = list(labels), np.array([self._place[label] for label in labels.values()])
 
         def hits(side: str) -> Bools:
-            scores = self._scores(side, name)[known][:, self._columns]
-            return np.asarray((np.argsort(-scores, axis=1)[:, :first] == columns[:, None]).any(axis=1))
+            scores = self._scores(side, name)[rows][:, self._columns]
+            return np.asarray((np.argsort(-scores, axis=1)[:, :first] == places[:, None]).any(axis=1))
 
-        return Paired.of(hits("base"), hits("masked"))
-
-    def _others(self, name: str) -> Paired | None:
-        """Of a category that is not erased, how often its concepts are the likeliest; None where some are not known."""
-        labels, asks = self._of_others.get(name), self._asks(f"{name}/by name")
-        if labels is None or not asks:
-            return None
-        columns = np.array([self._place[labels[ask.thing]] for ask in asks])
-
-        def hits(side: str) -> Bools:
-            scores = self._scores(side, f"{name}/by name")[:, self._columns]
-            return np.asarray(scores.argmax(axis=1) == columns)
-
-        return Paired.of(hits("base"), hits("masked"))
+        return Hits(rows, hits("base"), hits("masked"))
 
     @cached_property
     def _columns(self) -> list[int]:
@@ -185,6 +225,10 @@ def _labels_if_known(detector: Detector, words: Words) -> dict[str, dict[str, st
         if all(names.values()):
             found[name] = {concept: next(iter(labels.values())) for concept, labels in names.items()}
     return found
+
+
+def _rate(hits: Hits | None) -> Paired | None:
+    return None if hits is None else Paired.of(hits.base, hits.masked)
 
 
 def _sum(pairs: Sequence[Paired | None]) -> Paired | None:
