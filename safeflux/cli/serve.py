@@ -80,8 +80,8 @@ def serve(
 ) -> None:
     """Serve a guarded model over HTTP, each request under a policy that its token allows.
 
-    POST /draw and OpenAI's POST /v1/images/generations draw; GET /healthz, /readyz and /metrics tell how it is. The
-    model is guarded before the first request is taken.
+    POST /draw and OpenAI's POST /v1/images/generations draw; GET /healthz, /readyz and /metrics tell how it is;
+    /console is the operator's page. The model is guarded before the first request is taken.
 
     Policies change by PUT /policies/NAME, or by editing the folder of --policies: checked, planned, logged, then in
     force; all or nothing. That needs an operator's token, in the file of --tokens or in SAFEFLUX_TOKEN.
@@ -99,7 +99,9 @@ def serve(
     lines = about(service, time.monotonic() - began)
 
     def ready() -> None:
-        click.echo("\n".join([*lines, f"listening on http://{host}:{port}"]), err=True)
+        click.echo(
+            "\n".join([*lines, f"listening on http://{host}:{port}, the operator's console at /console"]), err=True
+        )
 
     run_service(service, host, port, ready=ready)
 

@@ -14,6 +14,7 @@ from safeflux.serve.service import Service
 from safeflux.serve.web.answers import answer_problems
 from safeflux.serve.web.openai import openai_routes
 from safeflux.serve.web.operator import operator_routes
+from safeflux.serve.web.page import page_routes
 from safeflux.serve.web.transport import SmallBodies
 from safeflux.serve.web.wanted import headers_of, wanted_of
 
@@ -66,6 +67,6 @@ def make_app(service: Service) -> FastAPI:
         text = await anyio.to_thread.run_sync(service.metrics.text, *told, limiter=looking)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    for routes in (openai_routes(service), operator_routes(service)):
+    for routes in (openai_routes(service), operator_routes(service), page_routes()):
         app.include_router(routes)
     return app
