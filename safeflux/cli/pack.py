@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from safeflux.cli._lazy import Group
+from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples
 from safeflux.disk.atomic import write_atomically
 from safeflux.errors import ConfigError
@@ -36,15 +37,35 @@ def list_(as_json: bool) -> None:
         click.echo(f"{name:22}{one.target:10}{', '.join(one.concepts)}")
 
 
-@pack.command(epilog=examples("safeflux pack check vehicles.yaml"))
+@pack.command(epilog=examples("safeflux pack check vehicles.yaml", "safeflux pack check *.yaml --json"))
 @click.argument("packs", metavar="PACK...", nargs=-1, required=True)
-def check(packs: tuple[str, ...]) -> None:
+@as_json
+@click.pass_context
+def check(ctx: click.Context, packs: tuple[str, ...], as_json: bool) -> None:
     """Check packs: every error with file, line, column and excerpt; exit 1 if there is one."""
+    rows, codes = [], [0]
     for name in packs:
-        one = load_pack(name)
-        words = sum(map(len, one.words.values()))
-        held_out = sum(map(len, one.held_out.values()))
-        click.echo(f"{name}: {one.name}, {len(one.concepts)} concepts, {words} words, {held_out} held out")
+        try:
+            row = _facts(name)
+        except ConfigError as error:
+            row = {"pack": name, "ok": False, "error": str(error)}
+            codes.append(exit_code(error))
+        rows.append(row)
+        if not as_json:
+            click.echo(_TEXT.format(**row) if row["ok"] else row["error"], err=not row["ok"])
+    if as_json:
+        click.echo(json.dumps({"ok": max(codes) == 0, "packs": rows}))
+    ctx.exit(max(codes))
+
+
+_TEXT = "{pack}: {name}, {concepts} concepts, {words} words, {held_out} held out"
+
+
+def _facts(name: str) -> dict[str, Any]:
+    one = load_pack(name)
+    words, held_out = (sum(map(len, each.values())) for each in (one.words, one.held_out))
+    counts = {"concepts": len(one.concepts), "words": words, "held_out": held_out}
+    return {"pack": name, "ok": True, "name": one.name, **counts}
 
 
 @pack.command(epilog=examples("safeflux pack new vehicles.yaml", "safeflux pack new cartoon.yaml --from art-style"))

@@ -3,6 +3,7 @@
 Bytes are read once, and those bytes are checked, hashed and decoded. Nothing in a file is executed.
 """
 
+import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -67,4 +68,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     except MaskFileError as error:
         raise MaskFileError(f"{os.fspath(path)}: {error}") from error
     except OSError as error:
-        raise MaskFileError(f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a mask file") from error
+        hint = _near(Path(path)) if isinstance(error, FileNotFoundError) else ""
+        raise MaskFileError(
+            f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a mask file{hint}"
+        ) from error
+
+
+def _near(path: Path) -> str:
+    """The end of a message about a file that does not exist: the mask file in its folder with the nearest name."""
+    names = [each.name for each in path.parent.glob("*.safetensors")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""

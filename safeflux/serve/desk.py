@@ -18,6 +18,7 @@ from safeflux.errors import ApplyError, AuditError, PolicyError, SafeFluxError
 from safeflux.evidence.audit import AuditLog
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Policy, load_policy_texts
+from safeflux.policy.validate import suggest
 from safeflux.serve.engine import Drawn, Engine, PictureRequest
 from safeflux.serve.folder import PolicyFolder, Texts, file_of, stem
 
@@ -278,8 +279,9 @@ def join(fixed: Mapping[str, Policy], found: Mapping[str, Policy], default: str 
         raise PolicyError(f"the folder has a policy {min(both)!r}, and one of that name was given at the start")
     every = {**fixed, **found}
     if default not in every:
-        known = ", ".join(map(repr, every)) or "none"
-        raise PolicyError(f"the default policy {default!r} is not among those of this service: {known}")
+        if default is None:
+            raise PolicyError("there is no policy to offer: give one by --policy, or put one into the folder")
+        raise PolicyError(f"the default policy {default!r} is not among those of this service{suggest(default, every)}")
     return {default: every[default], **every}
 
 

@@ -15,6 +15,7 @@ from safeflux.evidence.audit import AuditLog
 from safeflux.masks.store import open_store
 from safeflux.policy.load import Policy, load_policy, load_policy_texts
 from safeflux.policy.sources import is_path
+from safeflux.policy.validate import suggest
 from safeflux.profiles.load import load_profile
 from safeflux.profiles.schema import Profile
 from safeflux.reference.model import load_pipeline
@@ -111,8 +112,8 @@ class Service:
             raise ProblemError(403, f"the token of {caller.name!r} allows {allowed}", code="policy", param="policy")
         offered = self.desk.current.policies
         if name not in offered:
-            known = ", ".join(each for each in offered if caller.may(each))
-            raise ProblemError(404, f"no policy {name!r} here; there is {known}", code="policy", param="policy")
+            hint = suggest(name, [each for each in offered if caller.may(each)])
+            raise ProblemError(404, f"no policy {name!r} here{hint}", code="policy", param="policy")
         return name
 
     async def draw(self, request: Request, policy: str, wanted: PictureRequest) -> Drawn:
@@ -152,8 +153,9 @@ def _name_of(policy: str) -> str:
 
 def _check_named(access: Access, policies: Mapping[str, Policy]) -> None:
     if unknown := sorted(access.named_policies - policies.keys()):
-        known = ", ".join(policies)
-        raise ConfigError(f"tokens: no policy {unknown[0]!r} here, which a token names; there is {known}")
+        raise ConfigError(
+            f"tokens: a token names the policy {unknown[0]!r}, which is not here{suggest(unknown[0], policies)}"
+        )
 
 
 def _load(settings: ServiceSettings, profile: Profile) -> Any:

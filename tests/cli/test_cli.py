@@ -243,13 +243,13 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy check": ["POLICY...", "--store", "--format", "--json"],
         "policy explain": ["POLICY", "--store", "--json"],
         "policy diff": ["OLD", "NEW", "--model", "--store", "--key", "--json", "--forbid-relaxed"],
-        "policy new": ["FILE", "--categories", "--extends"],
+        "policy new": ["FILE", "--categories", "--extends", "--json"],
         "policy test": ["FILE...", "--store", "--format", "--json"],
         "policy schema": [],
         "policy plan": ["POLICY", "[MODEL]", "--store", "--key", "--lock", "--json"],
         "policy lock": ["POLICY", "[MODEL]", "--store", "--key", "--out", "--overwrite", "--json"],
         "mask show": ["FILE", "--json"],
-        "mask card": ["FILE", "--out", "--overwrite"],
+        "mask card": ["FILE", "--out", "--overwrite", "--json"],
         "mask diff": ["OLD", "NEW", "--json"],
         "mask compose": ["FILE...", "OUT", "--category", "--licence", "--overwrite", "--json"],
         "mask export": ["FILE", "OUT", "--format", "--overwrite", "--json"],
@@ -260,7 +260,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "mask sign": ["FILE...", "--key", "--password", "--json"],
         "mask verify": ["FILE...", "--key", "--json"],
         "pack list": ["--json"],
-        "pack check": ["PACK..."],
+        "pack check": ["PACK...", "--json"],
         "pack new": ["FILE", "--from"],
         "pack schema": [],
         "bake": [
@@ -303,3 +303,41 @@ def test_every_help_has_examples_of_its_command(words):
     _, found, rest = help_text.partition("Examples:\n")
     assert found
     assert f"safeflux {' '.join(words)}" in rest
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("polcy check strict", "policy"),
+        ("policy chek strict", "check"),
+        ("policy check strict --formt sarif", "--format"),
+        ("policy explain strct", "strict"),
+        ("policy new mine.yaml --categories weapon", "weapons"),
+        ("train --category weapon", "weapons"),
+        ("mask show weapon", "weapons"),
+        ("mask card mine/wepon.safetensors", "mine/weapon.safetensors"),
+        ("pack check weapon", "weapons"),
+        ("serve --default strct", "strict"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(run, tmp_path, words, meant):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "weapon.safetensors").write_bytes(b"")
+    result = run(*words.split())
+    assert "did you mean" in result.stderr.lower()
+    assert f"'{meant}'" in result.stderr
+
+
+def test_results_of_new_card_and_pack_check_are_one_json_object(run, tmp_path):
+    made = json.loads(run("policy", "new", "shop.yaml", "--categories", "weapons,cars", "--json").stdout)
+    assert made["path"] == "shop.yaml"
+    assert made["warnings"][0].startswith("cars has no bundled mask")
+    card = json.loads(run("mask", "card", "weapons", "--json").stdout)
+    assert card["erases"]["category"] == "weapons"
+    assert card["card"] == run("mask", "card", "weapons").stdout
+    (tmp_path / "odd.yaml").write_text("apiVersion: safeflux/v1\nkind: Pack\nname: odd\n")
+    checked = run("pack", "check", "odd.yaml", "weapons", "none.yaml", "--json")
+    report = json.loads(checked.stdout)
+    assert (checked.exit_code, report["ok"]) == (3, False)
+    assert [row["ok"] for row in report["packs"]] == [False, True, False]
+    assert "odd.yaml:1:1" in report["packs"][0]["error"]

@@ -28,6 +28,7 @@ def folder(tmp_path):
     (tmp_path / "shop.yaml").write_text("kind: Policy\n")
     (tmp_path / "shelves").mkdir()
     (tmp_path / "shop.txt").write_text("")
+    (tmp_path / "alcohol-2.safetensors").write_text("")
     (tmp_path / "st[r]ange.yaml").write_text("")
     return tmp_path
 
@@ -47,6 +48,8 @@ def folder(tmp_path):
         ("safeflux policy new x.yaml --categories weapons,al", ["plain,weapons,alcohol"]),
         ("safeflux train --category tob", ["plain,tobacco"]),
         ("safeflux policy explain nothing-like-it", ["file,nothing-like-it"]),
+        ("safeflux mask show alc", ["plain,alcohol", "plain,alcohol-2.safetensors"]),
+        ("safeflux eval --mask gam", ["plain,gambling"]),
     ],
 )
 def test_the_shell_is_told_what_fits(folder, words, expected):

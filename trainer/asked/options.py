@@ -9,6 +9,7 @@ from safeflux.errors import ConfigError
 from safeflux.packs.emoji import emoji_pack, emoji_packs
 from safeflux.packs.neutral import STYLES, WORDS, split
 from safeflux.packs.schema import Pack
+from safeflux.policy.validate import suggest
 from safeflux.profiles.load import known_packs_of, load_profile, profile_of
 from safeflux.profiles.schema import Profile
 from safeflux.reference import NAME
@@ -76,8 +77,8 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     """
     if unknown := [name for name in categories if name not in emoji_packs()]:
         raise ConfigError(
-            f"category {unknown[0]!r}: emoji-flux knows {', '.join(emoji_packs())}; for other categories and models "
-            "name packs with --pack"
+            f"category {unknown[0]!r}: emoji-flux does not know it{suggest(unknown[0], emoji_packs())}. For other "
+            "categories and models name packs with --pack"
         )
     return options_of(load_profile(NAME), {name: emoji_pack(name) for name in categories})
 

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from safeflux.cli._completion import POLICY
+from safeflux.cli._completion import MASK, POLICY
 from safeflux.cli._shared import masks as mask_stores
 from safeflux.cli._shared import writable
 from safeflux.disk.folders import check_writable
@@ -42,9 +42,9 @@ def measured(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--mask",
             "masks",
-            type=click.Path(path_type=Path),
+            type=MASK,
             multiple=True,
-            help="Mask file to measure instead of a policy. Repeatable: the masks are combined.",
+            help="Mask file, or bundled mask, to measure instead of a policy. Repeatable: the masks are combined.",
         ),
         mask_stores,
         click.option("--policy", type=POLICY, help="Bundled policy, or path of a YAML file.  [default: strict]"),

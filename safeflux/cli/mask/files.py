@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from safeflux.cli._completion import MASK
 from safeflux.cli._shared import as_json
 from safeflux.cli.mask.view import as_dict, print_counts, print_rows
 from safeflux.disk.atomic import write_atomically
@@ -49,6 +50,7 @@ Examples:
       --model FLUX.1-schnell --category weapons --concept pistol --licence LicenseRef-ours
 """
 
+mask_file = click.argument("file", metavar="FILE", type=MASK)
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_PATH)
 out = click.argument("out", metavar="OUT", type=_PATH)
 category = click.option("--category", required=True, help="What the masks of OUT erase, as policies name it.")
@@ -56,8 +58,8 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing 
 
 
 @click.command(epilog=_DIFF)
-@click.argument("old", metavar="OLD", type=_PATH)
-@click.argument("new", metavar="NEW", type=_PATH)
+@click.argument("old", metavar="OLD", type=MASK)
+@click.argument("new", metavar="NEW", type=MASK)
 @as_json
 def diff(old: Path, new: Path, as_json: bool) -> None:
     """Print the changes from the mask file OLD to NEW: bits switched off and back on by site, and the metadata.
@@ -80,7 +82,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 
 @click.command(epilog=_COMPOSE)
-@files
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=MASK)
 @out
 @category
 @click.option("--licence", help="Licence of OUT; needed if those of the files differ.")
@@ -101,7 +103,7 @@ def compose(
 
 
 @click.command(epilog=_EXPORT)
-@click.argument("file", metavar="FILE", type=_PATH)
+@mask_file
 @out
 @click.option("--format", "form", type=click.Choice(tuple(FORMS)), help="[default: the suffix of OUT]")
 @overwrite
@@ -126,23 +128,27 @@ def export(file: Path, out: Path, form: str | None, overwrite: bool, as_json: bo
 
 
 @click.command(epilog=_CARD)
-@click.argument("file", metavar="FILE", type=_PATH)
+@mask_file
 @click.option("--out", type=_PATH, help="Write the card to this file, and print nothing.")
 @overwrite
-def card(file: Path, out: Path | None, overwrite: bool) -> None:
+@as_json
+def card(file: Path, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Print a card of the mask FILE in Markdown: what it erases, its base model, method, figures, licence and limits.
 
     All of this is in the file. Figures become a table with 95 % intervals if they are counts of pictures, as those in
-    the bundled masks are.
+    the bundled masks are. FILE can also be the name of a bundled mask.
     """
-    from safeflux.masks.card import make_card
+    from safeflux.masks.card import about, make_card
 
     if out:
         _check_free(out, overwrite)
-    text = make_card(*load_masks(file))
+    masks, meta = load_masks(file)
+    text = make_card(masks, meta)
     if out:
         _write(out, text.encode(), overwrite)
-    else:
+    if as_json:
+        click.echo(json.dumps({"path": str(out) if out else None, **about(meta), "card": text}))
+    elif not out:
         click.echo(text, nl=False)
 
 

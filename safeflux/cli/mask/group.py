@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
+from safeflux.cli._completion import MASK
 from safeflux.cli._lazy import Group
 from safeflux.cli._shared import as_json
 from safeflux.cli.mask.files import card, compose, diff, export, import_scores
@@ -27,9 +29,9 @@ Examples:
 
 
 @mask.command(epilog=_EXAMPLES)
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=MASK)
 @as_json
-def show(file: str, as_json: bool) -> None:
+def show(file: Path, as_json: bool) -> None:
     """Show the metadata of the mask FILE, and the number of bits that are off at each site."""
     masks, meta = load_masks(file)
     if as_json:

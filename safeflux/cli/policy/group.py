@@ -232,13 +232,15 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     type=click.Choice(bundled_policies()),
     help="Its parent.  [default: moderate, or none with --categories]",
 )
-def new(file: Path, categories: tuple[str, ...], extends: str | None) -> None:
+@as_json
+def new(file: Path, categories: tuple[str, ...], extends: str | None, as_json: bool) -> None:
     """Write a new policy to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
     if file.suffix not in (".yaml", ".yml"):
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
     if file.exists():
         raise PolicyError(f"{file}: already exists; choose another name")
-    text = starter(file.stem, extends or (None if categories else "moderate"), categories).encode()
+    extends = extends or (None if categories else "moderate")
+    text = starter(file.stem, extends, categories).encode()
     document = parse_document(text, str(file))
     if validate(document, PolicyFile) is None:
         raise PolicyFileError(document.issues)
@@ -250,10 +252,12 @@ def new(file: Path, categories: tuple[str, ...], extends: str | None) -> None:
     except OSError as error:
         raise PolicyError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
     known = known_categories()
-    for name in categories:
-        if name not in known:
-            click.echo(f"warning: {name} has no bundled mask{suggest(name, known)}", err=True)
-    click.echo(f"{file}: written. Edit it, then: safeflux policy check {file}")
+    warnings = [f"{name} has no bundled mask{suggest(name, known)}" for name in categories if name not in known]
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    facts = {"path": str(file), "schema": str(schema_file), "extends": extends, "categories": list(categories)}
+    text_to_print = f"{file}: written. Edit it, then: safeflux policy check {file}"
+    click.echo(json.dumps({**facts, "warnings": warnings}) if as_json else text_to_print)
 
 
 @policy.command(epilog=examples("safeflux policy schema > safeflux-policy.schema.json"))
