@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from safeflux.model.planning import make_plan
     from safeflux.model.pool.pool import PolicyPool
     from safeflux.model.verify import Verification
+    from safeflux.plan.oscal import make_assessment
     from safeflux.plan.resolve import Plan
     from safeflux.plan.statement import Predicate, make_statement
     from safeflux.plan.status import State, Status
@@ -129,6 +130,7 @@ __all__ = [
     "load_pipeline",
     "load_policy",
     "make_app",
+    "make_assessment",
     "make_plan",
     "make_statement",
     "open_detector",
@@ -198,6 +200,7 @@ _HOME = {
     "load_pipeline": "reference.model",
     "load_policy": "policy.load",
     "make_app": "serve.web.app",
+    "make_assessment": "plan.oscal",
     "make_plan": "model.planning",
     "make_statement": "plan.statement",
     "open_detector": "detectors.specs",

@@ -89,7 +89,7 @@ def test_replicas_roll_to_another_policy_without_a_dropped_or_an_unguarded_reque
             env=environment,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=480,
         )
         assert rolled.returncode == 0, rolled.stderr
         at_the_end = len(answers)

@@ -7,7 +7,7 @@ import click
 
 from safeflux.cli._lazy import Group
 from safeflux.cli._shared import as_json, password
-from safeflux.evidence.audit import read_line, verify_log
+from safeflux.evidence.audit import read_line, read_unbroken, verify_log
 
 
 @click.group(cls=Group)
@@ -77,3 +77,42 @@ def statement(file: Path, line: int | None, predicate: str, key: str | None, pas
     if key:
         found = sign_statement(found, key, password=password)
     click.echo(json.dumps(found))
+
+
+def _controls(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs]
+    for category, equals, control in split:
+        if not (category and equals and control):
+            raise click.BadParameter(f"expected CATEGORY=ID, got {category!r}", ctx, parameter)
+    return {category: control for category, _, control in split}
+
+
+_EXPORT = """\b
+Examples:
+  safeflux audit export audit.jsonl --oscal > results.json
+  safeflux audit export audit.jsonl --oscal --last 50 --control weapons=si-4 --plan plan.json
+"""
+
+
+@audit.command(epilog=_EXPORT)
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--oscal", is_flag=True, required=True, help="As OSCAL assessment results, in JSON.")
+@click.option("--last", type=click.IntRange(min=1), help="Only the last lines, so many.  [default: all]")
+@click.option("--plan", metavar="HREF", help="Where the assessment plan is.  [default: the policies stand for it]")
+@click.option(
+    "--control",
+    "controls",
+    metavar="CATEGORY=ID",
+    multiple=True,
+    callback=_controls,
+    help="The control that a category implements. Repeatable.  [default: the category]",
+)
+def export(file: Path, oscal: bool, last: int | None, plan: str | None, controls: dict[str, str]) -> None:
+    """Print the log FILE in another format: each receipt as a result, with a finding for each category.
+
+    A log that is broken gives nothing.
+    """
+    from safeflux.plan.oscal import make_assessment
+
+    lines = read_unbroken(file, last)
+    click.echo(json.dumps(make_assessment(lines, plan=plan, controls=controls), indent=2))

@@ -125,10 +125,8 @@ def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[s
     Raises:
         AuditError: The file or the line does not exist, or a line is broken.
     """
-    found = verify_log(path)
+    found = _check_unbroken(path)
     number = found.lines if number is None else number
-    if found.faults:
-        raise AuditError(f"{path}: {found.faults[0]}; a broken log is not used")
     if not 1 <= number <= found.lines:
         raise AuditError(f"{path}: expected a line from 1 to {found.lines}, got {number}")
     with open_regular(path) as file:
@@ -151,6 +149,27 @@ def read_last(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]:
     except OSError as error:
         raise AuditError(f"{path}: cannot be read ({error.strerror}); expected an audit log") from error
     return [line for line in map(_parse, reversed(last)) if line is not None]
+
+
+def read_unbroken(path: str | os.PathLike[str], count: int | None = None) -> list[dict[str, Any]]:
+    """Return the last lines of a log in which no line is broken, the oldest first.
+
+    Args:
+        path: The log.
+        count: How many; without, all.
+
+    Raises:
+        AuditError: There is no such file, or a line of it is broken.
+    """
+    found = _check_unbroken(path)
+    return read_last(path, min(found.lines, count or found.lines))[::-1]
+
+
+def _check_unbroken(path: str | os.PathLike[str]) -> Audit:
+    found = verify_log(path)
+    if found.faults:
+        raise AuditError(f"{path}: {found.faults[0]}; a broken log is not used")
+    return found
 
 
 def _faults(line: Mapping[str, Any], number: int, previous: str) -> Iterator[str]:

@@ -279,6 +279,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "verify": ["FILE", "--policy", "--store", "--key", "--base", "--json"],
         "onnx export": ["SRC", "DST", "--policy", "--store", "--key", "--lock", "--json"],
         "doctor": ["--devices", "--json"],
+        "audit export": ["FILE", "--oscal", "--last", "--plan", "--control"],
         "audit statement": ["FILE", "--line", "--predicate", "--key", "--password"],
         "audit verify": ["FILE", "--head", "--json"],
     }

@@ -1,0 +1,193 @@
+"""An audit log as OSCAL assessment results, for tools that collect evidence of controls.
+
+Each receipt of the log becomes a result with an observation and a finding for each category; what was asked or refused
+in between becomes its assessment log. The same log gives the same document: its UUIDs are made from the hashes of the
+lines. The source is https://github.com/usnistgov/OSCAL/blob/v1.0.6/json/schema/oscal_assessment-results_schema.json.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from safeflux.errors import AuditError
+from safeflux.plan.statement import RECEIPT
+from safeflux.plan.status import State
+
+OSCAL = "1.0.6"
+"""The version of OSCAL that is written."""
+NAMESPACE = "urn:safeflux:oscal"
+"""Of the properties that OSCAL has no names for."""
+_SPACE = uuid.uuid5(uuid.NAMESPACE_URL, NAMESPACE)
+_GUARD = "guard"
+"""The finding about the guard as a whole."""
+
+
+def make_assessment(
+    lines: Sequence[Mapping[str, Any]], *, plan: str | None = None, controls: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return OSCAL assessment results, as plain JSON values.
+
+    Args:
+        lines: Lines of an unbroken audit log, the oldest first (`read_line`, `read_last`).
+        plan: Where the assessment plan is; without, the document describes the policies in its place.
+        controls: Category -> id of the control that it implements; a category without one is its own control.
+
+    Raises:
+        AuditError: No line holds a receipt, or one lacks a part.
+    """
+    if not any(_is_receipt(line) for line in lines):
+        raise AuditError("expected at least one line with a receipt, got none; take one: AuditLog.append")
+    try:
+        return {"assessment-results": _document(lines, plan, dict(controls or {}))}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AuditError(
+            f"a line of the log lacks {error}, so nothing can be made of it; take a new receipt"
+        ) from error
+
+
+def _document(lines: Sequence[Mapping[str, Any]], plan: str | None, controls: dict[str, str]) -> dict[str, Any]:
+    head = lines[-1]
+    resource = _id(head, "plan")
+    matter = {
+        "uuid": resource,
+        "title": "Policies",
+        "description": "The policies of the log stand for an assessment plan: each category that is enforced has to be "
+        "switched off in the weights.",
+    }
+    return {
+        "uuid": _id(head, "document"),
+        "metadata": {
+            "title": "Content categories switched off in a model's weights",
+            "last-modified": head["receipt"]["time"],
+            "version": f"{head['seq']}-{head['sha256'][:12]}",
+            "oscal-version": OSCAL,
+            "remarks": "Zeros in the weights show what was switched off; they do not prove that it cannot be drawn.",
+        },
+        "import-ap": {"href": plan or f"#{resource}"},
+        "results": list(_results(lines, controls)),
+        **({} if plan else {"back-matter": {"resources": [matter]}}),
+    }
+
+
+def _results(lines: Iterable[Mapping[str, Any]], controls: dict[str, str]) -> Iterable[dict[str, Any]]:
+    """A result for each receipt, with what was logged since the one before; what comes after the last goes with it."""
+    entries: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for line in lines:
+        if _is_receipt(line):
+            if result:
+                yield result
+            result, entries = _result(line, controls, entries), []
+        else:
+            entries.append(_entry(line))
+    if entries:
+        result.setdefault("assessment-log", {"entries": []})["entries"] += entries
+    yield result
+
+
+def _is_receipt(line: Mapping[str, Any]) -> bool:
+    return bool(line["receipt"].get("format") == RECEIPT)
+
+
+def _result(line: Mapping[str, Any], controls: dict[str, str], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    receipt, policy = line["receipt"], line["receipt"]["policy"]
+    names = sorted(receipt["categories"])
+    selected = [{"control-id": control} for control in dict.fromkeys(controls.get(name, name) for name in names)]
+    observations = [_observation(line, name) for name in (_GUARD, *names)]
+    return {
+        "uuid": _id(line, "result"),
+        "title": f"{line['action']}: policy {policy['name']}",
+        "description": f"Line {line['seq']} of the audit log: {receipt['state']} under the policy {policy['name']}.",
+        "start": receipt["time"],
+        "end": receipt["time"],
+        "props": [
+            _prop("line-sha256", line["sha256"]),
+            _prop("policy-sha256", policy["sha256"]),
+            _prop("masks-sha256", receipt["masks_sha256"]),
+            _prop("base-fingerprint", receipt["base"]["fingerprint"]),
+        ],
+        "local-definitions": {"components": [_component(line)]},
+        "reviewed-controls": {"control-selections": [{"include-controls": selected} if selected else {}]},
+        **({"assessment-log": {"entries": entries}} if entries else {}),
+        "observations": observations,
+        "findings": [_finding(line, name, controls) for name in (_GUARD, *names)],
+    }
+
+
+def _component(line: Mapping[str, Any]) -> dict[str, Any]:
+    base, versions = line["receipt"]["base"], line["receipt"]["versions"]
+    return {
+        "uuid": _id(line, "model"),
+        "type": "software",
+        "title": base["class"],
+        "description": f"A transformer of the family {base['family']}, in {', '.join(base['dtypes'])}.",
+        "props": [_prop(name, str(version)) for name, version in versions.items() if version],
+        "status": {"state": "operational"},
+    }
+
+
+def _observation(line: Mapping[str, Any], name: str) -> dict[str, Any]:
+    receipt = line["receipt"]
+    props = []
+    if name != _GUARD:
+        category = receipt["categories"][name]
+        props = [_prop("action", category["action"])]
+        props += [_prop(f"bits-{key.replace('_', '-')}", str(bits)) for key, bits in category["bits"].items()]
+        props += [_prop("mask-sha256", mask["file_sha256"]) for mask in category["masks"]]
+    return {
+        "uuid": _id(line, f"observation {name}"),
+        "title": name,
+        "description": "; ".join(receipt["faults"]) or "Every masked weight was read where the model reads it.",
+        **({"props": props} if props else {}),
+        "methods": ["TEST"],
+        "types": ["control-objective"],
+        "subjects": [{"subject-uuid": _id(line, "model"), "type": "component"}],
+        "collected": receipt["time"],
+    }
+
+
+def _finding(line: Mapping[str, Any], name: str, controls: dict[str, str]) -> dict[str, Any]:
+    is_met, reason, text = _status(line["receipt"], name)
+    state = {"state": "satisfied" if is_met else "not-satisfied", "reason": reason}
+    return {
+        "uuid": _id(line, f"finding {name}"),
+        "title": name,
+        "description": text,
+        "target": {"type": "objective-id", "target-id": controls.get(name, name), "status": state},
+        "related-observations": [{"observation-uuid": _id(line, f"observation {name}")}],
+    }
+
+
+def _status(receipt: Mapping[str, Any], name: str) -> tuple[bool, str, str]:
+    """Whether it is as the policy says, OSCAL's word for why, and ours."""
+    if name == _GUARD:
+        is_met = receipt["state"] == State.GUARDED
+        return is_met, "pass" if is_met else "fail", f"The guard is {receipt['state']}."
+    category = receipt["categories"][name]
+    bits = category["bits"]
+    if category["action"] != "enforce":
+        return False, "other", f"The category is on {category['action']}, so nothing of it is off."
+    is_met = bits["in_force"] == bits["requested"] > 0
+    return is_met, "pass" if is_met else "fail", f"{bits['in_force']} of {bits['requested']} bits are off."
+
+
+def _entry(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, or refused."""
+    facts = line["receipt"]
+    what = f"{facts.get('change', line['action'])} by {facts.get('by', 'unknown')}"
+    reason = facts.get("reason")
+    return {
+        "uuid": _id(line, "entry"),
+        "title": f"{line['action']}: {what}",
+        "description": str(reason) if reason else f"Line {line['seq']} of the audit log.",
+        "start": facts["time"],
+        "props": [_prop("line-sha256", line["sha256"])],
+    }
+
+
+def _prop(name: str, value: str) -> dict[str, str]:
+    return {"name": name, "ns": NAMESPACE, "value": value}
+
+
+def _id(line: Mapping[str, Any], what: str) -> str:
+    return str(uuid.uuid5(_SPACE, f"{line['sha256']} {what}"))

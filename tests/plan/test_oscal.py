@@ -1,0 +1,96 @@
+"""OSCAL assessment results, checked against the schema that NIST publishes where it is at hand."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from safeflux.cli import main
+from safeflux.errors import AuditError
+from safeflux.evidence.audit import AuditLog, read_unbroken
+from safeflux.model.guard import guard
+from safeflux.plan.oscal import make_assessment
+from safeflux.policy.load import Action, Category, Policy
+from tests.helpers.policies import BOTH
+
+CHANGE = {"format": "safeflux-change/1", "time": "2026-11-29T12:00:00+00:00", "change": "put", "by": "operator"}
+MIXED = Policy(
+    name="mixed",
+    categories={"weapons": BOTH.categories["weapons"], "alcohol": Category(action=Action.WARN, masks=("spirits",))},
+)
+
+
+@pytest.fixture
+def log(transformer, store, tmp_path):
+    """A guard, a change that was asked for and made, and one that was refused."""
+    log = AuditLog(tmp_path / "audit.jsonl")
+    handle = guard(transformer, BOTH, store=store)
+    log.append("guard", handle.receipt())
+    log.append("asked", CHANGE)
+    handle.swap(MIXED, store=store)
+    log.append("put", handle.receipt())
+    log.append("refused", CHANGE | {"reason": "no such mask"})
+    return log.path
+
+
+def results_of(document):
+    return document["assessment-results"]["results"]
+
+
+def test_each_receipt_is_a_result_and_each_category_a_finding(log):
+    first, second = results_of(make_assessment(read_unbroken(log), controls={"weapons": "si-4"}))
+    states = {f["title"]: f["target"]["status"] for f in second["findings"]}
+    assert states == {
+        "guard": {"state": "satisfied", "reason": "pass"},
+        "weapons": {"state": "satisfied", "reason": "pass"},
+        "alcohol": {"state": "not-satisfied", "reason": "other"},
+    }
+    selected = second["reviewed-controls"]["control-selections"][0]["include-controls"]
+    assert [each["control-id"] for each in selected] == ["alcohol", "si-4"]
+    assert [entry["title"] for entry in second["assessment-log"]["entries"]] == [
+        "asked: put by operator",
+        "refused: put by operator",
+    ]
+    known = {each["uuid"] for each in first["observations"]}
+    assert {f["related-observations"][0]["observation-uuid"] for f in first["findings"]} == known
+
+
+def test_the_same_log_gives_the_same_document_and_every_uuid_is_unique(log):
+    text = json.dumps(make_assessment(read_unbroken(log)))
+    assert json.dumps(make_assessment(read_unbroken(log))) == text
+    uuids = re.findall(r'"uuid": "([^"]+)"', text)
+    assert len(set(uuids)) == len(uuids)
+
+
+def test_the_command_prints_it_and_a_broken_log_gives_none(log):
+    run = lambda *words: CliRunner().invoke(main, ["audit", "export", str(log), *words])  # noqa: E731
+    assert len(results_of(json.loads(run("--oscal").stdout))) == 2
+    assert len(results_of(json.loads(run("--oscal", "--last", "2").stdout))) == 1
+    assert run().exit_code == 2
+    assert run("--oscal", "--control", "weapons").exit_code == 2
+    assert "at least one line with a receipt" in run("--oscal", "--last", "1").stderr
+    log.write_bytes(log.read_bytes().replace(b"GUARDED", b"guarded", 1))
+    broken = run("--oscal")
+    assert (broken.exit_code, broken.stdout) == (1, "")
+    assert "line 1" in broken.stderr
+    with pytest.raises(AuditError, match="at least one line"):
+        make_assessment([])
+
+
+def test_it_is_valid_by_the_published_schema(log):
+    """`SAFEFLUX_OSCAL_SCHEMA` names json/schema/oscal_assessment-results_schema.json of OSCAL 1.0.6."""
+    path = os.environ.get("SAFEFLUX_OSCAL_SCHEMA")
+    if not path:
+        pytest.skip("the schema is not at hand")
+    jsonschema = pytest.importorskip("jsonschema")
+    # Python's `re` has no \p: letters and numbers by what it has.
+    text = Path(path).read_text().replace("\\\\p{L}", r"[^\\W\\d_]").replace("\\\\p{N}", r"\\d")
+    validator = jsonschema.Draft7Validator(json.loads(text))
+    for plan in (None, "plan.json"):
+        document = make_assessment(read_unbroken(log), plan=plan)
+        assert list(validator.iter_errors(document)) == []
+    del results_of(document)[0]["uuid"]
+    assert list(validator.iter_errors(document))
