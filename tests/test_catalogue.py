@@ -7,7 +7,7 @@ from safeflux.trainer.run.checkpoint import config_digest
 from safeflux.trainer.run.planning import plan_run
 
 from benchmarks.make_catalogue import STAGES, command
-from safeflux.cli.train import train
+from safeflux.cli.train.group import train
 from safeflux.masks.file import load_masks
 from safeflux.model.guard import guard
 from safeflux.policy.load import bundled_policies

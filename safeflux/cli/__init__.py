@@ -24,7 +24,7 @@ COMMANDS = {
     "preview": ("safeflux.cli.preview", "preview", "Draw any model before and after a policy, on one page."),
     "pack": ("safeflux.cli.pack", "pack", "List, check and write packs: categories in words."),
     "attack": ("safeflux.cli.attack", "attack", "Attack masks, and measure what comes back beside controls."),
-    "train": ("safeflux.cli.train", "train", "Learn the masks of a category, end to end."),
+    "train": ("safeflux.cli.train.group", "train", "Learn the masks of a category, end to end."),
 }
 
 

@@ -118,6 +118,16 @@ def masks(command: Callable[..., Any]) -> Callable[..., Any]:
     return store(_keys(command))
 
 
+def refuse_options_before(ctx: click.Context) -> None:
+    """Refuse options of a group that stand before one of its commands."""
+    for parameter in ctx.command.params:
+        if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} has no effect before `{ctx.invoked_subcommand}`; see `safeflux eval "
+                f"{ctx.invoked_subcommand} --help` for the options that go after it"
+            )
+
+
 def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
     """Refuse at the start a folder that could not be written to at the end."""
     if folder is not None:

@@ -8,7 +8,7 @@ import click
 
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples
-from safeflux.disk.atomic import write_atomically
+from safeflux.cli._starter import check_new, schema_text, write_new
 from safeflux.errors import ConfigError
 from safeflux.packs.load import known_packs, load_pack, pack_text
 from safeflux.packs.schema import pack_schema
@@ -73,27 +73,14 @@ def _facts(name: str) -> dict[str, Any]:
 @click.option("--from", "source", default="character", show_default=True, help="The bundled pack to start from.")
 def new(file: Path, source: str) -> None:
     """Write a new pack to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
-    if file.suffix not in (".yaml", ".yml"):
-        raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
-    if file.exists():
-        raise ConfigError(f"{file}: already exists; choose another name")
+    check_new(file)
     text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{pack_text(source)}"
     text = text.replace(f"\nname: {source}\n", f"\nname: {file.stem}\n")
-    schema = file.with_name(SCHEMA_FILE)
-    try:
-        write_atomically(file, text.encode())
-        if not schema.exists():
-            write_atomically(schema, _schema().encode())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
+    write_new(file, text, SCHEMA_FILE, pack_schema())
     click.echo(f"{file}: written. Edit it, then: safeflux pack check {file}")
 
 
 @pack.command("schema", epilog=examples("safeflux pack schema > safeflux-pack.schema.json"))
 def schema_() -> None:
     """Print the JSON Schema (draft-07) of a pack, for editors."""
-    click.echo(_schema(), nl=False)
-
-
-def _schema() -> str:
-    return json.dumps(pack_schema(), indent=2) + "\n"
+    click.echo(schema_text(pack_schema()), nl=False)

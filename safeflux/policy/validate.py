@@ -1,7 +1,7 @@
 """One policy file on its own: read, parsed and validated by the schema, with errors in an operator's words."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +11,19 @@ from safeflux.policy.yaml_reader import Document, Loc, Readable, read_document
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and starts with a letter or digit"
+
+
+class PlacedError(ValueError):
+    """A validator's error about a value inside its model; the message to the writer of a file points there.
+
+    Args:
+        loc: The path to the value, from the validator's model.
+        message: The fault.
+    """
+
+    def __init__(self, loc: Loc, message: str) -> None:
+        super().__init__(f"{'.'.join(map(str, loc))}: {message}")
+        self.loc, self.message = loc, message
 
 
 def read_policy_file(entry: Readable, label: str, schema: type[_Model]) -> tuple[_Model | None, Document]:
@@ -30,13 +43,28 @@ def validate(document: Document, schema: type[_Model]) -> _Model | None:
     try:
         file = schema.model_validate(document.value)
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            loc: Loc = tuple(part for part in problem["loc"] if part != "[key]")
+        for loc, problem in _problems(document, error):
             if not document.is_broken(loc):
                 at_key = problem["type"] == "extra_forbidden" or "[key]" in problem["loc"]
                 document.issues.append(document.issue(loc, _message(schema, loc, problem), key=at_key))
         return None
     return None if document.issues else file
+
+
+def _problems(document: Document, error: ValidationError) -> Iterator[tuple[Loc, Any]]:
+    """Each problem with its place in the file. Of a value that may be of several types, one problem is told."""
+    of_unions: dict[Loc, list[Any]] = {}
+    for problem in error.errors(include_url=False):
+        inside = getattr(problem.get("ctx", {}).get("error"), "loc", ())
+        loc: Loc = (*(part for part in problem["loc"] if part != "[key]"), *inside)
+        is_of_union = loc[:-1] in document.values and loc not in document.values and not inside
+        if is_of_union and problem["type"] not in ("missing", "extra_forbidden"):
+            of_unions.setdefault(loc[:-1], []).append(problem)
+        else:
+            yield loc, problem
+    for loc, problems in of_unions.items():
+        is_text = isinstance(problems[0]["input"], str)
+        yield loc, next((one for one in problems if (one["type"] == "literal_error") is is_text), problems[0])
 
 
 def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
@@ -64,7 +92,8 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
         case "tuple_type":
             return f"{where}: expected a list such as [{got.strip(chr(39))}], got {got}"
         case "value_error":
-            return f"{where}: {problem['ctx']['error']}"
+            fault = problem["ctx"]["error"]
+            return f"{where}: {fault.message if isinstance(fault, PlacedError) else fault}"
         case "float_type" if isinstance(problem["input"], str) and (number := _number(problem["input"])) is not None:
             return f"{where}: {got} is text; write the number {number:g}, without quotes or sign"
         case "less_than_equal" if 1 < problem["input"] <= 100:
@@ -82,13 +111,22 @@ def _number(text: str) -> float | None:
 
 
 def _keys_at(schema: Any, loc: Loc) -> list[str]:
-    """The keys that a schema knows at a place."""
+    """The keys that a schema knows at a location."""
     for part in loc:
-        is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
-        fields = schema.model_fields if is_model else {}
-        values = get_args(schema)[1:] if get_origin(schema) is dict else ()
-        schema = fields[str(part)].annotation if str(part) in fields else values[0] if values else None
-    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        schema = _fields(schema).get(str(part)) or _values(schema)
+    return list(_fields(schema))
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    """The keys of a model with their types; of a type that may be one among others, those of the first model."""
+    models = [one for one in (schema, *get_args(schema)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    fields = models[0].model_fields if models and get_origin(schema) is not dict else {}
+    return {field.alias or name: field.annotation for name, field in fields.items()}
+
+
+def _values(schema: Any) -> Any:
+    """The type of a mapping's values; None for anything else."""
+    return get_args(schema)[1] if get_origin(schema) is dict else None
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

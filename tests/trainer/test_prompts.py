@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safeflux.trainer.asked.config import TrainConfig, load_config, make_config
+from safeflux.trainer.asked.config import TrainConfig, make_config
 from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.asked.prompts import PromptSource
+from safeflux.trainer.asked.run_file import load_config
 
 from safeflux.errors import ConfigError
 from safeflux.reference.vocabulary import held_out_concepts, vocabulary, with_article

@@ -1,14 +1,16 @@
 """The configuration of a training run. Pydantic; every field says its unit. Imports no torch."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safeflux.trainer.asked.erasure import NoisedConfig, TermConfig
 
 from safeflux.errors import ConfigError
 from safeflux.packs.templates import BY_KIND, Templates, faults
+from safeflux.policy.validate import PlacedError, suggest
+from safeflux.policy.yaml_reader import Loc
 from safeflux.reference import NAME
 from safeflux.reference.vocabulary import TargetKind
 
@@ -24,7 +26,7 @@ NULL, DROPPED = "null", "dropped"
 class Part(BaseModel):
     """Base of the configuration's parts: unknown keys are errors, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TrajectoryConfig(Part):
@@ -60,9 +62,9 @@ class CategoryConfig(Part):
     @model_validator(mode="after")
     def _complete(self) -> "CategoryConfig":
         if not self.concepts or not all(self.concepts.values()):
-            raise ValueError("concepts: expected at least one concept with at least one word")
+            raise PlacedError(("concepts",), "expected at least one concept with at least one word")
         if unknown := [name for name in self.anchors if name not in self.concepts]:
-            raise ValueError(f"anchors: no such concept: {', '.join(unknown)}")
+            raise PlacedError(("anchors", unknown[0]), f"no such concept{suggest(unknown[0], self.concepts)}")
         return self
 
     def anchor_of(self, concept: str) -> str:
@@ -97,9 +99,9 @@ class PromptConfig(Part):
     @model_validator(mode="after")
     def _complete(self) -> "PromptConfig":
         if not self.neutral:
-            raise ValueError("expected at least one neutral thing")
+            raise PlacedError(("neutral",), "expected at least one neutral thing")
         if self.pair and not self.single:
-            raise ValueError("pair: expected single templates too")
+            raise PlacedError(("pair",), "expected single templates too")
         return self
 
     def templates_of(self, kind: TargetKind) -> Templates:
@@ -160,12 +162,9 @@ class GateConfig(Part):
     model_config = ConfigDict(populate_by_name=True)
 
 
-class TrainConfig(Part):
-    """One or several categories on one base model; each gets a mask of its own, and any of them may be combined."""
+class Options(Part):
+    """Everything of a run but the words: model, rollout, method, validation."""
 
-    categories: dict[str, CategoryConfig]
-    """Policy category -> the concepts that its mask erases."""
-    prompts: PromptConfig
     model: str = NAME
     """A folder that a FLUX pipeline of diffusers loads, a hub id that was downloaded, or `emoji-flux`."""
     detector: str | None = None
@@ -234,39 +233,45 @@ class TrainConfig(Part):
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "TrainConfig":
-        if not self.categories:
-            raise ValueError("categories: expected at least one")
+    def _no_bank(self) -> "Options":
         if self.preserve_terms.bank:
-            raise ValueError("preserve_terms.bank: expected 0; adversarial embeddings serve erasure alone")
-        slots = {"thing", *self.prompts.slots}
-        if twice := sorted(self.categories.keys() & self.prompts.others.keys()):
-            raise ValueError(f"prompts.others: {', '.join(twice)} is to be erased, not preserved")
-        for name, category in {**self.prompts.others, **self.categories}.items():
-            if category.slot not in slots:
-                raise ValueError(
-                    f"categories.{name}.slot: expected one of {', '.join(sorted(slots))}, got {category.slot!r}"
-                )
-        for name, category in self.categories.items():
-            templates = self.prompts.templates_of(category.kind)
-            for fault in faults(templates, slots, {category.slot}):
-                raise ValueError(f"the template for {name} {fault}")
+            raise PlacedError(("preserve_terms", "bank"), "expected 0; adversarial embeddings serve erasure alone")
         return self
 
 
-def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Read a YAML configuration; `overrides` replace top-level keys.
+class TrainConfig(Options):
+    """One or several categories on one base model; each gets a mask of its own, and any of them may be combined."""
 
-    Raises:
-        ConfigError: The file cannot be read or is not valid; the message lists every wrong key.
-    """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of options, got {type(data).__name__}")
-    return make_config({**data, **(overrides or {})}, where=str(path))
+    categories: dict[str, CategoryConfig]
+    """Policy category -> the concepts that its mask erases."""
+    prompts: PromptConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        for loc, fault in conflicts(self.categories, self.prompts):
+            raise PlacedError(loc, fault)
+        return self
+
+
+def conflicts(categories: Mapping[str, CategoryConfig], prompts: PromptConfig) -> Iterator[tuple[Loc, str]]:
+    """What no single key shows: the place and the fault of categories, slots and templates that do not fit together."""
+    if not categories:
+        yield ("categories",), "expected at least one"
+    slots = {"thing", *prompts.slots}
+    for name in sorted(categories.keys() & prompts.others.keys()):
+        yield ("prompts", "others", name), f"{name} is to be erased, not preserved"
+    every: dict[Loc, CategoryConfig] = {("categories", name): one for name, one in categories.items()}
+    every |= {("prompts", "others", name): one for name, one in prompts.others.items()}
+    for where, category in every.items():
+        if category.slot not in slots:
+            yield (*where, "slot"), f"expected one of {', '.join(sorted(slots))}, got {category.slot!r}"
+    for name, category in categories.items():
+        templates = prompts.templates_of(category.kind)
+        for group, texts in (("single", templates.single), ("pair", templates.pair)):
+            for k, text in enumerate(texts if category.slot in slots else ()):
+                alone = Templates(**{"single": (), group: (text,)})
+                for fault in faults(alone, slots, {category.slot}):
+                    yield ("prompts", group, k), f"the template for {name} {fault}"
 
 
 def make_config(data: dict[str, Any], where: str) -> TrainConfig:

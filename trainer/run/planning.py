@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safeflux.trainer.asked.config import TrainConfig, load_config, make_config
+from safeflux.trainer.asked.config import TrainConfig, make_config
 from safeflux.trainer.asked.options import embedded_options, options_of
+from safeflux.trainer.asked.run_file import load_config
 
 from safeflux.errors import ConfigError
 from safeflux.packs.load import load_packs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.cli._lazy import Group
-from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, Bar, call_arguments, calls, on_device
+from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, Bar, call_arguments, calls, on_device, refuse_options_before
 from safeflux.cli.eval.prompts import prompts
 from safeflux.cli.eval.shared import measured, show, subject_reader, write
 from safeflux.reference import NAME
@@ -75,7 +75,7 @@ def evaluate(
     The report is OUT/report.json, OUT/report.md and OUT/rates.png.
     """
     if ctx.invoked_subcommand is not None:
-        _refuse_options(ctx)
+        refuse_options_before(ctx)
         return
     is_embedded = options["model"] == NAME and not (options["packs"] or options["detectors"])
     if is_embedded and (options["call"] or options["batch"] > 1):
@@ -89,16 +89,6 @@ def evaluate(
 
 
 evaluate.add_command(prompts)
-
-
-def _refuse_options(ctx: click.Context) -> None:
-    """Options before `prompts` have no effect."""
-    for parameter in ctx.command.params:
-        if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(
-                f"{parameter.opts[0]} has no effect before `{ctx.invoked_subcommand}`; see `safeflux eval "
-                f"{ctx.invoked_subcommand} --help` for the options that go after it"
-            )
 
 
 def _sizes(options: dict[str, Any]) -> Sizes:

@@ -11,9 +11,8 @@ import click
 from safeflux.cli._completion import CATEGORY, POLICY
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples, masks, store, stores
+from safeflux.cli._starter import check_new, schema_text, write_new
 from safeflux.cli.policy.plan import changed_bits, lock, plan
-from safeflux.disk.atomic import write_atomically
-from safeflux.errors import PolicyError
 from safeflux.policy.check import STDIN, Checked, expand
 from safeflux.policy.check import check as check_policy
 from safeflux.policy.diff import Verdict, as_dict, compare, verdict
@@ -235,27 +234,23 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @as_json
 def new(file: Path, categories: tuple[str, ...], extends: str | None, as_json: bool) -> None:
     """Write a new policy to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
-    if file.suffix not in (".yaml", ".yml"):
-        raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
-    if file.exists():
-        raise PolicyError(f"{file}: already exists; choose another name")
+    check_new(file)
     extends = extends or (None if categories else "moderate")
-    text = starter(file.stem, extends, categories).encode()
-    document = parse_document(text, str(file))
+    text = starter(file.stem, extends, categories)
+    document = parse_document(text.encode(), str(file))
     if validate(document, PolicyFile) is None:
         raise PolicyFileError(document.issues)
-    schema_file = file.with_name(SCHEMA_FILE)
-    try:
-        write_atomically(file, text)
-        if not schema_file.exists():
-            write_atomically(schema_file, _schema().encode())
-    except OSError as error:
-        raise PolicyError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
+    write_new(file, text, SCHEMA_FILE, policy_schema())
     known = known_categories()
     warnings = [f"{name} has no bundled mask{suggest(name, known)}" for name in categories if name not in known]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    facts = {"path": str(file), "schema": str(schema_file), "extends": extends, "categories": list(categories)}
+    facts = {
+        "path": str(file),
+        "schema": str(file.with_name(SCHEMA_FILE)),
+        "extends": extends,
+        "categories": list(categories),
+    }
     text_to_print = f"{file}: written. Edit it, then: safeflux policy check {file}"
     click.echo(json.dumps({**facts, "warnings": warnings}) if as_json else text_to_print)
 
@@ -263,8 +258,4 @@ def new(file: Path, categories: tuple[str, ...], extends: str | None, as_json: b
 @policy.command(epilog=examples("safeflux policy schema > safeflux-policy.schema.json"))
 def schema() -> None:
     """Print the JSON Schema (draft-07) of a policy file, for editors."""
-    click.echo(_schema(), nl=False)
-
-
-def _schema() -> str:
-    return json.dumps(policy_schema(), indent=2) + "\n"
+    click.echo(schema_text(policy_schema()), nl=False)

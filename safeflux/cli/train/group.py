@@ -1,19 +1,18 @@
 """`safeflux train`."""
 
 import json
-import signal
-import socket
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import click
 
 from safeflux.cli._completion import CATEGORY
-from safeflux.cli._shared import DETECTOR_HELP, Bar
+from safeflux.cli._lazy import Group
+from safeflux.cli._shared import DETECTOR_HELP, Bar, refuse_options_before
+from safeflux.cli.train.interrupts import Interrupts
+from safeflux.cli.train.new import new, schema_
 
 _EXAMPLES = """\b
 Examples:
@@ -25,7 +24,13 @@ Examples:
 """  # \b tells click to keep the line breaks
 
 
-@click.command(epilog=_EXAMPLES, short_help="Learn the masks of one or several categories, end to end.")
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    subcommand_metavar="[new FILE | schema]",
+    epilog=_EXAMPLES,
+    short_help="Learn the masks of one or several categories, end to end.",
+)
 @click.option(
     "--category",
     "categories",
@@ -37,7 +42,9 @@ Examples:
 @click.option("--model", help="Model: a profile (flux2-klein-4b), hub id or folder.  [default: emoji-flux]")
 @click.option("--pack", "packs", multiple=True, help="Pack: a bundled name or a YAML file. Repeatable, as --category.")
 @click.option("--detector", help=f"Detector for validation: {DETECTOR_HELP}")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML configuration, for any model.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of a run; `train new` writes one."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
 @click.option(
     "--initial",
@@ -56,7 +63,10 @@ Examples:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. saliency.rounds=20.")
 @click.option("--dry-run", is_flag=True, help="Print memory, prompts and anchors; train nothing. Exit 1 if too large.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
+@click.pass_context
 def train(
+    ctx: click.Context,
+    /,
     categories: tuple[str, ...],
     model: str | None,
     packs: tuple[str, ...],
@@ -75,8 +85,13 @@ def train(
     A checkpoint is written after every round. After an interruption the same command resumes from it. Ctrl-C waits for
     the round in progress; a second Ctrl-C stops at once.
 
+    `safeflux train new FILE` writes a file for --config to start from.
+
     The results are OUT/CATEGORY.safetensors. To use them in a policy, put them into a mask store.
     """
+    if ctx.invoked_subcommand is not None:
+        refuse_options_before(ctx)
+        return
     from safeflux.trainer.run.planning import plan_run
     from safeflux.trainer.run.session import is_validated, run
 
@@ -128,6 +143,10 @@ def train(
         click.echo(f"{path}: {result.masked[category]} bits off, sha256 {result.sha256[category]}")
 
 
+train.add_command(new)
+train.add_command(schema_)
+
+
 def _show_needs(planned: Any, folder: Path) -> None:
     from safeflux.trainer.run.dry_run import dry_run
 
@@ -148,56 +167,3 @@ def _unvalidated(model: str) -> str:
         f"nothing validates the masks of {model}, since no detector is named (--detector): the masks of the last "
         "round are the result, however well they erase. Measure them with `safeflux eval prompts`."
     )
-
-
-class Interrupts:
-    """Ctrl-C during a round waits for its end; a second one, or one outside a round, stops at once.
-
-    Python runs signal handlers in the main thread, which may be inside a long operation of torch. So a separate thread
-    answers the key press.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.is_stopping, self._say, self._round, self._presses = False, say, 0, 0
-        self._is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a job in the background
-
-    def round_begins(self, number: int) -> None:
-        """From now on Ctrl-C waits."""
-        self._round = number
-
-    def round_ends(self) -> None:
-        """The checkpoint of the round is on disk."""
-        self._round = 0
-
-    def __enter__(self) -> "Interrupts":
-        """Take over Ctrl-C."""
-        if not self._is_ignored:
-            self._far, self._near = socket.socketpair()
-            self._near.setblocking(False)
-            self._before = signal.signal(signal.SIGINT, self._handle)
-            self._descriptor = signal.set_wakeup_fd(self._near.fileno(), warn_on_full_buffer=False)
-            Thread(target=self._answer, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Give Ctrl-C back."""
-        if not self._is_ignored:
-            signal.set_wakeup_fd(self._descriptor)
-            signal.signal(signal.SIGINT, self._before)
-            self._near.close()
-
-    def _handle(self, number: int, frame: object) -> None:
-        # Python calls this once for signals that came during one long operation; the thread has counted them.
-        if self.is_stopping or self._presses > 1 or not self._round:
-            raise KeyboardInterrupt
-        self.is_stopping = True
-
-    def _answer(self) -> None:
-        with self._far:
-            while number := self._far.recv(1):
-                self._presses += number[0] == signal.SIGINT
-                if self._round and self._presses == 1:
-                    self._say(
-                        f"Ctrl-C: waiting for the end of round {self._round} and its checkpoint. Press it again to "
-                        "stop at once and lose this round. The same command resumes the run."
-                    )

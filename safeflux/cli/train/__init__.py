@@ -1,0 +1,1 @@
+"""`safeflux train` and what is below it."""
