@@ -67,6 +67,7 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
     "--watch-seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Between looks at --policies."
 )
 @on_device
+@click.option("--otel", is_flag=True, help="Send spans and metrics to OTEL_EXPORTER_OTLP_ENDPOINT, by OTLP/HTTP.")
 @click.option(
     "--new-token",
     metavar="NAME",
@@ -76,7 +77,7 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
     help="Print a new token with its line for --tokens, and exit.",
 )
 def serve(
-    host: str, port: int, at_once: int, queue: int, patience: float, request_seconds: float, **options: Any
+    host: str, port: int, at_once: int, queue: int, patience: float, request_seconds: float, otel: bool, **options: Any
 ) -> None:
     """Serve a guarded model over HTTP, each request under a policy that its token allows.
 
@@ -87,16 +88,19 @@ def serve(
     force; all or nothing. That needs an operator's token, in the file of --tokens or in SAFEFLUX_TOKEN.
     """
     import_serve()
+    from safeflux.serve.otel import Telemetry
     from safeflux.serve.service import Service
     from safeflux.serve.settings import ServiceLimits, ServiceSettings
     from safeflux.serve.web.run import run_service
 
-    began = time.monotonic()
+    telemetry, began = Telemetry() if otel else None, time.monotonic()
     limits = ServiceLimits(at_once=at_once, waiting=queue, patience=patience, request_seconds=request_seconds)
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name != "policy"}
     policies = options["policy"] or (() if options["folder"] else ("strict",))
     service = Service.open(ServiceSettings(policies=tuple(policies), limits=limits, **chosen))
     lines = about(service, time.monotonic() - began)
+    if telemetry:
+        telemetry.watch(service)
 
     def ready() -> None:
         click.echo(
@@ -104,6 +108,8 @@ def serve(
         )
 
     run_service(service, host, port, ready=ready)
+    if telemetry:
+        telemetry.stop()
 
 
 def about(service: "Service", seconds: float) -> list[str]:

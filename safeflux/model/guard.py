@@ -29,6 +29,7 @@ from safeflux.model.weights import check_not_compiled, find_transformer
 from safeflux.plan.lock import check_lock
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Policy, load_policy
+from safeflux.telemetry import span
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def guard(
         _log.info("guard: %s", plan.line)
         return GuardHandle(model, plan, entry, owns=not compact, rest=rest)
 
-    return (turns.draw if dry_run else turns.plan)(resolve)
+    with span("guard", policy=effective.name, policy_sha256=effective.digest, dry_run=dry_run):
+        return (turns.draw if dry_run else turns.plan)(resolve)
 
 
 def _write(transformer: torch.nn.Module, record: Record, plan: Plan, admitted: Admitted, *, compact: bool) -> Entry:

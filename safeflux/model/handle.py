@@ -23,6 +23,7 @@ from safeflux.model.weights import check_reached, find_transformer
 from safeflux.plan.resolve import Plan
 from safeflux.plan.status import State, Status, make_status
 from safeflux.policy.load import Policy, load_policy
+from safeflux.telemetry import span
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,10 @@ class GuardHandle:
         if not deep and is_unchanged(self._subject, entry):
             return Verification(State.GUARDED, (), entry.plan.policy.name)
         # or what is half written by another thread would be read
-        return self._turns.draw(lambda: read(self._subject, entry))
+        with span("verify", deep=deep) as reading:
+            found = self._turns.draw(lambda: read(self._subject, entry))
+            reading.set(state=str(found.state), policy=found.policy)
+        return found
 
     def undo(self) -> None:
         """Put back every bit that this guard switched off. Doing it twice does nothing more.
@@ -104,7 +108,8 @@ class GuardHandle:
                 copy of the weights, which nothing that is written now would reach.
         """
         if self._entry is not None:
-            self._turns.write(self._undo)
+            with span("undo", policy=self.plan.policy.name, policy_sha256=self.plan.policy.digest):
+                self._turns.write(self._undo)
 
     def _undo(self) -> None:
         entry, record = self._entry, record_of(self._transformer)
@@ -138,7 +143,8 @@ class GuardHandle:
             SafeFluxError: Another of the errors of `guard`; likewise.
         """
         effective, masks = load_policy(policy), open_store(store)
-        self._turns.plan(lambda: self._swap(effective, masks))
+        with span("swap", policy=effective.name, policy_sha256=effective.digest):
+            self._turns.plan(lambda: self._swap(effective, masks))
 
     def _swap(self, effective: Policy, masks: Store) -> None:
         entry, record = self._in_force("swap"), record_of(self._transformer)

@@ -15,6 +15,7 @@ from safeflux.policy.load import Policy
 from safeflux.profiles.schema import Profile
 from safeflux.reference.measure import draw
 from safeflux.serve.settings import ServiceLimits
+from safeflux.telemetry import span
 
 _WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
 """Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. Requests that are
@@ -94,11 +95,15 @@ class Engine:
             ApplyError: There is no such policy, or its turn did not come.
         """
         images = []
-        with self.pool.under(policy, timeout=self._limits.wait_seconds) as handle, self._pipe() as pipe:
+        with (
+            self.pool.under(policy, timeout=self._limits.wait_seconds) as handle,
+            self._pipe() as pipe,
+            span("draw", policy=policy, policy_sha256=handle.plan.policy.digest, pictures=len(wanted.seeds)),
+        ):
             digest = handle.plan.policy.digest
             for seed in wanted.seeds:
                 if is_gone():
-                    raise GoneError("who asked is gone")
+                    raise GoneError("the client is gone")
                 found = handle.verify()
                 if not found.ok:
                     raise UnguardedError(f"the guard does not hold ({found.state}), so nothing is drawn")

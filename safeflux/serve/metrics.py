@@ -2,7 +2,7 @@
 
 import threading
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from safeflux.plan.status import State
 from safeflux.policy.load import Action
@@ -40,15 +40,24 @@ class Metrics:
         )  # fmt: skip
 
     def text(self, desk: Desk, gate: Gate, health: Health) -> bytes:
+        """All of them as they are now, as Prometheus reads them."""
+        with self._lock:
+            self._refresh(desk, gate, health)
+            return generate_latest(self.registry)
+
+    def collect(self, desk: Desk, gate: Gate, health: Health) -> list[Metric]:
         """All of them as they are now."""
         with self._lock:
-            for state in State:
-                self._state.labels(state).set(state is health.last.found.state)
-            self._inside.set(gate.num_inside)
-            self._refused.set(gate.num_refused)
-            self._fault.set(bool(desk.fault))
-            self._policies(desk)
-            return generate_latest(self.registry)
+            self._refresh(desk, gate, health)
+            return list(self.registry.collect())
+
+    def _refresh(self, desk: Desk, gate: Gate, health: Health) -> None:
+        for state in State:
+            self._state.labels(state).set(state is health.last.found.state)
+        self._inside.set(gate.num_inside)
+        self._refused.set(gate.num_refused)
+        self._fault.set(bool(desk.fault))
+        self._policies(desk)
 
     def _policies(self, desk: Desk) -> None:
         now, plans = desk.current, desk.engine.pool.plans

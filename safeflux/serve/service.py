@@ -28,6 +28,7 @@ from safeflux.serve.health import Health
 from safeflux.serve.metrics import Metrics
 from safeflux.serve.problems import ProblemError
 from safeflux.serve.settings import ServiceSettings
+from safeflux.telemetry import span
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Service:
         if self.health.is_stopping:
             raise ProblemError(503, "the service is stopping", code="stopping", retry=5)
         try:
-            drawn = await self.gate.run(draw, request.is_disconnected)
+            with span("request", headers=request.headers, policy=policy):
+                drawn = await self.gate.run(draw, request.is_disconnected)
         except UnguardedError as error:
             self.metrics.unguarded.inc()
             raise ProblemError(503, str(error), code="unguarded") from error

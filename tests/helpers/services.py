@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def free_port() -> int:
 
 @contextmanager
 def service(
-    command: list[str], log: Path, *, path: str = "/healthz"
+    command: list[str], log: Path, *, path: str = "/healthz", environment: Mapping[str, str] = {}
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """Run a command that serves on a port of its own, until the block ends; what it prints goes to a file."""
     port = free_port()
-    environment = {**os.environ, "SAFEFLUX_TOKEN": OPERATOR, "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "SAFEFLUX_TOKEN": OPERATOR, "OMP_NUM_THREADS": "1", **environment}
     with log.open("ab") as out:
         whole = [sys.executable, *command, "--port", str(port)]
-        process = subprocess.Popen(whole, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(whole, env=variables, stdout=out, stderr=out)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             try:
                 deadline = time.monotonic() + START_SECONDS

@@ -8,6 +8,7 @@ import safeflux
 from safeflux.policy.load import load_policy
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
+from tests.helpers.collector import collector
 from tests.helpers.services import service
 
 PROMPT, SEED = "a dagger, noto style, white background", 7
@@ -56,7 +57,16 @@ def command(home):
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def collected():
+    """What a service sends to a collector of OpenTelemetry."""
+    with collector() as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
-def served(home, command):
-    with service(command, home / "out.txt") as (client, process):
+def served(home, command, collected):
+    fast = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "300"}
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.url, **fast}
+    with service([*command, "--otel"], home / "out.txt", environment=environment) as (client, process):
         yield client, process

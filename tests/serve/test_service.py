@@ -210,6 +210,28 @@ def test_the_folder_is_watched_and_what_is_wrong_in_it_changes_nothing(served, h
     assert offered(client).keys() == {"moderate", "live"}
 
 
+def test_spans_and_metrics_reach_a_collector_without_prompts(served, collected):
+    client, _ = served
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = AS_KIDS | {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert client.post("/draw", json=ASKED, headers=headers).status_code == 200
+    mine = lambda: {span.name: span for span in collected.spans if span.trace_id.hex() == trace}  # noqa: E731
+    until(lambda: {"safeflux.request", "safeflux.draw"} <= mine().keys())
+    request, drawn = mine()["safeflux.request"], mine()["safeflux.draw"]
+    assert drawn.parent_span_id == request.span_id
+    assert request.start_time_unix_nano <= drawn.start_time_unix_nano
+    values = {each.key: each.value.string_value for each in drawn.attributes}
+    assert (values["safeflux.policy"], values["safeflux.policy_sha256"]) == ("live", digest(LIVE))
+    assert "safeflux.pool" in {span.name for span in collected.spans}  # the guard at the start
+    until(lambda: {"safeflux_guard_state", "safeflux_pictures_total"} <= collected.metrics.keys())
+    states = {
+        point.attributes[0].value.string_value: point.as_double for point in collected.metrics["safeflux_guard_state"]
+    }
+    assert states["GUARDED"] == 1
+    assert sum(states.values()) == 1
+    assert b"dagger" not in collected.bytes
+
+
 def slow(client, begin, then):
     """Send a byte now and then; the seconds until the server hung up."""
     with socket.create_connection((client.base_url.host, client.base_url.port)) as peer:

@@ -23,6 +23,7 @@ from safeflux.model.watch.sample import Sample
 from safeflux.model.weights import check_not_compiled, check_reached, find_transformer
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Policy, load_policy
+from safeflux.telemetry import span
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class PolicyPool:
         check_not_compiled(self._transformer)
         self._modules = list(self._transformer.modules())
         self._turns = turns_of(self._transformer)
-        self._turns.plan(lambda: self._open(effective, adapters))
+        with span("pool", policies=", ".join(effective)):
+            self._turns.plan(lambda: self._open(effective, adapters))
         self._queue = Queue(self._turns, self._name_in_force, self._switch, at_once=at_once, patience=patience)
 
     def _open(self, policies: Mapping[str, Policy], adapters: Sequence[str | os.PathLike[str]]) -> None:
@@ -213,7 +215,8 @@ class PolicyPool:
             SafeFluxError: Another of the errors of `guard`, for any of the policies; likewise.
         """
         effective, masks = _loaded(policies), self._store if store is None else open_store(store)
-        self._turns.plan(lambda: self._replace(effective, masks))
+        with span("replace", policies=", ".join(effective)):
+            self._turns.plan(lambda: self._replace(effective, masks))
         self._queue.wake()
 
     def check(self, policies: Mapping[str, str | os.PathLike[str] | Policy]) -> dict[str, Plan]:
