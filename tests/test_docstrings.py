@@ -40,6 +40,7 @@ WITH_EXAMPLES = {
     "safeflux.packs.templates",
     "safeflux.pages.pairs",
     "safeflux.packs.neutral",
+    "safeflux.trainer.run.blind",
     "safeflux.trainer.run.validation",
 }
 

@@ -1,15 +1,20 @@
 """A dry run tells what a run needs and asks for, loads nothing, and exits with 1 where the run does not fit."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safeflux.trainer.objective.laid_out import memory_of, shape_of
 from safeflux.trainer.objective.memory import Memory
-from safeflux.trainer.run.dry_run import DryRun, dry_run
+from safeflux.trainer.objective.step_time import StepTime, measure_step
+from safeflux.trainer.run.checkpoint import CHECKPOINT, REFERENCES
+from safeflux.trainer.run.dry_run import DryRun, Minutes, dry_run
 from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 
 from safeflux.cli import main
 from safeflux.errors import SafeFluxError
 from safeflux.reference.model import load_pipeline
+from tests.helpers.runs import SETTINGS
 from tests.helpers.tiny import save_tiny
 
 
@@ -37,6 +42,8 @@ def test_the_command_prints_it_for_any_model_and_fails_where_it_does_not_fit(tmp
     assert done.exit_code == 0, done.output
     assert "validation none: no detector is named" in done.stdout
     assert done.stdout.endswith("it fits\n")
+    assert "from one measured step of a batch" in done.stdout
+    assert "disk " in done.stdout
     assert not (tmp_path / "runs").exists()
     large = CliRunner().invoke(main, [*arguments, "batch=100000"])
     assert (large.exit_code, "it does not fit" in large.stdout) == (1, True)
@@ -45,7 +52,48 @@ def test_the_command_prints_it_for_any_model_and_fails_where_it_does_not_fit(tmp
 @pytest.mark.parametrize(("free", "fits"), [((10, 5), True), ((9, 5), False), ((10, 4), False)])
 def test_on_an_accelerator_the_estimates_are_apart(free, fits):
     memory = Memory(weights=6, gated_layer=1, estimates=5, activations=3)
-    assert DryRun(memory, free, True, {}, None, {}).fits is fits
+    assert DryRun(memory, free, True, (1, 2), None, {}, None, {}).fits is fits
+    full = DryRun(memory, (10, 5), True, (3, 2), None, {}, None, {})
+    assert (full.fits, "choose an --out on a larger disk" in str(full)) == (False, True)
+
+
+def test_minutes_count_every_batch_of_a_run_by_the_measured_step():
+    settings = ["batch=10", "steps=4", "prompts.erase_pairs=25", "prompts.preserve_pairs=20", "validation_prompts=30"]
+    settings += [
+        "saliency.rounds=6",
+        "saliency.last_rounds=2",
+        "saliency.erase_batches=3",
+        "saliency.preserve_batches=2",
+    ]
+    settings += ["validate_every=4", "minimise=false"]
+    planned, step = plan_run(["weapons"], None, settings, {}), StepTime(forward=60.0, gradient=600.0)
+    minutes = Minutes.of(planned, step)
+    assert minutes.references == (2 * 3 + 2) * 4  # batches of pairs twice, of prompts to preserve once; 4 steps
+    assert minutes.rounds == 8 * (3 + 2 * 2) * 4 * 10
+    assert minutes.validation == pytest.approx((2 + 2) * 60 * 8 / 10)  # looks, pictures of each, 8 steps, 10 a batch
+    blind = Minutes.of(planned.model_copy(update={"detector": None, "model": "folder"}), step)
+    assert (blind.validation, blind.rounds) == (0, minutes.rounds)
+    gates = plan_run(["weapons"], None, [*settings, "method=gates", "gates.rounds=2", "gates.steps_per_round=5"], {})
+    assert Minutes.of(gates, step).rounds == 2 * 5 * 2 * 4 * 10
+
+
+def test_a_measured_step_takes_longer_with_its_gradient_and_foretells_the_disk(tmp_path):
+    planned = plan_run(["weapons"], None, [*SETTINGS, "batch=8"], {})
+    step = measure_step(shape_of("emoji-flux"), planned, torch.device("cpu"))
+    assert 0 < step.forward < step.gradient
+    needed, free = dry_run(planned, tmp_path / "a" / "b").disk
+    assert 0 < needed < free
+    run(planned, tmp_path / "run", lambda report, most: None)
+    kept = sum((tmp_path / "run" / name).stat().st_size for name in (CHECKPOINT, REFERENCES))
+    assert 0.4 < kept / needed < 1  # there is room for two checkpoints
+
+
+def test_a_model_that_is_not_here_is_summed_up_by_its_profile(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "flux2-klein-4b", "--pack", "weapons", "--dry-run", "--set", "batch=500"]
+    done = CliRunner().invoke(main, ["train", *arguments], catch_exceptions=False)
+    assert (done.exit_code, "not measured: the model does not fit" in done.stdout) == (1, True)
+    assert "weights 7.75 GB" in done.stdout
 
 
 def test_a_folder_without_a_transformer_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from safeflux.trainer.objective.memory import Memory, estimate_memory
 from safeflux.trainer.sampling.sampler import Condition, Sampler
 
 from safeflux.errors import ModelError
-from safeflux.families.sites import find_sites
+from safeflux.families.sites import Site, find_sites
 from safeflux.profiles.load import profile_of
 from safeflux.reference.model import model_folder
 
@@ -64,21 +64,44 @@ def lay_out(transformer: Mapping[str, Any], dtype: str) -> Any:
     return torch.nn.Module.to(model, getattr(torch, dtype))  # diffusers' own `to` warns of it
 
 
-def memory_of(shape: Shape, config: TrainConfig, rows: int = 1, device: torch.device | None = None) -> Memory:
-    """The memory of a run on a model; no weight is read.
+@dataclass(frozen=True, eq=False)
+class LaidOut:
+    """A run's model on the meta device, with what it is called with; only shapes are known.
+
+    Attributes:
+        model: The transformer.
+        sampler: The schedule and geometry.
+        condition: The prompts of a batch, on the meta device.
+        sites: Those that may be masked, of the run's kinds.
+    """
+
+    model: Any
+    sampler: Sampler
+    condition: Condition
+    sites: list[Site]
+
+    def condition_on(self, device: torch.device) -> Condition:
+        """Prompts of these shapes on a device, of random numbers."""
+        tokens, pooled = self.condition.tokens, self.condition.pooled
+        text = torch.randn(tokens.shape, dtype=tokens.dtype, device=device)
+        one = None if pooled is None else torch.randn(pooled.shape, dtype=pooled.dtype, device=device)
+        return Condition(text, one, self.condition.text_ids)
+
+
+def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) -> LaidOut:
+    """A run laid out without weights.
 
     Args:
         shape: The model.
-        config: The run: size, steps, prompt length, batch, kinds of site.
-        rows: How many masks there are.
-        device: Where the run will be; None for the CPU.
+        config: The run: size, prompt length, batch, kinds of site.
+        steps: Sampling steps; None for those of the run.
     """
     model = lay_out(shape.transformer, config.dtype)
     dtype, axes = getattr(torch, config.dtype), len(model.config.axes_dims_rope)
     tokens = config.height // shape.pixels * (config.width // shape.pixels)
     guidance = 1.0 if model.config.get("guidance_embeds") else None
-    size = (tokens, model.config.in_channels)
-    sampler = Sampler(torch.linspace(1, 0, config.steps + 1), torch.zeros(tokens, axes), guidance, size, dtype)
+    size, sigmas = (tokens, model.config.in_channels), torch.linspace(1, 0, (steps or config.steps) + 1)
+    sampler = Sampler(sigmas, torch.zeros(tokens, axes), guidance, size, dtype)
     text = torch.empty(
         config.batch, config.max_sequence_length, model.config.joint_attention_dim, dtype=dtype, device="meta"
     )
@@ -89,4 +112,17 @@ def memory_of(shape: Shape, config: TrainConfig, rows: int = 1, device: torch.de
         torch.zeros(config.max_sequence_length, axes),
     )
     sites = [site for site in find_sites(model).values() if site.kind in config.kinds]
-    return estimate_memory(model, sampler, condition, config, sites, rows, device or torch.device("cpu"))
+    return LaidOut(model, sampler, condition, sites)
+
+
+def memory_of(shape: Shape, config: TrainConfig, rows: int = 1, device: torch.device | None = None) -> Memory:
+    """The memory of a run on a model; no weight is read.
+
+    Args:
+        shape: The model.
+        config: The run: size, steps, prompt length, batch, kinds of site.
+        rows: How many masks there are.
+        device: Where the run will be; None for the CPU.
+    """
+    run, where = lay_out_run(shape, config), device or torch.device("cpu")
+    return estimate_memory(run.model, run.sampler, run.condition, config, run.sites, rows, where)

@@ -1,21 +1,77 @@
 """What a run will need and ask for, before anything is loaded or trained."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
-from safeflux.trainer.asked.options import detector_of
+from safeflux.trainer.asked.options import call_of, detector_of
 from safeflux.trainer.asked.prompts import Pair, PromptSource
-from safeflux.trainer.objective.laid_out import memory_of, shape_of
+from safeflux.trainer.methods.estimates import PARTS
+from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
 from safeflux.trainer.objective.memory import Memory
 from safeflux.trainer.objective.objective import rng_of
+from safeflux.trainer.objective.step_time import StepTime, measure_step
 from safeflux.trainer.run.session import check_run
 
 from safeflux.doctor.memory import main_memory
 
 EXAMPLES = 3
 """Prompts that are shown, with their anchors, a category."""
+_KEPT = 3
+"""Outputs of the base model that are kept for each prompt, at most: for its anchor and by itself, and its change."""
+_OF_A_BIT = 4 * len(PARTS) + 3
+"""Bytes of a checkpoint a bit and category: the estimates in float32, the masks and the best of them."""
+_BISECTIONS = 5
+"""Validations of each category while its mask is made smaller."""
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """The time of a run, at most, by its parts; from one measured step. Text encoders and VAE are not counted."""
+
+    step: StepTime
+    references: float
+    rounds: float
+    validation: float
+
+    @classmethod
+    def of(cls, config: TrainConfig, step: StepTime) -> "Minutes":
+        """Of a run whose rounds are all needed."""
+        categories, batch = config.categories, config.batch
+        pairs = sum(one.erase_pairs or config.prompts.erase_pairs for one in categories.values())
+        drawn = 2 * -(-pairs // batch) + -(-config.prompts.preserve_pairs // batch)
+        saliency, gates = config.saliency, config.gates
+        if config.method == "saliency":
+            rounds = saliency.rounds + saliency.last_rounds
+            gradients = rounds * (saliency.erase_batches * len(categories) + 2 * saliency.preserve_batches)
+        else:
+            rounds = gates.rounds
+            gradients = rounds * gates.steps_per_round * (len(categories) + 1)
+        looks = -(-rounds // config.validate_every) + 2 + (_BISECTIONS * len(categories) if config.minimise else 0)
+        states = 1 if len(categories) == 1 else 2
+        pictures = looks * states * config.validation_prompts * (len(categories) + 1) if detector_of(config) else 0
+        per_picture = int(call_of(config).get("num_inference_steps", config.steps)) * step.forward / batch
+        return cls(
+            step,
+            references=drawn * config.steps * step.forward / 60,
+            rounds=gradients * config.steps * step.gradient / 60,
+            validation=pictures * per_picture / 60,
+        )
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return self.references + self.rounds + self.validation
+
+    def __str__(self) -> str:
+        """For people."""
+        parts = (
+            f"{self.references:.1f} base model's outputs, {self.rounds:.1f} rounds, {self.validation:.1f} validation"
+        )
+        times = f"{self.step.forward:.3g} s forward, {self.step.gradient:.3g} s with its gradient"
+        return f"{self.total:.1f} at most: {parts}; from one measured step of a batch, {times}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +82,8 @@ class DryRun:
         memory: By part.
         free: Bytes where the model runs, and in the main memory; the same where that is one.
         is_apart: Whether the model runs on an accelerator with memory of its own.
+        disk: Bytes that the run folder takes, and those that are free there.
+        minutes: The time; None where the model is too large to measure a step.
         prompts: Category -> erase prompts; under `preserved` the prompts to preserve.
         detector: The spec of what validates; None for nothing.
         examples: Category -> its first pairs.
@@ -34,12 +92,19 @@ class DryRun:
     memory: Memory
     free: tuple[int, int]
     is_apart: bool
+    disk: tuple[int, int]
+    minutes: Minutes | None
     prompts: dict[str, int]
     detector: str | None
     examples: dict[str, list[Pair]]
 
     @property
     def fits(self) -> bool:
+        """Whether the free memory and the free disk suffice."""
+        return self.fits_memory and self.disk[0] <= self.disk[1]
+
+    @property
+    def fits_memory(self) -> bool:
         """Whether the free memory suffices."""
         model = self.memory.weights + self.memory.gated_layer + self.memory.activations
         if self.is_apart:
@@ -49,28 +114,39 @@ class DryRun:
     def __str__(self) -> str:
         """For people, a line a fact."""
         device, main = (f"{bytes_ / 1e9:.1f} GB" for bytes_ in self.free)
+        needed, left = (f"{bytes_ / 1e9:.2f} GB" for bytes_ in self.disk)
         counts = ", ".join(f"{count} {name}" for name, count in self.prompts.items())
         lines = [
             f"memory     {self.memory}",
             f"free       {f'{device} on the accelerator, ' if self.is_apart else ''}{main} in the main memory",
+            f"disk       {needed}, {left} free",
+            f"minutes    {self.minutes or 'not measured: the model does not fit'}",
             f"prompts    {counts}; the base model draws each once",
             f"validation {self.detector or 'none: no detector is named (--detector)'}",
             *(f"{name}: {pair.prompt!r} -> {pair.anchor!r}" for name, pairs in self.examples.items() for pair in pairs),
-            "it fits"
-            if self.fits
-            else "it does not fit: less is needed with recompute=block, a smaller batch, height "
-            "and width, or fewer kinds of site",
+            self._verdict,
         ]
         return "\n".join(lines)
 
+    @property
+    def _verdict(self) -> str:
+        if not self.fits_memory:
+            way_out = "recompute=block, a smaller batch, height and width, or fewer kinds of site"
+            return f"it does not fit: less memory is needed with {way_out}"
+        if not self.fits:
+            return "it does not fit: choose an --out on a larger disk, or fewer prompts.erase_pairs and preserve_pairs"
+        return "it fits"
+
 
 def dry_run(config: TrainConfig, folder: Path) -> DryRun:
-    """Check a run as `run` does before it loads the model, and sum up its needs. Text encoders are not counted.
+    """Check a run as `run` does before it loads the model, sum up its needs, and measure one step.
+
+    The step is that of a model of the same shape with random weights: a model with a bundled profile need not be here.
 
     Raises:
         SafeFluxError: The first thing that is wrong.
     """
-    check_run(config, folder)
+    check_run(config, folder, needs_model=False)
     is_apart = torch.cuda.is_available()
     device = torch.device("cuda" if is_apart else "cpu")
     main = main_memory().free
@@ -80,6 +156,32 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun:
     examples = {
         name: source.erase(name, rng_of(config.seed, "pairs", k), EXAMPLES) for k, name in enumerate(config.categories)
     }
-    memory = memory_of(shape_of(config.model), config, len(config.categories), device)
+    shape = shape_of(config.model)
     prompts = {**counts, "preserved": config.prompts.preserve_pairs}
-    return DryRun(memory, free, is_apart, prompts, detector_of(config), examples)
+    needs = DryRun(
+        memory_of(shape, config, len(config.categories), device),
+        free,
+        is_apart,
+        (_disk(config, sum(prompts.values())), shutil.disk_usage(_existing(folder)).free),
+        None,
+        prompts,
+        detector_of(config),
+        examples,
+    )
+    return (
+        replace(needs, minutes=Minutes.of(config, measure_step(shape, config, device))) if needs.fits_memory else needs
+    )
+
+
+def _disk(config: TrainConfig, prompts: int) -> int:
+    """The base model's outputs in float32, and a checkpoint beside the one that it replaces."""
+    run = lay_out_run(shape_of(config.model), config)
+    tokens, channels = run.sampler.shape
+    bits = sum(site.num_bits for site in run.sites)
+    return prompts * _KEPT * tokens * channels * 4 + 2 * bits * len(config.categories) * _OF_A_BIT
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    whole = folder.absolute()
+    return next(path for path in (whole, *whole.parents) if path.is_dir())

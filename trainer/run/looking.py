@@ -4,25 +4,22 @@ The detector's thresholds are chosen on the base model's own pictures, drawn bef
 there cannot be shown to be gone, so what it finds and misses there is part of every report.
 """
 
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
-from safeflux.trainer.asked.options import call_of
 from safeflux.trainer.asked.prompts import PromptSource
-from safeflux.trainer.run.validation import COLUMNS, VALIDATION_SEED, grid
+from safeflux.trainer.run.pictures import Pictures
+from safeflux.trainer.run.validation import COLUMNS, VALIDATION_SEED
 
 from safeflux.detectors.base import Detector
 from safeflux.detectors.calibration import Calibration, calibrate, calibrate_among
 from safeflux.detectors.labels import Words, labels_of
 from safeflux.detectors.labels import open_for as open_labelled
 from safeflux.masks.mask_set import MaskSet
-from safeflux.model.apply import apply_masks_
-from safeflux.reference.measure import draw
 
 _SMALL = 32  # pixels a side, where pictures are compared as a whole
 
@@ -41,7 +38,7 @@ class DetectorValidator:
         Raises:
             ConfigError: The detector has no label for a concept of the run.
         """
-        self._pipe, self._call, self._batch = pipe, call_of(config), config.batch
+        self._pictures = Pictures(pipe, config)
         labels = labels_of(detector, _words_of(config))
         source, count = PromptSource(config), config.validation_prompts
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
@@ -69,12 +66,12 @@ class DetectorValidator:
     def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
         asked = self._erased[category]
-        images = self._draw([prompt for prompt, _ in asked], masks, self._shift(category))
+        images = self._pictures.draw([prompt for prompt, _ in asked], masks, self._shift(category))
         return float(self._detector.found_each(images, [label for _, label in asked]).mean())
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`. By a detector with labels of its own: how alike the pictures are to the base model's."""
-        images = self._draw([prompt for prompt, _ in self._kept], masks, 100_000)
+        images = self._pictures.draw([prompt for prompt, _ in self._kept], masks, 100_000)
         if self._are_words_known:
             return float(self._detector.found_each(images, [word for _, word in self._kept]).mean())
         return float(np.mean([likeness(a, b) for a, b in zip(self._base_kept, map(_shrink, images), strict=True)]))
@@ -83,14 +80,14 @@ class DetectorValidator:
         """See `Validator`; the categories in turn, then as many things to preserve."""
         in_turn = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
         prompts = in_turn[:COLUMNS] + [prompt for prompt, _ in self._kept[-COLUMNS:]]
-        return grid([self._draw(prompts, state, 300_000) for state in (MaskSet({}), masks)])
+        return self._pictures.compare(prompts, masks)
 
     def _calibrate(self, detector: Detector) -> tuple[Detector, dict[str, Calibration]]:
-        kept = self._draw([prompt for prompt, _ in self._kept], MaskSet({}), 100_000)
+        kept = self._pictures.draw([prompt for prompt, _ in self._kept], MaskSet({}), 100_000)
         self._base_kept = [_shrink(image) for image in kept]
         calibrations = {}
         for name, asked in self._erased.items():
-            images = self._draw([prompt for prompt, _ in asked], MaskSet({}), self._shift(name))
+            images = self._pictures.draw([prompt for prompt, _ in asked], MaskSet({}), self._shift(name))
             by_label: dict[str, list[Image.Image]] = {}
             for (_, label), image in zip(asked, images, strict=True):
                 by_label.setdefault(label, []).append(image)
@@ -103,10 +100,6 @@ class DetectorValidator:
 
     def _shift(self, category: str) -> int:
         return 200_000 * (list(self._erased).index(category) + 1)
-
-    def _draw(self, prompts: Sequence[str], masks: MaskSet, shift: int) -> list[Image.Image]:
-        with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
-            return draw(self._pipe, prompts, VALIDATION_SEED + shift, batch=self._batch, settings=self._call)
 
 
 def open_for(config: TrainConfig, spec: str, device: str = "cpu") -> Detector:

@@ -19,6 +19,7 @@ from safeflux.trainer.methods.saliency import SaliencyMethod
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.prepare import Drawn, ReferenceFile, prepare
 from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.blind import Eyes, Plateau
 from safeflux.trainer.run.checkpoint import REFERENCES, read_checkpoint, write_checkpoint
 from safeflux.trainer.run.chosen_sites import choose_sites
 from safeflux.trainer.run.given import GivenMasks
@@ -31,6 +32,8 @@ from safeflux.families.sites import find_sites
 from safeflux.masks.mask_set import MaskSet, compose
 from safeflux.model.weights import fingerprint
 
+PATIENCE = 2
+"""Rounds in units of `validate_every` that a run without validation goes on while its erasure loss does not fall."""
 UNSEEN = (False, -math.inf)
 """The score of masks that were not validated."""
 
@@ -47,6 +50,7 @@ class Run:
         validator: Validator | None = None,
         drawn: Drawn = lambda done, total: None,
         given: GivenMasks | None = None,
+        eyes: Eyes | None = None,
     ) -> None:
         """Prepare the rounds, or resume from the folder's checkpoint.
 
@@ -58,12 +62,14 @@ class Run:
             validator: Validates the masks; None for a model without a judge.
             drawn: See `prepare.Drawn`.
             given: The masks of `initial` and `together_with`, where they have been read already.
+            eyes: Draws the pictures of a run that nothing validates.
 
         Raises:
             SafeFluxError: The checkpoint, the masks or the sites do not fit the configuration or the model.
             OSError: The folder cannot be written to.
         """
         self.config, self.folder, self.processes, self.validator = config, folder, processes, validator
+        self._eyes, self._plateau = eyes, None if validator else Plateau(PATIENCE * config.validate_every)
         state = read_checkpoint(folder, config)
         self.names = tuple(config.categories)
         given = given or GivenMasks.read(config)
@@ -127,12 +133,22 @@ class Run:
                     f"round {self.round}: the loss is not finite ({losses[0]}, {losses[1]}). The last checkpoint is "
                     f"that of round {self.round - 1}. A smaller step may help: fewer bits off a round, or a smaller lr."
                 )
+            self._stop_when_flat(phase, losses[0])
             report = self._report(phase, losses, self._check(), time.monotonic() - began)
             self._save(report)
             yield report
             self.is_stopped = self.processes.from_first(stops())
             if self.is_stopped:
                 return
+
+    def _stop_when_flat(self, phase: str, loss: float) -> None:
+        """Without validation the masks count as done when the erasure loss no longer falls."""
+        is_warm = self.round > self.config.saliency.warm_up
+        if self._plateau and phase == "saliency" and is_warm and self._plateau.note(loss):
+            self.is_erased = [True] * len(self.names)
+
+    def _is_due(self) -> bool:
+        return self.round % self.config.validate_every == 0 or self.method.phase(self.is_erased) is None
 
     def _report(self, phase: str, losses: tuple[float, float], seen: Validation | None, seconds: float) -> RoundReport:
         masks = self.method.masks
@@ -152,8 +168,7 @@ class Run:
         )
 
     def _check(self) -> Validation | None:
-        is_due = self.round % self.config.validate_every == 0 or self.method.phase(self.is_erased) is None
-        if self.validator is None or not is_due:
+        if self.validator is None or not self._is_due():
             return None
         seen: Validation = self.processes.from_first(
             validate(self.validator, self.sets(self.method.masks), self.names) if self.processes.is_first else None
@@ -178,11 +193,13 @@ class Run:
             "is_erased": self.is_erased,
             "best": self._best,
             "score": list(self._score),
+            "plateau": list(self._plateau.state) if self._plateau else [],
         }
         write_checkpoint(self.folder, self.config, state)
         picture = None
-        if self.validator and report.found:
-            picture = self.validator.picture(compose(*self.sets(self.method.masks).values()))
+        looks = self.validator if report.found else self._eyes
+        if looks and self._is_due():
+            picture = looks.picture(compose(*self.sets(self.method.masks).values()))
         self._logs.write(report, picture)
 
     def _resume(self, state: dict[str, Any]) -> None:
@@ -190,3 +207,5 @@ class Run:
         self.objective.load_state_dict(state["objective"])
         self.round, self.is_erased = state["round"], state["is_erased"]
         self._best, self._score = state["best"], tuple(state["score"])
+        if self._plateau:
+            self._plateau.state = state.get("plateau", ())

@@ -13,6 +13,7 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import detector_of
 from safeflux.trainer.objective.references import read_image
 from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.blind import Eyes
 from safeflux.trainer.run.checkpoint import read_checkpoint
 from safeflux.trainer.run.chosen_sites import choose_sites
 from safeflux.trainer.run.curves import Curve, read_rounds, write_curves
@@ -39,6 +40,7 @@ from safeflux.errors import TrainError
 from safeflux.evaluation.bench import Progress
 from safeflux.evaluation.subject import source_of
 from safeflux.masks.mask_set import compose
+from safeflux.profiles.load import profile_of
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline, pipeline_class
 
@@ -109,8 +111,12 @@ def run(
             note(line)
     shown = phase if processes.is_first else _silent
     with _writing(folder):
-        training = Run(config, pipe, folder, processes, validator, partial(shown, "base model's outputs"), given)
-        if validator is None:
+        eyes = Eyes(pipe, config) if validator is None and processes.is_first else None
+        drawn = partial(shown, "base model's outputs")
+        training = Run(config, pipe, folder, processes, validator, drawn, given, eyes)
+        if eyes:
+            eyes.rest()
+        elif validator is None:
             _release(pipe)
         for report in training.rounds(begins, stops):
             if processes.is_first:
@@ -121,8 +127,13 @@ def run(
         return _finish(training, pipe, phase) if processes.is_first else None
 
 
-def check_run(config: TrainConfig, folder: Path) -> GivenMasks:
+def check_run(config: TrainConfig, folder: Path, *, needs_model: bool = True) -> GivenMasks:
     """Find mistakes before the model loads; those that only the loaded model can show follow in `Run`.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        needs_model: Whether it is an error that a model with a bundled profile is not on this machine.
 
     Returns:
         The masks that the run is given.
@@ -142,7 +153,8 @@ def check_run(config: TrainConfig, folder: Path) -> GivenMasks:
         read_image(path, config.width, config.height)
     if config.tensorboard:
         board_writer()
-    pipeline_class(config.model)
+    if needs_model or profile_of(config.model) is None:
+        pipeline_class(config.model)
     if source := source_of(config.model):
         given.check_sites(source.sites)
         given.check_base(source.fingerprint)

@@ -61,7 +61,11 @@ Examples:
 )
 @click.option("--seed", type=int, help="Seed of prompts and noises.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any option, e.g. saliency.rounds=20.")
-@click.option("--dry-run", is_flag=True, help="Print memory, prompts and anchors; train nothing. Exit 1 if too large.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print memory, disk, minutes, prompts and anchors; train nothing. Exit 1 if it does not fit.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of a summary.")
 @click.pass_context
 def train(
@@ -103,7 +107,7 @@ def train(
         _show_needs(planned, folder)
         return
     if not is_validated(planned):
-        click.echo(f"note: {_unvalidated(planned.model)}", err=True)
+        click.echo(f"note: {_unvalidated(planned.model, folder)}", err=True)
     try:
         with Bar() as bar, Interrupts(bar.note) as interrupts:
 
@@ -129,7 +133,7 @@ def train(
     if result is None:  # the first process of the run prints the summary
         return
     if not result.validation:
-        click.echo(f"warning: {_unvalidated(planned.model)}", err=True)
+        click.echo(f"warning: {_unvalidated(planned.model, folder)}", err=True)
     elif not result.reaches_target:
         click.echo(
             f"warning: no validation found every category in at most {100 * planned.target_found:.1f} % of its "
@@ -150,7 +154,9 @@ train.add_command(schema_)
 def _show_needs(planned: Any, folder: Path) -> None:
     from safeflux.trainer.run.dry_run import dry_run
 
-    needs = dry_run(planned, folder)
+    with Bar() as bar:
+        bar("measuring one step", 0, 1)
+        needs = dry_run(planned, folder)
     click.echo(str(needs))
     if not needs.fits:
         sys.exit(1)
@@ -162,8 +168,9 @@ def _named(categories: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(vocabulary().targets) if "all" in categories else categories
 
 
-def _unvalidated(model: str) -> str:
+def _unvalidated(model: str, folder: Path) -> str:
     return (
-        f"nothing validates the masks of {model}, since no detector is named (--detector): the masks of the last "
-        "round are the result, however well they erase. Measure them with `safeflux eval prompts`."
+        f"nothing validates the masks of {model}, since no detector is named (--detector): the run ends when its "
+        f"erasure loss no longer falls, and the masks of its last round are the result, however well they erase. Look "
+        f"at the pictures in {folder / 'pictures'}, and measure the masks with `safeflux eval`."
     )

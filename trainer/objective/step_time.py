@@ -1,0 +1,78 @@
+"""The time of one sampling step, measured on a model of a run's shape with random weights; no weight is read."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.objective.laid_out import LaidOut, Shape, lay_out_run
+from safeflux.trainer.sampling.precision import compute_dtype, fast_math
+from safeflux.trainer.sampling.rollout import rollout
+
+_LONG = 5.0
+"""Seconds of a step that is not warmed up for."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step of a batch: forward alone, and with the gradient of every bit."""
+
+    forward: float
+    gradient: float
+
+
+def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> StepTime:
+    """Run one step of a batch, and one with its gradient, by the clock.
+
+    The memory of a run is needed, but for its estimates.
+
+    Args:
+        shape: The model.
+        config: The run.
+        device: Where it will be.
+    """
+    laid_out = lay_out_run(shape, config, steps=1)
+    model = _filled(laid_out, device)
+    sampler = laid_out.sampler
+    condition = laid_out.condition_on(device)
+    noise = sampler.noise(config.batch, 0).to(device)
+    bits = Bits({site.name: site for site in laid_out.sites})
+    keep = torch.ones(bits.count, dtype=torch.bool)
+    math = fast_math(device, compute_dtype(config.precision, device))
+
+    def forward() -> None:
+        with torch.no_grad():
+            rollout(model, sampler, noise, condition)
+
+    def gradient() -> None:
+        with GatedModel(model, bits).under(keep) as gates:
+            output = rollout(model, sampler, noise, condition, recompute=config.recompute)
+            gates.gradient(output.float().square().mean())
+
+    with math:
+        return StepTime(_seconds(forward, device), _seconds(gradient, device))
+
+
+def _filled(laid_out: LaidOut, device: torch.device) -> torch.nn.Module:
+    """The model with small random weights: what happens to lie in memory could be NaN, or slow."""
+    model = laid_out.model.to_empty(device=device).requires_grad_(False).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """The second of two times; the first where that is so long that warming up makes no difference."""
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        if seconds > _LONG:
+            break
+    return seconds
