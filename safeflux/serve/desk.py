@@ -238,19 +238,21 @@ class Desk:
 
     def _keep(self, how: str, old: Revision, texts: Texts) -> None:
         """Write what is in force now to the folder and the log, or take it back."""
+        written = old.texts  # what the folder has: a write that fails leaves it as it was
         try:
             if self.folder and how != "reload":
                 self.folder.write(old.texts, texts)
+                written = texts
             if self.audit:
                 self.audit.append(how, self.engine.receipt())
         except SafeFluxError as error:
-            self._take_back(how, old, texts, error)
+            self._take_back(old, written, error)
 
-    def _take_back(self, how: str, old: Revision, texts: Texts, error: SafeFluxError) -> None:
+    def _take_back(self, old: Revision, written: Texts, error: SafeFluxError) -> None:
         try:
             self.engine.pool.replace(old.policies)
-            if self.folder and how != "reload":
-                self.folder.write(texts, old.texts)
+            if self.folder and written != old.texts:
+                self.folder.write(written, old.texts)
         except SafeFluxError as second:
             raise ApplyError(
                 f"{error} Taking the change back failed too ({second}): what is in force is not what was logged; "

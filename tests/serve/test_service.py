@@ -16,6 +16,7 @@ from safeflux.policy.load import load_policy, load_policy_texts
 from tests.helpers.services import OPERATOR, distance, service
 from tests.serve.conftest import KIDS, LIVE, PROMPT, SEED, TIGHT
 
+pytestmark = pytest.mark.slow
 AS_OPERATOR = {"authorization": f"Bearer {OPERATOR}"}
 AS_KIDS = {"authorization": f"Bearer {KIDS}"}
 ASKED = {"prompt": PROMPT, "seed": SEED}

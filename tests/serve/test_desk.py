@@ -1,0 +1,178 @@
+"""Changes of policies, all or nothing, and what a service refuses to start with; in this process."""
+
+import threading
+
+import pytest
+import torch
+
+from safeflux.errors import ApplyError, AuditError, ConfigError, PolicyError, SafeFluxError
+from safeflux.evidence.audit import read_last
+from safeflux.serve.access import Access, new_token, read_tokens
+from safeflux.serve.desk import StaleError
+from safeflux.serve.engine import GoneError, PictureRequest, UnguardedError
+from safeflux.serve.service import Service
+from safeflux.serve.settings import ServiceSettings
+from tests.serve.conftest import LIVE, TIGHT
+
+TOKEN = "a-token-of-the-operator"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "live.yaml").write_text(LIVE)
+    return ServiceSettings(
+        model="emoji-flux", policies=("moderate",), folder=folder, audit=tmp_path / "audit.jsonl", watch_seconds=600
+    )
+
+
+@pytest.fixture
+def service(settings, live_pipe):
+    service = Service.open(settings, live_pipe, operator=TOKEN)
+    yield service
+    service.close()
+
+
+def actions(service, count):
+    return [line["action"] for line in read_last(service.desk.audit.path, count)]
+
+
+def in_force(service):
+    assert service.engine.pool.verify(deep=True).ok
+    assert service.engine.pool.policies == dict(service.desk.current.policies)
+    return service.desk.current.digests(), service.desk.folder.read()
+
+
+def test_a_change_that_the_log_does_not_take_is_taken_back(service, monkeypatch):
+    before, append, calls = in_force(service), service.desk.audit.append, []
+
+    def refuse(nth):
+        def fail(action, receipt):
+            calls.append(action)
+            if len(calls) == nth:
+                raise AuditError("no space left on the disk.")
+            return append(action, receipt)
+
+        calls.clear()
+        monkeypatch.setattr(service.desk.audit, "append", fail)
+
+    refuse(1)
+    with pytest.raises(AuditError, match="no space left"):
+        service.desk.put("live", TIGHT.encode(), "operator")
+    assert calls == ["asked", "refused"]
+    assert in_force(service) == before
+    refuse(2)
+    with pytest.raises(AuditError, match="So the change was taken back: the old policies are in force"):
+        service.desk.put("live", TIGHT.encode(), "operator")
+    assert calls == ["asked", "put", "refused"]
+    assert in_force(service) == before
+    assert service.desk.current.number == 1
+
+
+def test_a_change_that_the_folder_does_not_take_is_taken_back(service, settings):
+    before = in_force(service)
+    (settings.folder / "more.yaml").mkdir()
+    with pytest.raises(PolicyError, match=r"cannot be written to .* taken back"):
+        service.desk.put("more", TIGHT.encode(), "operator")
+    (settings.folder / "more.yaml").rmdir()
+    assert in_force(service) == before
+    assert actions(service, 2) == ["refused", "asked"]
+    assert "not a regular file" in read_last(service.desk.audit.path, 1)[0]["receipt"]["reason"]
+
+
+def test_changes_are_numbered_and_gone_back_from_one_by_one(service):
+    desk, first = service.desk, in_force(service)
+    desk.put("live", TIGHT.encode(), "operator", revision=1)
+    second = in_force(service)
+    desk.put("more", LIVE.encode(), "operator", revision=2)
+    with pytest.raises(StaleError, match="meant for revision 2, and 3 is in force"):
+        desk.delete("more", "operator", revision=2)
+    assert desk.roll_back("operator").number == 4
+    assert in_force(service) == second
+    assert desk.roll_back("operator").number == 5
+    assert in_force(service) == first
+    with pytest.raises(PolicyError, match="no earlier revision"):
+        desk.roll_back("operator")
+    unchanged = desk.current.since["moderate"]
+    desk.put("live", TIGHT.encode(), "operator")
+    assert desk.current.since["moderate"] == unchanged
+    assert desk.current.since["live"] > unchanged
+
+
+def test_one_change_waits_for_another_and_previews_leave_no_trace(service):
+    before, wanted = in_force(service), [PictureRequest("a dog", (1,))]
+    done = []
+
+    def preview():
+        pairs, _ = service.desk.try_out("live", TIGHT.encode(), wanted, "operator")
+        done.append(pairs)
+
+    threads = [threading.Thread(target=preview) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 2
+    assert in_force(service) == before
+    assert actions(service, 3) == ["asked", "asked", "guard"]
+
+
+def test_nothing_is_drawn_while_the_guard_does_not_hold_nor_for_who_is_gone(service, live_pipe):
+    weight = live_pipe.transformer.context_embedder.weight
+    saved = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1)
+        with pytest.raises(UnguardedError, match="DEGRADED"):
+            service.engine.draw("moderate", PictureRequest("a dog", (1,)))
+        with pytest.raises(ApplyError, match="nothing was written"):
+            service.engine.draw("live", PictureRequest("a dog", (1,)))
+        service.health.look()
+        assert not service.health.is_guarded
+        assert not service.health.is_ready
+        weight.copy_(saved)
+    service.health.look()
+    assert service.health.is_ready
+    with pytest.raises(GoneError):
+        service.engine.draw("live", PictureRequest("a dog", (1,)), lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"default": "lvie"}, "default policy 'lvie' is not among those of this service; did you mean 'live'"),
+        ({"policies": ("moderate", "nothing.yaml")}, "nothing.yaml"),
+        ({"policies": (), "folder": None}, "there is no policy to offer"),
+        ({"folder": "nowhere"}, "expected a folder of policies"),
+        ({"tokens": "{policies: [familia]}"}, "a token names the policy 'familia'"),
+        ({"tokens": "{operator: yes, operators: yes}"}, "operators"),
+    ],
+)
+def test_what_is_not_right_is_refused_before_the_model_is_loaded(settings, tmp_path, change, words):
+    if "tokens" in change:
+        entry = change["tokens"].replace("{", f"{{name: one, sha256: {'ab' * 32}, ")
+        file = tmp_path / "tokens.yaml"
+        file.write_text(f"apiVersion: safeflux/v1\nkind: Tokens\ntokens: [{entry}]\n")
+        change = {"tokens": file}
+    if change.get("folder"):
+        change = {"folder": tmp_path / change["folder"]}
+    wrong = ServiceSettings(**{**vars(settings), **change})
+    with pytest.raises(SafeFluxError, match=words):
+        Service.open(wrong, operator=TOKEN)
+    assert not settings.audit.exists()
+
+
+def test_a_new_token_opens_what_its_line_says(tmp_path):
+    token, line = new_token("kids-app")
+    file = tmp_path / "tokens.yaml"
+    file.write_text(f"apiVersion: safeflux/v1\nkind: Tokens\ntokens:\n{line}\n")
+    access = Access(read_tokens(file))
+    caller = access.caller(f"Bearer {token}")
+    assert (caller.name, caller.policies, caller.is_operator) == ("kids-app", ("strict",), False)
+    assert token not in file.read_text()
+    assert not access.has_operator
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(ConfigError, match="another token has this name already"):
+        read_tokens(file)
+    with pytest.raises(ConfigError, match="at least 16 characters"):
+        Access((), "short")
