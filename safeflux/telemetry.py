@@ -1,7 +1,7 @@
 """Spans by OpenTelemetry, if its API is installed; otherwise nothing happens. No span holds a prompt.
 
-Where spans go is for whoever sets up OpenTelemetry in the process: `safeflux serve --otel` does, and an app of your own
-does it as for its other libraries. Of an exception only the class is noted, since a message may quote what was asked.
+Spans go wherever the process configures OpenTelemetry to send them, as `safeflux serve --otel` does. Of an exception
+only the class is recorded, since its message may quote a prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,13 +17,13 @@ Value = str | int | float | bool
 
 
 class Span:
-    """One piece of work, as it goes on."""
+    """A span that is being recorded."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     def set(self, **attributes: Value) -> None:
-        """Note what became known of it; names get the prefix `safeflux.`."""
+        """Set attributes; their names get the prefix `safeflux.`."""
         if self._span is not None:
             for name, value in attributes.items():
                 self._span.set_attribute(f"safeflux.{name}", value)
@@ -34,8 +34,8 @@ def span(name: str, *, headers: Mapping[str, str] | None = None, **attributes: V
     """Record the block as a span.
 
     Args:
-        name: What is done, without the prefix `safeflux.`.
-        headers: Of the request that it is done for, which may name the span it belongs to (`traceparent`).
+        name: The name of the work, without the prefix `safeflux.`.
+        headers: Headers of the request, which may carry the parent span (`traceparent`).
         attributes: As for `Span.set`.
     """
     if trace is None:

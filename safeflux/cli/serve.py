@@ -113,23 +113,23 @@ def serve(
 
 
 def about(service: "Service", seconds: float) -> list[str]:
-    """What is served to whom, in lines for the start."""
+    """Lines to print at the start: what is offered, and what is left open."""
     engine, access, desk = service.engine, service.access, service.desk
     offered = [f"{name} (default)" if name == desk.default else name for name in desk.current.policies]
     lines = [f"{engine.profile.name}: guarded after {seconds:.1f} s; policies: {', '.join(offered)}"]
     if access.is_open:
-        lines.append("no --tokens: whoever reaches the port may draw, under any of these policies")
+        lines.append("no --tokens: anyone who can reach the port may draw, under any of these policies")
     if not access.has_operator:
-        lines.append("no operator's token: nobody may change policies, nor see receipts and the log")
+        lines.append("no operator's token: nobody may change policies or see receipts and the log")
     elif desk.folder is None:
-        lines.append("no --policies: the policies stay as they are until the next start")
+        lines.append("no --policies: policies cannot be changed while it runs")
     if desk.audit is None:
-        lines.append("no --audit: what is in force is not logged")
+        lines.append("no --audit: policy changes are not logged")
     return lines
 
 
 def import_serve() -> None:
-    """Make sure that the extra is installed.
+    """Check that the extra is installed.
 
     Raises:
         ConfigError: It is not.

@@ -1,8 +1,8 @@
-"""An audit log as OSCAL assessment results, for tools that collect evidence of controls.
+"""Audit logs as OSCAL assessment results, for tools that collect evidence about controls.
 
-Each receipt of the log becomes a result with an observation and a finding for each category; what was asked or refused
-in between becomes its assessment log. The same log gives the same document: its UUIDs are made from the hashes of the
-lines. The source is https://github.com/usnistgov/OSCAL/blob/v1.0.6/json/schema/oscal_assessment-results_schema.json.
+Each receipt of the log becomes a result with an observation and a finding for each category; requested and refused
+changes between receipts become its assessment log. The same log gives the same document: its UUIDs are derived from the
+hashes of the lines. The source is https://github.com/usnistgov/OSCAL/blob/v1.0.6/json/schema/oscal_assessment-results_schema.json.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from safeflux.plan.status import State
 OSCAL = "1.0.6"
 """The version of OSCAL that is written."""
 NAMESPACE = "urn:safeflux:oscal"
-"""Of the properties that OSCAL has no names for."""
+"""Namespace of the properties that OSCAL does not define."""
 _SPACE = uuid.uuid5(uuid.NAMESPACE_URL, NAMESPACE)
 _GUARD = "guard"
 """The finding about the guard as a whole."""
@@ -29,7 +29,7 @@ def make_assessment(
 
     Args:
         lines: Lines of an unbroken audit log, the oldest first (`read_line`, `read_last`).
-        plan: Where the assessment plan is; without, the document describes the policies in its place.
+        plan: Reference to the assessment plan; by default the document describes the policies instead.
         controls: Category -> id of the control that it implements; a category without one is its own control.
 
     Raises:
@@ -159,7 +159,7 @@ def _finding(line: Mapping[str, Any], name: str, controls: dict[str, str]) -> di
 
 
 def _status(receipt: Mapping[str, Any], name: str) -> tuple[bool, str, str]:
-    """Whether it is as the policy says, OSCAL's word for why, and ours."""
+    """Whether the objective is met, OSCAL's reason, and a description."""
     if name == _GUARD:
         is_met = receipt["state"] == State.GUARDED
         return is_met, "pass" if is_met else "fail", f"The guard is {receipt['state']}."
@@ -172,7 +172,7 @@ def _status(receipt: Mapping[str, Any], name: str) -> tuple[bool, str, str]:
 
 
 def _entry(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for, or refused."""
+    """A requested or refused change."""
     facts = line["receipt"]
     what = f"{facts.get('change', line['action'])} by {facts.get('by', 'unknown')}"
     reason = facts.get("reason")

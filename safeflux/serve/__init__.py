@@ -1,1 +1,1 @@
-"""A guarded model behind HTTP: a policy a request, policies changed under load, and a page for the operator."""
+"""A guarded model behind HTTP: one policy per request, policy changes under load, and a page for the operator."""

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, each known by its sha256, with the policies that it may ask for.
+"""Who may do what: tokens, stored as sha256 digests, with the policies that each may request.
 
     apiVersion: safeflux/v1
     kind: Tokens
@@ -6,8 +6,8 @@
       - {name: kids-app, sha256: 9f86..., policies: [family]}
       - {name: operator, sha256: 2c26..., operator: true}
 
-A file of tokens holds no token, so whoever reads it cannot use one. Without a file everyone who reaches the port may
-draw, under any policy, and nobody may change one unless SAFEFLUX_TOKEN names the operator's token.
+The file holds only digests, so reading it does not give access. Without a file, anyone who can reach the port may draw
+under any policy, and nobody may change policies unless SAFEFLUX_TOKEN is set to the operator's token.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from safeflux.policy.yaml_reader import Loc
 from safeflux.serve.problems import ProblemError
 
 _LEAST = 16
-"""Characters of a token that is not trivially guessed."""
+"""Minimum length of the operator's token, in characters."""
 
 
 class TokenEntry(Strict):
@@ -49,27 +49,27 @@ class TokenFile(Versioned):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """The caller of a request."""
 
     name: str
     policies: tuple[str, ...] | None = None
-    """Those that it may ask for, its default first; None for all."""
+    """The policies it may request, its default first; None for all."""
     is_operator: bool = False
 
     def may(self, policy: str) -> bool:
-        """Whether it may ask for a policy."""
+        """Whether it may request a policy."""
         return self.is_operator or self.policies is None or policy in self.policies
 
 
 ANYONE = Caller("anyone")
-"""Whoever asks a service that has no file of tokens."""
+"""The caller of a service without a token file."""
 
 
 class Access:
     """The tokens of a service."""
 
     def __init__(self, entries: Iterable[TokenEntry] = (), operator: str = "") -> None:
-        """Know some tokens.
+        """Index the tokens.
 
         Args:
             entries: Of the file; without any, everyone may draw.
@@ -97,11 +97,11 @@ class Access:
 
     @property
     def named_policies(self) -> set[str]:
-        """All that tokens name."""
+        """All policies that tokens name."""
         return {name for caller in self._callers.values() for name in caller.policies or ()}
 
     def caller(self, authorization: str) -> Caller:
-        """Who sends this header; ANYONE where none is needed.
+        """The caller that this header authenticates; ANYONE if no token is needed.
 
         Raises:
             ProblemError: 401: No token where one is needed, or one that is not known.
@@ -117,7 +117,7 @@ class Access:
         return known
 
     def operator(self, authorization: str) -> Caller:
-        """Who sends this header, if it is an operator.
+        """The operator that this header authenticates.
 
         Raises:
             ProblemError: 401 for no known token, 403 for another's.
@@ -131,7 +131,7 @@ class Access:
 
 
 def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
-    """The entries of a file of tokens.
+    """The entries of a token file.
 
     Raises:
         ConfigError: It cannot be read or is not valid: each problem with file, line, column and an excerpt.

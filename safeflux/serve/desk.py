@@ -1,8 +1,8 @@
-"""The policies that a service offers, and how they change: checked, planned, logged, in force; all or nothing.
+"""The policies that a service offers, and how they change: checked, planned, logged, put in force; all or nothing.
 
-There are those that it was started with, which stay, and those of its folder. A change comes by PUT, DELETE or a roll
-back, each of which writes to the folder, or from whoever else edits the folder. It is written to the audit log before
-anything is done, and what became of it after. Where any step fails, the old policies are in force, and in the folder.
+Policies given at the start are fixed; the others are in its folder. A change is a PUT, a DELETE or a rollback, each of
+which writes to the folder, or an edit of the folder by others. The audit log records the request before anything is
+done, and the outcome afterwards. If any step fails, the old policies stay in force and in the folder.
 """
 
 import logging
@@ -23,33 +23,33 @@ from safeflux.serve.engine import Drawn, Engine, PictureRequest
 from safeflux.serve.folder import PolicyFolder, Texts, file_of, stem
 
 CHANGE = "safeflux-change/1"
-"""The form of log lines that say what is about to be done, or was refused."""
+"""The format of log lines about requested and refused changes."""
 _KEPT = 16
-"""Revisions that can be gone back to."""
+"""Number of revisions kept for rollback."""
 _NEXT = " (next)"
-"""Ends the pool's name of a policy that is tried; no policy that is offered can have a space in its name."""
+"""Suffix of the pool's name for a previewed policy; names of offered policies cannot contain a space."""
 _WAIT = 30.0
-"""Seconds that a change waits for another one."""
+"""Seconds to wait for another change to finish."""
 
 _log = logging.getLogger(__name__)
 
 
 class BusyError(SafeFluxError, RuntimeError):
-    """Another change is under way."""
+    """Another change is in progress."""
 
 
 class StaleError(SafeFluxError, RuntimeError):
-    """The policies are no longer those that the change was meant for."""
+    """The policies have changed since the revision that the change was based on."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """All policies at one time."""
+    """All policies at one point in time."""
 
     number: int
     policies: Mapping[str, Policy]
     since: Mapping[str, datetime]
-    """When each was put in force as it is."""
+    """When each was put in force in its present form."""
     texts: Texts = field(default_factory=dict)
     """The folder's files."""
     by: str = "start"
@@ -73,7 +73,7 @@ class Desk:
         audit: AuditLog | None = None,
         changed: Callable[[str], None] = lambda how: None,
     ) -> None:
-        """Take over what the engine has in force, and log it.
+        """Adopt the policies that the engine has in force, and log them.
 
         Args:
             engine: It has a pool of all these policies.
@@ -93,18 +93,18 @@ class Desk:
         self.current = Revision(1, policies, dict.fromkeys(policies, now), dict(texts or {}))
         self._older: deque[Revision] = deque(maxlen=_KEPT)
         self.fault = ""
-        """Why the folder as it is now is not in force; empty if it is."""
+        """Why the present content of the folder is not in force; empty if it is."""
         self._seen = self._tried = self.current.texts
         if audit:
             audit.append("guard", engine.receipt())
 
     @property
     def num_older(self) -> int:
-        """How many revisions can be gone back to."""
+        """Number of revisions available for rollback."""
         return len(self._older)
 
     def put(self, name: str, text: bytes, by: str, *, revision: int | None = None) -> Revision:
-        """Put a policy in force, in the place of the one of this name if there is one, and write it to the folder.
+        """Put a policy in force, replacing the one of this name if there is one, and write it to the folder.
 
         Args:
             name: Its name, and its file's.
@@ -122,13 +122,13 @@ class Desk:
             return self._change("put", by, {**self.current.texts, file_of(name): text})
 
     def delete(self, name: str, by: str, *, revision: int | None = None) -> Revision:
-        """Offer a policy no longer, and remove its file. The errors are those of `put`."""
+        """Withdraw a policy, and remove its file. The errors are those of `put`."""
         with self._changing(revision):
             self._check_free(name)
             if file_of(name) not in self.current.texts:
                 raise PolicyError(f"no policy {name!r} in the folder") from FileNotFoundError(name)
             if name == self.default:
-                raise PolicyError(f"{name!r} is the default of requests that name no policy; put another in its place")
+                raise PolicyError(f"{name!r} is the default policy; replace it instead of deleting it")
             rest = {file: text for file, text in self.current.texts.items() if file != file_of(name)}
             return self._change("delete", by, rest)
 
@@ -136,7 +136,7 @@ class Desk:
         """Go back to the policies before the last change. The errors are those of `put`."""
         with self._changing(revision):
             if not self._older:
-                raise PolicyError("no earlier revision is known since this service was started")
+                raise PolicyError("there is no earlier revision since the service was started")
             before = self._older[-1]
             made = self._change("rollback", by, before.texts)
             for _ in range(2):  # the one that was left, and the one that it went back to
@@ -144,7 +144,7 @@ class Desk:
             return made
 
     def check(self, name: str, text: bytes) -> tuple[Policy, Plan]:
-        """Check and plan what `put` would put in force; changes nothing. The errors are those of `put`."""
+        """Check and plan what `put` would do, without changing anything. The errors are those of `put`."""
         policies = self._policies({**self.current.texts, file_of(name): text})
         plan = self.engine.pool.check(policies)[name]
         return policies[name], plan
@@ -152,10 +152,10 @@ class Desk:
     def try_out(
         self, name: str, text: bytes, wanted: list[PictureRequest], by: str
     ) -> tuple[list[tuple[Drawn, Drawn]], tuple[Policy, Plan]]:
-        """Draw pictures before and after, under the policy of a name and under another in its place.
+        """Draw pictures before and after a change: under the policy of a name, and under a replacement for it.
 
-        The other is in the pool meanwhile, where no request reaches it. A name that is not offered yet is compared with
-        the default.
+        The replacement is in the pool meanwhile, where no request can reach it. A name that is not offered yet is
+        compared with the default.
 
         Raises:
             SafeFluxError: The errors of `put`; what is offered is as it was.
@@ -174,7 +174,7 @@ class Desk:
             return pairs, (policy, plan)
 
     def look(self) -> None:
-        """Look at the folder, and put what it has in force once it has been the same for two looks."""
+        """Check the folder, and put its content in force once it has been stable for two checks."""
         if self.folder is None:
             return
         try:
@@ -195,11 +195,11 @@ class Desk:
     @contextmanager
     def _changing(self, revision: int | None) -> Iterator[None]:
         if not self._lock.acquire(timeout=_WAIT):
-            raise BusyError("another change of policies is under way; try again")
+            raise BusyError("another policy change is in progress; try again")
         try:
             if revision not in (None, self.current.number):
                 raise StaleError(
-                    f"the change is meant for revision {revision}, and {self.current.number} is in force; look again"
+                    f"the change is based on revision {revision}, but {self.current.number} is in force; reload first"
                 )
             yield
         finally:
@@ -209,7 +209,7 @@ class Desk:
         if self.folder is None:
             raise PolicyError("this service has no folder of policies: start it with --policies FOLDER")
         if name in self.fixed:
-            raise PolicyError(f"{name!r} was given at the start and stays as it is; choose another name")
+            raise PolicyError(f"{name!r} was given at the start and is fixed; choose another name")
 
     def _policies(self, texts: Texts) -> dict[str, Policy]:
         found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}

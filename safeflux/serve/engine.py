@@ -1,4 +1,4 @@
-"""The model of a service: loaded, guarded by a pool of policies, and drawn with by one request after another."""
+"""The model of a service: loaded, guarded by a pool of policies, and shared by all requests."""
 
 import copy
 import io
@@ -18,8 +18,8 @@ from safeflux.serve.settings import ServiceLimits
 from safeflux.telemetry import span
 
 _WITH_STATE = ("scheduler", "tokenizer", "tokenizer_2")
-"""Parts of a pipeline that a call changes: a scheduler counts steps, a tokenizer keeps its padding. Requests that are
-drawn at the same time share the weights, but each has these to itself."""
+"""Parts of a pipeline that a call modifies: a scheduler counts steps, a tokenizer stores its padding. Concurrent
+requests share the weights, but each has its own copy of these."""
 
 
 class UnguardedError(SafeFluxError, RuntimeError):
@@ -27,7 +27,7 @@ class UnguardedError(SafeFluxError, RuntimeError):
 
 
 class GoneError(SafeFluxError, RuntimeError):
-    """Who asked is gone, so nothing is drawn."""
+    """The client has disconnected, so nothing is drawn."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Engine:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of its pictures, which are also the most that a request may ask for."""
+        """Width and height of its pictures, also the largest that a request may ask for."""
         call = self.profile.call
         return int(call.get("width", 1024)), int(call.get("height", 1024))
 
@@ -87,11 +87,11 @@ class Engine:
         Args:
             policy: Its name in the pool.
             wanted: What to draw.
-            is_gone: Asked before each picture; True where nobody waits for it any more.
+            is_gone: Called before each picture; True if the client has disconnected.
 
         Raises:
             UnguardedError: The guard does not hold.
-            GoneError: Who asked is gone.
+            GoneError: The client has disconnected.
             ApplyError: There is no such policy, or its turn did not come.
         """
         images = []
@@ -103,7 +103,7 @@ class Engine:
             digest = handle.plan.policy.digest
             for seed in wanted.seeds:
                 if is_gone():
-                    raise GoneError("the client is gone")
+                    raise GoneError("the client has disconnected")
                 found = handle.verify()
                 if not found.ok:
                     raise UnguardedError(f"the guard does not hold ({found.state}), so nothing is drawn")
@@ -111,7 +111,7 @@ class Engine:
         return Drawn(tuple(map(_png, images)), policy, digest)
 
     def receipt(self, policy: str | None = None) -> dict[str, Any]:
-        """The receipt of a policy, after a switch to it if need be; without a name, of the one in force now."""
+        """The receipt of a policy, switching to it if needed; without a name, of the one in force."""
         if policy is None:
             return self.pool.receipt()
         with self.pool.under(policy, timeout=self._limits.wait_seconds):
@@ -135,7 +135,7 @@ class Engine:
 
 
 def _own(pipe: Any) -> Any:
-    """A pipeline around the same weights, with the parts that a call changes to itself."""
+    """A pipeline that shares the weights, with its own copy of the parts that a call modifies."""
     mine = copy.copy(pipe)
     for name in _WITH_STATE:
         if getattr(pipe, name, None) is not None:
@@ -144,7 +144,7 @@ def _own(pipe: Any) -> Any:
 
 
 def _keep_prompts_out_of_logs() -> None:
-    """Both libraries log the part of a long prompt that they cut off, as a warning."""
+    """Keep both libraries from logging the truncated part of long prompts as a warning."""
     import diffusers
     import transformers
 

@@ -1,4 +1,4 @@
-"""The folder of a service's policies: read as a whole, written file by file, each whole or not at all."""
+"""The policy folder of a service: read as a whole, written file by file, each atomically."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ Texts = Mapping[str, bytes]
 
 
 class PolicyFolder:
-    """A folder in which each `NAME.yaml` is a policy; hidden files, other endings and subfolders are left out."""
+    """A folder in which each `NAME.yaml` is a policy; hidden files, other suffixes and subfolders are ignored."""
 
     def __init__(self, path: Path) -> None:
-        """Look for the folder.
+        """Open the folder.
 
         Raises:
             PolicyError: There is none.
@@ -47,7 +47,7 @@ class PolicyFolder:
         return found
 
     def write(self, before: Texts, after: Texts) -> None:
-        """Write what differs; after an error the files are as they were, as far as the disk lets them.
+        """Write what differs; after an error, restore the files as far as the disk allows.
 
         Raises:
             PolicyError: A file cannot be written or removed.
@@ -83,10 +83,10 @@ def file_of(name: str) -> str:
 
 
 class Watcher:
-    """Calls `look` every so often, in a thread of its own, until it is stopped."""
+    """Calls `look` periodically in a thread of its own, until it is stopped."""
 
     def __init__(self, look: Callable[[], None], seconds: float, name: str) -> None:
-        """Begin at once.
+        """Start at once.
 
         Args:
             look: What is done; it raises nothing.
@@ -102,6 +102,6 @@ class Watcher:
             self._look()
 
     def stop(self) -> None:
-        """End it, after the look that it is at."""
+        """Stop, after the call in progress."""
         self._stop.set()
         self._thread.join(timeout=10)

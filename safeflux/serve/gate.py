@@ -1,4 +1,4 @@
-"""How many requests are inside of a service: those that are drawn and those that wait. The next one is turned away."""
+"""A bound on the requests inside a service, being drawn or waiting. Any more are rejected."""
 
 import asyncio
 import threading
@@ -14,14 +14,14 @@ from safeflux.serve.problems import ProblemError
 
 _T = TypeVar("_T")
 _POLL = 0.5
-"""Seconds between two looks at whether a client is still there."""
+"""Seconds between checks of whether a client is still connected."""
 
 
 class Gate:
     """A bound on requests, and a thread for each of them."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
-        """Let some in.
+        """Open the gate.
 
         Args:
             at_once: How many are drawn at the same time.
@@ -32,13 +32,13 @@ class Gate:
         self._seconds = 5.0
         self._at_once = at_once
         self.num_inside = 0
-        """Requests that are drawn or wait."""
+        """Requests being drawn or waiting."""
         self.num_refused = 0
-        """Requests that were turned away."""
+        """Requests that were rejected."""
 
     @property
     def is_full(self) -> bool:
-        """Whether the next one is turned away."""
+        """Whether the next request is rejected."""
         return self.num_inside >= self._most
 
     @contextmanager
@@ -47,7 +47,10 @@ class Gate:
             self.num_refused += 1
             wait = round(self._seconds * self._most / self._at_once / 2) or 1
             raise ProblemError(
-                429, f"{self.num_inside} requests wait already; try again in {wait} s", code="queue_full", retry=wait
+                429,
+                f"{self.num_inside} requests are in the queue; try again in {wait} s",
+                code="queue_full",
+                retry=wait,
             )
         self.num_inside += 1
         began = time.monotonic()
@@ -62,11 +65,11 @@ class Gate:
         """Run a request in a thread.
 
         Args:
-            body: The work, given what tells it that its client is gone.
-            is_gone: Whether the client is.
+            body: The work; its argument tells whether the client has disconnected.
+            is_gone: Whether the client has disconnected.
 
         Raises:
-            ProblemError: 429 where too many wait.
+            ProblemError: 429 if too many are waiting.
         """
         with self._inside():
             gone = threading.Event()

@@ -1,4 +1,4 @@
-"""What a service's guard is worth, as a thread of its own last found it: whoever asks never waits for a picture."""
+"""The state of a service's guard, checked by a thread of its own, so that health checks never wait for a picture."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from safeflux.plan.status import State
 
 @dataclass(frozen=True)
 class Look:
-    """What was found, and when (`time.monotonic`)."""
+    """A result of `verify`, and its time (`time.monotonic`)."""
 
     found: Verification
     at: float
@@ -23,21 +23,21 @@ class Health:
     """The last look at a pool's guard."""
 
     def __init__(self, pool: PolicyPool, *, deep_seconds: float, is_full: Callable[[], bool]) -> None:
-        """Look once.
+        """Check once.
 
         Args:
             pool: The guard.
             deep_seconds: How often all masked weights are read.
-            is_full: Whether the queue takes no further request.
+            is_full: Whether the queue is full.
         """
         self._pool, self._deep_seconds, self._is_full = pool, deep_seconds, is_full
         self._deep_at = time.monotonic()
         self.is_stopping = False
-        """Set where the service takes no further request."""
+        """Set when the service stops accepting requests."""
         self.last = Look(pool.verify(), time.monotonic())
 
     def look(self) -> None:
-        """Look at the guard; this may wait for a swap, or for who writes."""
+        """Check the guard; this may wait for a policy change."""
         is_deep = time.monotonic() - self._deep_at >= self._deep_seconds
         try:
             found = self._pool.verify(deep=is_deep)
@@ -49,12 +49,12 @@ class Health:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether the guard held when it was last looked at."""
+        """Whether the guard was in force at the last check."""
         return self.last.found.ok
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request that comes now would be drawn."""
+        """Whether a new request would be drawn."""
         return self.is_guarded and not self.is_stopping and not self._is_full()
 
     def as_dict(self) -> dict[str, Any]:

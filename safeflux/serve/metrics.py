@@ -1,4 +1,4 @@
-"""What is counted of a service, as Prometheus reads it. Gauges of policies that are gone are gone too."""
+"""The metrics of a service, for Prometheus. Gauges of removed policies are removed too."""
 
 import threading
 
@@ -12,12 +12,12 @@ from safeflux.serve.health import Health
 
 
 class Metrics:
-    """The numbers of one service."""
+    """The metrics of one service."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.registry = CollectorRegistry()
-        """A registry of its own, so that several services of one process do not meet."""
+        """A registry of its own, so that services in one process do not collide."""
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"safeflux_{name}", text, labels, registry=self.registry)
@@ -40,13 +40,13 @@ class Metrics:
         )  # fmt: skip
 
     def text(self, desk: Desk, gate: Gate, health: Health) -> bytes:
-        """All of them as they are now, as Prometheus reads them."""
+        """The present values, in the text format of Prometheus."""
         with self._lock:
             self._refresh(desk, gate, health)
             return generate_latest(self.registry)
 
     def collect(self, desk: Desk, gate: Gate, health: Health) -> list[Metric]:
-        """All of them as they are now."""
+        """The present values."""
         with self._lock:
             self._refresh(desk, gate, health)
             return list(self.registry.collect())

@@ -1,6 +1,6 @@
-"""A service's spans and metrics to a collector, by OTLP over HTTP. Needs the extra `otel`.
+"""Exports a service's spans and metrics to a collector by OTLP over HTTP. Needs the extra `otel`.
 
-The metrics are those that Prometheus reads: one table of numbers, two ways out.
+The metrics are those that Prometheus reads.
 """
 
 import os
@@ -14,18 +14,18 @@ from safeflux.errors import ConfigError
 from safeflux.serve.service import Service
 
 _SAMPLES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_count", "_sum")}
-"""Endings of the samples that are sent, by the type of a metric. Buckets that others fill cannot be observed."""
+"""Suffixes of the exported samples, by metric type. There are no observable histograms, so buckets are left out."""
 
 
 class Telemetry:
-    """OpenTelemetry's SDK in this process, which sends to the collector that the environment names.
+    """Sets up OpenTelemetry's SDK in this process, exporting to the collector that the environment names.
 
     The variables are OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT (http://localhost:4318 without it),
     OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_METRIC_EXPORT_INTERVAL.
     """
 
     def __init__(self) -> None:
-        """Record and send spans from now on.
+        """Start recording and exporting spans.
 
         Raises:
             ConfigError: The extra is not installed.
@@ -46,7 +46,7 @@ class Telemetry:
         self._ends: list[Callable[[], object]] = [traces.shutdown]
 
     def watch(self, service: Service) -> None:
-        """Send a service's metrics too."""
+        """Export a service's metrics too."""
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -57,16 +57,16 @@ class Telemetry:
         self._ends.append(meters.shutdown)
 
     def stop(self) -> None:
-        """Send the rest, and end."""
+        """Flush and shut down."""
         for end in self._ends:
             end()
 
 
 def export_metrics(service: Service, meter: Any) -> None:
-    """Have a meter of OpenTelemetry observe a service's numbers.
+    """Register a service's metrics with a meter of OpenTelemetry.
 
     Args:
-        service: Whose.
+        service: The service.
         meter: An `opentelemetry.metrics.Meter`.
     """
     from opentelemetry.metrics import CallbackOptions, Observation

@@ -1,4 +1,4 @@
-"""All parts of one service together: loaded, guarded, watched."""
+"""One service: model, guard, policies, queue and health in one place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from safeflux.telemetry import span
 
 @dataclass(frozen=True)
 class Service:
-    """A model, who may use it, and what is known of it."""
+    """A guarded model that is being served."""
 
     settings: ServiceSettings
     engine: Engine
@@ -46,11 +46,11 @@ class Service:
 
     @classmethod
     def open(cls, settings: ServiceSettings, pipe: Any = None, *, operator: str | None = None) -> Service:
-        """Check everything, load the model, guard it, and begin to watch.
+        """Check the settings, load and guard the model, and start watching it.
 
         Args:
-            settings: What it is started with.
-            pipe: A pipeline that is loaded already; without, the settings' model is loaded.
+            settings: The settings.
+            pipe: A loaded pipeline; by default the model of the settings is loaded.
             operator: The operator's token; without, SAFEFLUX_TOKEN's value.
 
         Raises:
@@ -85,7 +85,7 @@ class Service:
         return cls(settings, engine, desk, gate, health, metrics, access, tuple(watchers))
 
     def close(self) -> None:
-        """Stop the threads, write the last line of the log, and restore the weights."""
+        """Stop the threads, log the end, and restore the weights."""
         for watcher in self.watchers:
             watcher.stop()
         if self.desk.audit:
@@ -101,11 +101,11 @@ class Service:
         """The policy of a request.
 
         Args:
-            caller: Who asks.
-            policy: What it asks for; None for its default.
+            caller: The caller.
+            policy: The requested name; None for the caller's default.
 
         Raises:
-            ProblemError: 403 where its token does not allow it, 404 where it is not offered.
+            ProblemError: 403 if the token does not allow it, 404 if it is not offered.
         """
         name = policy or (caller.policies[0] if caller.policies else self.desk.default)
         if not caller.may(name):
@@ -118,15 +118,15 @@ class Service:
         return name
 
     async def draw(self, request: Request, policy: str, wanted: PictureRequest) -> Drawn:
-        """Draw for a request, once its turn has come.
+        """Draw for a request when its turn comes.
 
         Args:
-            request: That which waits for it.
+            request: The request.
             policy: What `choose` returned.
             wanted: What to draw.
 
         Raises:
-            ProblemError: 429 where too many wait, 503 where the guard does not hold or the turn did not come.
+            ProblemError: 429 if too many are waiting, 503 if the guard is not in force or the wait timed out.
         """
 
         def draw(is_gone: Any) -> Drawn:

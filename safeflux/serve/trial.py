@@ -1,4 +1,4 @@
-"""Prompts to try a policy with, where the operator gives none: one for each category that it enforces."""
+"""Default prompts for a preview: one for each category that the policy enforces."""
 
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Action
@@ -8,11 +8,11 @@ _TEMPLATE = "a photo of {thing}"
 
 
 def trial_prompts(profile: Profile, plan: Plan) -> list[str]:
-    """A prompt for the first concept of each enforced category, as a caption if the model knows captions alone.
+    """A prompt for the first concept of each enforced category, in the model's own form of caption if it has one.
 
     Args:
         profile: The model's.
-        plan: What is tried.
+        plan: Of the previewed policy.
     """
     concepts = [
         category.stored[0].meta.concepts[0]

@@ -86,13 +86,13 @@ def test_changes_are_numbered_and_gone_back_from_one_by_one(service):
     desk.put("live", TIGHT.encode(), "operator", revision=1)
     second = in_force(service)
     desk.put("more", LIVE.encode(), "operator", revision=2)
-    with pytest.raises(StaleError, match="meant for revision 2, and 3 is in force"):
+    with pytest.raises(StaleError, match="based on revision 2, but 3 is in force"):
         desk.delete("more", "operator", revision=2)
     assert desk.roll_back("operator").number == 4
     assert in_force(service) == second
     assert desk.roll_back("operator").number == 5
     assert in_force(service) == first
-    with pytest.raises(PolicyError, match="no earlier revision"):
+    with pytest.raises(PolicyError, match="there is no earlier revision"):
         desk.roll_back("operator")
     unchanged = desk.current.since["moderate"]
     desk.put("live", TIGHT.encode(), "operator")

@@ -1,4 +1,4 @@
-"""The policies of a pool on one model: what each asks for, what it writes, and the checks that all of them pass."""
+"""The policies of a pool on one model: their plans, their writes, and the checks that all of them pass."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

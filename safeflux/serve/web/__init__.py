@@ -1,1 +1,1 @@
-"""The HTTP side of a service: routes, answers to what goes wrong, and limits of connections."""
+"""The HTTP side of a service: routes, error responses, and connection limits."""

@@ -1,4 +1,4 @@
-"""Answers to what goes wrong, in both dialects of the service: its own, and OpenAI's."""
+"""Error responses in both APIs of the service: its own, and OpenAI's."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from safeflux.serve.problems import ProblemError
 
 OPENAI = "/v1/"
-"""Where the paths of OpenAI's dialect begin."""
+"""Prefix of the paths of OpenAI's API."""
 
 
 def _answer(request: Request, problem: ProblemError) -> JSONResponse:
@@ -23,13 +23,13 @@ def _answer(request: Request, problem: ProblemError) -> JSONResponse:
 
 
 def _invalid(error: RequestValidationError) -> ProblemError:
-    """What is wrong and where, without the values, since a prompt may be among them."""
+    """The invalid fields and why, without their values, since a prompt may be among them."""
     told = [(".".join(map(str, each["loc"][1:])) or "the body", each["msg"]) for each in error.errors()]
     return ProblemError(422, "; ".join(f"{place}: {what}" for place, what in told), code="invalid", param=told[0][0])
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Have an app answer with the problem's dialect; nothing of a request is repeated but names of its fields."""
+    """Install the error handlers of an app. Responses repeat nothing of a request but names of fields."""
 
     @app.exception_handler(ProblemError)
     async def problem(request: Request, error: ProblemError) -> JSONResponse:

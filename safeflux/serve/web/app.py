@@ -1,4 +1,4 @@
-"""The routes that everybody uses: drawing, health, metrics. The operator's and OpenAI's are beside it."""
+"""The app: routes for drawing, health and metrics, together with those of the operator and of OpenAI's API."""
 
 from typing import Annotated
 
@@ -32,10 +32,10 @@ class DrawRequest(BaseModel):
 
 
 def make_app(service: Service) -> FastAPI:
-    """An app with all routes of a service.
+    """Make an app with all routes of a service.
 
     Args:
-        service: It has to stay open as long as the app is used.
+        service: It must stay open as long as the app is used.
     """
     app = FastAPI(title="safeflux", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(SmallBodies, most=service.settings.limits.body)
@@ -52,12 +52,12 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
-        """200 while the guard holds, whatever waits; 503 calls for a restart."""
+        """200 while the guard is in force, however long the queue; 503 means: restart."""
         return JSONResponse(service.health.as_dict(), 200 if service.health.is_guarded else 503)
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """200 if a request that comes now would be drawn."""
+        """200 if a new request would be drawn."""
         return JSONResponse(service.health.as_dict(), 200 if service.health.is_ready else 503)
 
     @app.get("/metrics")

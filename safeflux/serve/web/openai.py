@@ -1,4 +1,4 @@
-"""OpenAI's images endpoint, for clients that speak it: `POST /v1/images/generations` and `GET /v1/models`."""
+"""The images endpoint of OpenAI's API: `POST /v1/images/generations`, with `GET /v1/models`."""
 
 import base64
 import re
@@ -17,7 +17,7 @@ _SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 
 
 class ImagesRequest(BaseModel):
-    """As OpenAI's reference describes it; `policy` and `seed` are ours. What has no meaning here is left unread."""
+    """As in OpenAI's reference, plus `policy` and `seed`. Fields without a meaning here are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,7 +33,7 @@ class ImagesRequest(BaseModel):
 
 
 def openai_routes(service: Service) -> APIRouter:
-    """The routes of OpenAI's dialect."""
+    """The routes of OpenAI's API."""
     routes = APIRouter(prefix="/v1")
     served = service.engine.profile.name
 
@@ -72,7 +72,7 @@ def openai_routes(service: Service) -> APIRouter:
         return [served, *(f"{served}@{name}" for name in offered)]
 
     def _policy(model: str | None) -> str | None:
-        """The policy that a model's name ends in; other models than ours are refused."""
+        """The policy in `MODEL@POLICY`; other models are refused."""
         name, _, policy = (model or served).partition("@")
         if name != served:
             raise ProblemError(

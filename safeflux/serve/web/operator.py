@@ -1,4 +1,4 @@
-"""The operator's routes: what is in force, its evidence, and changes of it."""
+"""The operator's routes: policies in force, evidence, and changes."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -27,9 +27,9 @@ from safeflux.serve.web.wanted import wanted_of
 
 _T = TypeVar("_T")
 _LINES = 20
-"""Of the log, that are shown."""
+"""Lines of the log to return."""
 _PROMPTS = 6
-"""That a preview draws at most."""
+"""Most prompts of a preview."""
 
 Authorization = Annotated[str, Header()]
 PolicyName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -66,7 +66,7 @@ def operator_routes(service: Service) -> APIRouter:
 
     @routes.get("/policies")
     async def policies(authorization: Authorization = "") -> dict[str, Any]:
-        """What is in force since when; for tokens that are no operator's, the policies that they allow."""
+        """The policies in force, and since when; for other tokens only the policies that they allow."""
         caller = access.caller(authorization)
         now = desk.current
         facts: dict[str, Any] = {
@@ -84,7 +84,7 @@ def operator_routes(service: Service) -> APIRouter:
 
     @routes.get("/policies/{name}")
     async def policy(name: PolicyName, authorization: Authorization = "") -> dict[str, Any]:
-        """One of them, with its text where it is in the folder."""
+        """One policy, with its text if it is in the folder."""
         access.operator(authorization)
         now = desk.current
         if name not in now.policies:
@@ -100,7 +100,7 @@ def operator_routes(service: Service) -> APIRouter:
         if_match: IfMatch = None,
         dry_run: Annotated[bool, Query()] = False,
     ) -> dict[str, Any]:
-        """Put the policy of the body, YAML, in force; with `dry_run`, only check and plan it."""
+        """Put the policy in the body (YAML) in force; with `dry_run`, only check and plan it."""
         caller, text = writer(authorization), await request.body()
         if dry_run:
             return _planned(desk.current, name, *await run(lambda: desk.check(name, text)))
@@ -109,7 +109,7 @@ def operator_routes(service: Service) -> APIRouter:
 
     @routes.delete("/policies/{name}")
     async def delete(name: PolicyName, authorization: Authorization = "", if_match: IfMatch = None) -> dict[str, Any]:
-        """Offer a policy no longer."""
+        """Withdraw a policy."""
         caller = writer(authorization)
         return _revision(await run(lambda: desk.delete(name, caller.name, revision=_number(if_match))))
 
@@ -121,7 +121,7 @@ def operator_routes(service: Service) -> APIRouter:
 
     @routes.post("/policies/{name}/preview")
     async def preview(name: PolicyName, body: PreviewRequest, authorization: Authorization = "") -> dict[str, Any]:
-        """Draw the same prompts from the same noises under the policy of this name and under another in its place."""
+        """Draw the same prompts from the same noises under the policy of this name and under its replacement."""
         caller, text = writer(authorization), body.text.encode(errors="replace")
 
         def draw() -> dict[str, Any]:
@@ -140,14 +140,14 @@ def operator_routes(service: Service) -> APIRouter:
 
     @routes.get("/receipt")
     async def receipt(policy: Annotated[str | None, Query()] = None, authorization: Authorization = "") -> Any:
-        """The evidence of this moment; of another policy than the one in force, after a switch to it."""
+        """A receipt; for a policy that is not in force, after switching to it."""
         caller = access.operator(authorization)
         name = service.choose(caller, policy) if policy else None
         return await run(lambda: engine.receipt(name))
 
     @routes.get("/audit")
     async def audit(authorization: Authorization = "") -> dict[str, Any]:
-        """Whether the log's chain is unbroken, its head to keep elsewhere, and its last lines."""
+        """The state of the log's chain, its head, and its last lines."""
         access.operator(authorization)
         if desk.audit is None:
             raise ProblemError(404, "this service writes no audit log: start it with --audit FILE", code="no_log")
@@ -159,7 +159,7 @@ def operator_routes(service: Service) -> APIRouter:
 
 @contextmanager
 def _problems() -> Iterator[None]:
-    """Our errors as answers."""
+    """Turn our errors into responses."""
     try:
         yield
     except PolicyFileError as error:
@@ -180,7 +180,7 @@ def _number(if_match: str | None) -> int | None:
 
 
 def _now(service: Service) -> str:
-    """The pool's policy in force, which a preview may have lent it."""
+    """The name of the policy in force in the pool."""
     try:
         return service.engine.pool.in_force
     except SafeFluxError:
@@ -203,7 +203,7 @@ def _revision(made: Revision) -> dict[str, Any]:
 
 
 def _planned(now: Revision, name: str, policy: Policy, plan: Plan) -> dict[str, Any]:
-    """What a policy comes to, and how it differs from that in its place."""
+    """The plan of a policy, and how it differs from the present one."""
     old = now.policies.get(name)
     changes = as_dict(compare(old, policy)) if old else None
     return {"name": name, "revision": now.number, "plan": plan_facts(plan), "changes": changes}

@@ -21,7 +21,7 @@ _HEADERS = {
 
 
 def page_routes() -> APIRouter:
-    """The page's routes. Whoever reaches the port may load it; what it shows needs the operator's token."""
+    """The page's routes. Anyone may load the page; the data needs the operator's token."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/")

@@ -1,4 +1,4 @@
-"""A service until it is stopped: one process, one model, one event loop."""
+"""Runs a service until it is stopped: one process, one model, one event loop."""
 
 import signal
 import socket
@@ -15,11 +15,11 @@ from safeflux.serve.web.app import make_app
 from safeflux.serve.web.transport import prompt_clients
 
 _DRAIN = 60
-"""Seconds that requests under way get once the service is told to stop."""
+"""Seconds for requests in progress to finish after a signal to stop."""
 
 
 class _Server(uvicorn.Server):
-    """Says that it is stopping before it waits for those under way, so that `/readyz` answers 503."""
+    """Makes `/readyz` answer 503 before it waits for requests in progress."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -38,17 +38,17 @@ def run_service(
     app: FastAPI | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM; those under way are finished first.
+    """Serve until SIGINT or SIGTERM; requests in progress are finished first.
 
     Args:
         service: It is closed at the end.
         host: The address to bind.
         port: 0 for a free one.
         app: What `make_app` returned, with routes of your own; without, the routes of `make_app` alone.
-        ready: Called once requests are taken.
+        ready: Called once requests are accepted.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port cannot be bound.
     """
     limits = service.settings.limits
     config = uvicorn.Config(
@@ -72,10 +72,10 @@ def run_service(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket of an address.
+    """A listening socket.
 
     Raises:
-        ConfigError: It cannot be had.
+        ConfigError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family)

@@ -1,4 +1,4 @@
-"""What a connection may take: bodies with a limit, and clients that neither dawdle with requests nor with answers."""
+"""Limits of connections: the size of bodies, and how slow a client may be."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,10 +10,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class SmallBodies:
-    """Answers 413 to a request whose body is larger than a limit, whether or not it says so beforehand."""
+    """Responds with 413 to a body over a limit, whether or not it is announced."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], most: int) -> None:
-        """Stand before an app.
+        """Wrap an app.
 
         Args:
             app: It gets each body whole.
@@ -42,7 +42,7 @@ class SmallBodies:
 
 
 def prompt_clients(seconds: float) -> type[H11Protocol]:
-    """A protocol that closes connections of clients that take too long.
+    """Make a protocol that closes connections of clients that are too slow.
 
     Args:
         seconds: How long a request may take to arrive, headers and body; a byte now and then gives no more time. An

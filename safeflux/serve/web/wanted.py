@@ -1,4 +1,4 @@
-"""From a request to what is drawn, and from what was drawn to the headers of its answer."""
+"""From requests to pictures to draw, and from drawn pictures to response headers."""
 
 import secrets
 
@@ -7,7 +7,7 @@ from safeflux.serve.problems import ProblemError
 from safeflux.serve.service import Service
 
 STEP = 16
-"""Pixels by which the sides of a picture grow."""
+"""Sides of a picture are multiples of this many pixels."""
 _SEEDS = 2**32
 
 
@@ -56,7 +56,7 @@ def wanted_of(
 
 
 def headers_of(drawn: Drawn, wanted: PictureRequest) -> dict[str, str]:
-    """Which policy the pictures were drawn under, and from which noise."""
+    """Headers with the policy and the seed of drawn pictures."""
     return {
         "x-safeflux-policy": drawn.sha256,
         "x-safeflux-policy-name": drawn.policy,
