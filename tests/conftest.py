@@ -1,6 +1,7 @@
 """Small real models of diffusers, masks for them and a store of masks, all from fixed seeds."""
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,26 @@ from safeflux.masks.meta import MaskMeta
 from safeflux.model.weights import fingerprint
 from tests.helpers.layouts import to_bfl
 from tests.helpers.models import MATRICES, NEURONS, SMALL, VAE, WEIGHTS, build_transformer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first, in turn in the part of each worker: at the end are only short tests.
+
+    Files stay whole, since their fixtures are made once. pytest-xdist gives each worker a part of the list, the same
+    number of tests to each, and a worker that is done takes tests from the end of another's part.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [path for path, inside in files.items() if any(item.get_closest_marker("slow") for item in inside)]
+    fast = [path for path in files if path not in slow]
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(count):
+        ordered += [item for path in slow[worker::count] for item in files[path]]
+        while fast and len(ordered) < (worker + 1) * len(items) / count:
+            ordered += files[fast.pop(0)]
+    items[:] = ordered
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ def environment(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (HAS_COMPILER or torch.cuda.is_available()), reason="needs a C++ compiler, or a GPU")
-@pytest.mark.parametrize("checks", sorted(path.name for path in CHECKS.glob("check_*.py")))
-def test_checks_on_a_device(checks, environment):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
-    done = subprocess.run([*command, CHECKS / checks], capture_output=True, text=True, env=environment)
+def test_checks_on_a_device(environment):
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
+    done = subprocess.run([*command, CHECKS], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    for checks in CHECKS.glob("check_*.py"):
+        assert f"PASSED tests/device/{checks.name}::" in done.stdout

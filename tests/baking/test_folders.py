@@ -4,13 +4,11 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from safetensors.torch import load_file, save_file
 
 from safeflux.baking.bake import bake, check_bake
@@ -18,84 +16,9 @@ from safeflux.baking.verify import verify_files
 from safeflux.cli import main
 from safeflux.errors import BakeError, ModelError
 from safeflux.plan.status import State
+from tests.baking.conftest import NAME
 from tests.helpers.layouts import to_bfl
 from tests.helpers.policies import BLADES
-
-NAME = "diffusion_pytorch_model"
-
-
-@pytest.fixture
-def folder(pipe, tmp_path):
-    """A real pipeline, as diffusers saves it, without text encoders."""
-    pipe.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def draws_guarded(target, base_transformer, bits_of):
-    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    loaded = FluxPipeline.from_pretrained(target, local_files_only=True, **absent)
-    return bits_of(loaded.transformer) != bits_of(base_transformer)
-
-
-def test_linked_folders_and_files_go_along_and_are_named(folder, store, base_transformer, bits_of):
-    shared, blobs = folder.parent / "shared", folder.parent / "blobs"
-    (folder / "vae").rename(shared)
-    (folder / "vae").symlink_to("../shared")
-    blobs.mkdir()
-    for path in (folder / "transformer").iterdir():  # as in a snapshot of the hub's cache
-        path.rename(blobs / path.name)
-        path.symlink_to(f"../../blobs/{path.name}")
-    target = folder.parent / "guarded"
-    made = bake(folder, target, BLADES, store=store)
-    assert made.links[Path("vae")] == shared
-    assert {str(path) for path in made.links} == {"vae", "transformer/config.json", f"transformer/{NAME}.safetensors"}
-    check_bake(folder, target, BLADES, store=store)
-    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
-    assert not any(path.is_symlink() for path in target.rglob("*"))
-    shutil.rmtree(shared)
-    shutil.rmtree(blobs)
-    assert draws_guarded(target, base_transformer, bits_of)
-
-
-def test_the_command_says_which_links_lead_out(folder, store, tmp_path):
-    (folder / "vae").rename(tmp_path / "shared")
-    (folder / "vae").symlink_to("../shared")
-    (tmp_path / "blades.yaml").write_text(
-        "apiVersion: safeflux/v1\nkind: Policy\nname: blades\ncategories: {weapons: {masks: [blades]}}\n"
-    )
-    asked = ["--policy", str(tmp_path / "blades.yaml"), "--store", str(store)]
-    done = CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "guarded"), *asked])
-    assert f"copied from outside SRC, through a link: vae -> {tmp_path / 'shared'}" in done.stdout
-    told = json.loads(CliRunner().invoke(main, ["bake", str(folder), str(tmp_path / "b"), *asked, "--json"]).stdout)
-    assert told["links"] == {"vae": str(tmp_path / "shared")}
-
-
-@pytest.mark.parametrize("inside", ["vae/config.json", f"vae/{NAME}.safetensors", "transformer/more.txt", "LICENSE"])
-def test_a_dangling_link_is_an_error_and_nothing_is_written(folder, store, inside):
-    (folder / inside).unlink(missing_ok=True)
-    (folder / inside).symlink_to("../../blobs/0123")
-    with pytest.raises(ModelError, match=rf"{inside}: is a link to \.\./\.\./blobs/0123, which does not exist"):
-        bake(folder, folder.parent / "guarded", BLADES, store=store)
-    assert not list(folder.parent.glob("*guarded*"))
-
-
-def test_a_component_that_is_not_there_is_an_error(folder, store):
-    shutil.rmtree(folder / "vae")
-    with pytest.raises(ModelError, match=r"names the component 'vae'.*bake its transformer alone"):
-        bake(folder, folder.parent / "guarded", BLADES, store=store)
-    bake(folder / "transformer", folder.parent / "guarded", BLADES, store=store)
-
-
-def test_a_component_that_git_left_behind_or_that_lost_a_shard_is_an_error(folder, store):
-    weights = folder / "vae" / f"{NAME}.safetensors"
-    whole = weights.read_bytes()
-    weights.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 999\n")
-    with pytest.raises(ModelError, match=r"vae/.*is a Git LFS pointer.*git lfs pull"):
-        bake(folder, folder.parent / "guarded", BLADES, store=store)
-    weights.write_bytes(whole)
-    (folder / "vae" / f"{NAME}.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    with pytest.raises(ModelError, match=r"index\.json: names gone\.safetensors, which is missing"):
-        bake(folder, folder.parent / "guarded", BLADES, store=store)
 
 
 def other_index(home, base):
@@ -179,82 +102,6 @@ def test_the_command_exits_1_and_names_the_file(folder, base_transformer, store,
     done = CliRunner().invoke(main, ["verify", str(tmp_path / "guarded"), *asked])
     assert done.exit_code == 1
     assert f"file transformer/{NAME}.fp16.safetensors: other weights" in done.stdout
-
-
-def test_a_modular_pipeline_keeps_its_parts_and_loads_its_own_transformer(folder, store):
-    entries = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").unlink()
-    for name in ("transformer", "vae"):
-        entries[name] += [
-            {"pretrained_model_name_or_path": "org/base", "subfolder": name, "type_hint": list(entries[name])}
-        ]
-    (folder / "modular_model_index.json").write_text(json.dumps(entries))
-    target = folder.parent / "guarded"
-    made = bake(folder, target, BLADES, store=store)
-    assert not made.left_out
-    assert (target / "vae" / f"{NAME}.safetensors").is_file()
-    told = json.loads((target / "modular_model_index.json").read_text())
-    assert told["transformer"][2]["pretrained_model_name_or_path"] is None
-    assert told["vae"] == entries["vae"]
-    check_bake(folder, target, BLADES, store=store)
-    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
-    shutil.copy(folder / "modular_model_index.json", target)
-    found = verify_files(target, BLADES, store=store).status
-    assert found.state is State.DEGRADED
-    assert "loads 'transformer' from org/base" in found.faults[0]
-
-
-def test_a_real_modular_pipeline_is_baked_and_draws_guarded(tmp_path):
-    """As diffusers saves it, the index names the source's own folder: the copy must not load its transformer there."""
-    from diffusers import ModularPipeline
-
-    from safeflux.reference.model import EMOJI_FLUX
-
-    pipe = ModularPipeline.from_pretrained(str(EMOJI_FLUX))
-    pipe.load_components()
-    pipe.save_pretrained(str(tmp_path / "model"), overwrite_modular_index=True)
-    made = bake(tmp_path / "model", tmp_path / "guarded")
-    assert not made.left_out
-    assert verify_files(tmp_path / "guarded").status.state is State.GUARDED
-    index = json.loads((tmp_path / "guarded" / "modular_model_index.json").read_text())
-    assert str(tmp_path) not in json.dumps(index["transformer"])
-    loaded = ModularPipeline.from_pretrained(str(tmp_path / "guarded"))
-    loaded.load_components()
-    before, after = (one.transformer.state_dict() for one in (pipe, loaded))
-    changed = sum(int((before[name] != after[name]).sum()) for name in before)
-    assert changed == made.plan.masks.count.masked
-
-
-def with_entry(folder, name, entry):
-    path = folder / "modular_model_index.json"
-    content = json.loads((folder / "model_index.json").read_text())
-    path.write_text(json.dumps(content | {name: entry}))
-
-
-CLASS = ["diffusers", "FluxTransformer2DModel"]
-ELSEWHERE = {
-    "a folder outside": ("transformer", [*CLASS, {"subfolder": "../base"}]),
-    "another revision of a repository": ("transformer", [*CLASS, {"repo": "org/base", "subfolder": "transformer"}]),
-    "a second transformer": ("refiner", [*CLASS, {"pretrained_model_name_or_path": "org/base", "subfolder": ""}]),
-}
-
-
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_an_index_that_loads_another_transformer_is_a_fault(folder, store, name):
-    target = folder.parent / "guarded"
-    bake(folder, target, BLADES, store=store)
-    with_entry(target, *ELSEWHERE[name])
-    found = verify_files(target, BLADES, store=store).status
-    assert found.state is State.DEGRADED
-    assert f"index: loads {ELSEWHERE[name][0]!r} from" in found.faults[0]
-    shutil.rmtree(target)
-    with_entry(folder, *ELSEWHERE[name])
-    if name == "a second transformer":
-        with pytest.raises(ModelError, match="names a second FLUX transformer, 'refiner'"):
-            bake(folder, target, BLADES, store=store)
-        return
-    bake(folder, target, BLADES, store=store)
-    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
 
 
 def test_texts_that_begin_as_weights_might_go_along(folder, store):

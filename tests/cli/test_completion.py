@@ -1,30 +1,23 @@
 """What a shell completes: commands without importing them, policies, categories and files."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from click.testing import CliRunner
 
+from safeflux.cli import main
 from tests.helpers.fresh import modules_after
 
-COMMAND = [sys.executable, "-m", "safeflux"]
 
-
-def completed(words: str, folder) -> list[str]:
+def completed(words: str) -> list[str]:
     """What bash is given for the last of some words, as its completion function asks for it."""
-    parts = words.split(" ")
-    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(parts) - 1), "_SAFEFLUX_COMPLETE": "bash_complete"}
-    code = "import sys; from safeflux.cli import main; main(prog_name='safeflux')"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **asked}, cwd=folder, capture_output=True, text=True
-    )
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_SAFEFLUX_COMPLETE": "bash_complete"}
+    run = CliRunner(env=asked).invoke(main, prog_name="safeflux")
     assert run.stderr == ""
     return run.stdout.split()
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text("kind: Policy\n")
     (tmp_path / "shelves").mkdir()
     (tmp_path / "shop.txt").write_text("")
@@ -52,8 +45,9 @@ def folder(tmp_path):
         ("safeflux eval --mask gam", ["plain,gambling"]),
     ],
 )
-def test_the_shell_is_told_what_fits(folder, words, expected):
-    assert completed(words, folder) == expected
+@pytest.mark.usefixtures("folder")
+def test_the_shell_is_told_what_fits(words, expected):
+    assert completed(words) == expected
 
 
 def test_completing_a_command_imports_none():

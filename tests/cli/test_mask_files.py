@@ -217,7 +217,7 @@ def test_a_card_of_a_file_without_figures(run, parts, make_masks, make_meta, tmp
         assert f"{count.masked:,} of {count.total:,} ({100 * count.share:.2f} %), of the kind {kind}" in card
     assert "The file has no rates" in card
     assert "| base model |" not in card
-    assert "of another form than rates" in make_card(make_masks(1), make_meta())
+    assert "are not rates" in make_card(make_masks(1), make_meta())
     assert "Bits off: none." in make_card(make_masks(1, share=0.0), make_meta())
     shown = run("card", "spirits.safetensors")
     assert shown.stdout == make_card(*load_masks(parts[2]))

@@ -17,6 +17,7 @@ SMALL = {
     "saliency.erase_batches": "1",
     "saliency.preserve_batches": "1",
     "target_found": "0",
+    "call.num_inference_steps": "2",  # of validation, whose pictures are most of such a run
     "precision": "float32",  # `auto` may choose otherwise in another process, and bytes of two runs are compared
 }
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safeflux.policy.load import Action, Budget, Category, Policy, PolicyFileError, load_policy, policy_schema
@@ -28,6 +28,7 @@ def reversed_lists(part):
     return part.model_copy(update={"masks": part.masks[::-1], "erases": part.erases[::-1]})
 
 
+@settings(max_examples=40)
 @given(policies, st.randoms())
 def test_the_digest_follows_the_effect_and_nothing_else(policy, random):
     shuffled = list(policy.categories.items())

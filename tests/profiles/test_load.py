@@ -44,7 +44,19 @@ def test_the_configuration_is_that_of_a_model_of_this_size_and_its_sites_are_kno
     assert singles == {str(k) for k in range(single)}
 
 
-@pytest.mark.parametrize("name", REAL)
+ALIKE = ("flux1-krea-dev", "flux1-kontext-dev")
+"""Trained as flux1-dev is, but for the guidance."""
+
+
+def test_models_of_one_shape_need_the_same_memory():
+    dev = load_profile("flux1-dev")
+    for one in map(load_profile, ALIKE):
+        guidance = {"guidance": dev.training.guidance}
+        assert (one.transformer, one.memory) == (dev.transformer, dev.memory)
+        assert one.training.model_copy(update=guidance) == dev.training
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name not in ALIKE])
 def test_the_memory_is_the_sum_that_a_run_makes(name):
     profile = load_profile(name)
     options = profile.training.model_dump(exclude_none=True)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from PIL import Image
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
 from safeflux.trainer.sampling.pipelines import preparation_of
 from safeflux.trainer.sampling.sampler import Condition
 
 from tests.helpers.models import VAE
+from tests.helpers.runs import SETTINGS
 from tests.helpers.tiny import language_model, tokenizer
 
 HEIGHT, WIDTH, BATCH, LENGTH = 8, 12, 2, 3
@@ -170,3 +174,11 @@ def make_case(base_transformer, flux2_transformer) -> Callable[[str], Case]:
         "klein": lambda: flux2(flux2_transformer, Flux2KleinPipeline),
     }
     return lambda name: builders[name]()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a small run on the embedded model that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(plan_run(["weapons"], None, SETTINGS, {}), folder, lambda report, most: None)
+    return folder

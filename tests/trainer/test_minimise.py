@@ -12,7 +12,7 @@ from safeflux.trainer.run.session import run
 
 from safeflux.masks.file import load_masks, save_masks
 from safeflux.masks.mask_set import MaskSet
-from tests.trainer.test_session import SMALL
+from tests.helpers.runs import SMALL
 
 MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"
 

@@ -52,10 +52,13 @@ def options_of(profile: Profile, packs: Mapping[str, Pack], detector: str | None
 
 
 def call_of(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of the pipeline's call for validation pictures, in the size of the training rollout."""
+    """The arguments of the pipeline's call for validation pictures, in the size of the training rollout.
+
+    Those of the configuration override single ones of the model's profile.
+    """
     profile = profile_of(config.model)
-    call = config.call or (profile.call if profile else {"num_inference_steps": config.steps})
-    return _call(call, config.height, config.width)
+    usual = profile.call if profile else {"num_inference_steps": config.steps}
+    return _call({**usual, **config.call}, config.height, config.width)
 
 
 def detector_of(config: TrainConfig) -> str | None:

@@ -26,6 +26,7 @@ class Pictures:
 
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
         self._pipe, self._call, self._batch = pipe, call_of(config), config.batch
+        self._plain: dict[tuple[str, ...], list[Image.Image]] = {}
 
     def draw(self, prompts: Sequence[str], masks: MaskSet, shift: int) -> list[Image.Image]:
         """One picture for each prompt under masks, which may be none; `shift` tells sets of noises apart."""
@@ -34,4 +35,7 @@ class Pictures:
 
     def compare(self, prompts: Sequence[str], masks: MaskSet) -> Image.Image:
         """The prompts' pictures without masks, and below them the same under masks."""
-        return grid([self.draw(prompts, state, _SHOWN) for state in (MaskSet({}), masks)])
+        plain = self._plain.get(tuple(prompts))
+        if plain is None:  # the same in every round
+            plain = self._plain[tuple(prompts)] = self.draw(prompts, MaskSet({}), _SHOWN)
+        return grid([plain, self.draw(prompts, masks, _SHOWN)])

@@ -147,6 +147,7 @@ class JudgeValidator:
         self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
         of_categories = [concept for target in words.targets.values() for concept in target.concepts]
         self._of_categories = single_asks(words, in_turn(of_categories, -(-count // 2)), 1, rng)
+        self._base: list[Any] = []
 
     def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
@@ -171,8 +172,9 @@ class JudgeValidator:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
         in_turn_of_all = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
         prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
-        base = draw(self._pipe, prompts, VALIDATION_SEED + 300_000, settings=self._call)
-        return grid([base, self._draw(prompts, masks, 300_000)])
+        if not self._base:  # the same in every round
+            self._base = self._draw(prompts, MaskSet({}), 300_000)
+        return grid([self._base, self._draw(prompts, masks, 300_000)])
 
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
         # A run that has only warmed up masks nothing, and an empty mask set cannot be applied.

@@ -29,8 +29,9 @@ def all_attacks() -> dict[str, Attack]:
     """Name -> attack, in the order of reports."""
     for name in _FILES:
         import_module(f"{__package__}.kinds.{name}")
-    kinds = list(Kind)
-    ordered = sorted(_REGISTERED.values(), key=lambda attack: kinds.index(attack.kind))
+    kinds, files = list(Kind), {f"{__package__}.kinds.{name}": k for k, name in enumerate(_FILES)}
+    places = {one: (kinds.index(one.kind), files.get(one.__module__, len(files))) for one in _REGISTERED.values()}
+    ordered = sorted(places, key=places.__getitem__)  # whatever was imported first
     return {attack.name: attack() for attack in ordered}
 
 
