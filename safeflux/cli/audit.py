@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from safeflux.cli._lazy import Group
 from safeflux.cli._shared import as_json, password
+from safeflux.errors import AuditError
 from safeflux.evidence.audit import read_line, read_unbroken, verify_log
 
 
@@ -54,7 +56,7 @@ Examples:
 
 @audit.command(epilog=_STATEMENT)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--line", type=click.IntRange(min=1), help="Number of the line.  [default: the last]")
+@click.option("--line", type=click.IntRange(min=1), help="Number of the line.  [default: the last with a receipt]")
 @click.option(
     "--predicate",
     type=click.Choice(["test-result", "guard"]),
@@ -73,10 +75,20 @@ def statement(file: Path, line: int | None, predicate: str, key: str | None, pas
     from safeflux.plan.statement import Predicate, make_statement
 
     kind = Predicate.GUARD if predicate == "guard" else Predicate.TEST_RESULT
-    found = make_statement(read_line(file, line)["receipt"], kind)
+    found = make_statement(_receipt(file, line), kind)
     if key:
         found = sign_statement(found, key, password=password)
     click.echo(json.dumps(found))
+
+
+def _receipt(file: Path, line: int | None) -> dict[str, Any]:
+    from safeflux.plan.statement import RECEIPT
+
+    lines = [read_line(file, line)] if line else read_unbroken(file)
+    receipts = [each["receipt"] for each in lines if line or each["receipt"].get("format") == RECEIPT]
+    if not receipts:
+        raise AuditError(f"{file}: expected a line with a receipt, found none in {len(lines)} lines")
+    return dict(receipts[-1])
 
 
 def _controls(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:

@@ -8,7 +8,7 @@ done, and the outcome afterwards. If any step fails, the old policies stay in fo
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -70,6 +70,7 @@ class Desk:
         *,
         folder: PolicyFolder | None = None,
         texts: Texts | None = None,
+        named: Collection[str] = (),
         audit: AuditLog | None = None,
         changed: Callable[[str], None] = lambda how: None,
     ) -> None:
@@ -81,6 +82,7 @@ class Desk:
             default: The policy of requests that name none.
             folder: Where the others are.
             texts: Its files, as they were read for the engine.
+            named: Policies that tokens name, so that they cannot be removed.
             audit: The log.
             changed: Called after each change, or refusal, with its name.
 
@@ -88,7 +90,7 @@ class Desk:
             AuditError: The log takes no line.
         """
         self.engine, self.fixed, self.default, self.folder, self.audit = engine, dict(fixed), default, folder, audit
-        self._changed, self._lock = changed, threading.Lock()
+        self._changed, self._named, self._lock = changed, named, threading.Lock()
         policies, now = engine.pool.policies, _now()
         self.current = Revision(1, policies, dict.fromkeys(policies, now), dict(texts or {}))
         self._older: deque[Revision] = deque(maxlen=_KEPT)
@@ -213,7 +215,10 @@ class Desk:
 
     def _policies(self, texts: Texts) -> dict[str, Policy]:
         found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}
-        return join(self.fixed, found, self.default)
+        policies = join(self.fixed, found, self.default)
+        if gone := sorted(set(self._named) - policies.keys()):
+            raise PolicyError(f"a token names the policy {gone[0]!r}, so it cannot be removed; change the tokens first")
+        return policies
 
     def _change(self, how: str, by: str, texts: Texts) -> Revision:
         old = self.current

@@ -75,6 +75,7 @@ class Service:
             next(iter(policies)),
             folder=folder,
             texts=texts,
+            named=access.named_policies,
             audit=AuditLog(settings.audit) if settings.audit else None,
             changed=lambda how: metrics.changes.labels(how).inc(),
         )

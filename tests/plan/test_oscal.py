@@ -80,6 +80,11 @@ def test_the_command_prints_it_and_a_broken_log_gives_none(log):
         make_assessment([])
 
 
+def test_a_statement_is_made_of_the_last_receipt_though_a_change_was_refused_since(log):
+    found = CliRunner().invoke(main, ["audit", "statement", str(log)])
+    assert json.loads(found.stdout)["subject"][0]["name"] == "policy mixed"
+
+
 def test_it_is_valid_by_the_published_schema(log):
     """`SAFEFLUX_OSCAL_SCHEMA` names json/schema/oscal_assessment-results_schema.json of OSCAL 1.0.6."""
     path = os.environ.get("SAFEFLUX_OSCAL_SCHEMA")

@@ -125,6 +125,8 @@ def test_what_cannot_be_in_force_leaves_the_old_policies(served, home):
     assert "is fixed" in fixed.json()["detail"]
     assert client.put("/policies/..%2Fx", content=TIGHT, headers=AS_OPERATOR).status_code in (404, 405, 422)
     assert "was given at the start" in client.delete("/policies/moderate", headers=AS_OPERATOR).json()["detail"]
+    needed = client.delete("/policies/live", headers=AS_OPERATOR)
+    assert (needed.status_code, "a token names the policy 'live'" in needed.json()["detail"]) == (409, True)
     dry = client.put("/policies/live?dry_run=1", content=TIGHT, headers=AS_OPERATOR)
     assert dry.json()["changes"]["verdict"] in ("mixed", "relaxed", "tightened")
     assert offered(client) == now
