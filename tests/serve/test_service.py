@@ -196,6 +196,16 @@ def test_the_queue_has_an_end_and_health_does_not_wait_in_it(served):
     assert "safeflux_requests_refused 0.0" not in client.get("/metrics").text
 
 
+def test_a_response_waits_for_no_acknowledgement(served):
+    client, _ = served
+    taken = []
+    for _ in range(20):
+        began = time.monotonic()
+        client.get("/healthz")
+        taken.append(time.monotonic() - began)
+    assert min(taken[5:]) < 0.03  # 0.04 s each without TCP_NODELAY
+
+
 def test_the_folder_is_watched_and_what_is_wrong_in_it_changes_nothing(served, home):
     client, _ = served
     file = home / "policies" / "live.yaml"
