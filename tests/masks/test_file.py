@@ -313,9 +313,8 @@ def test_what_does_not_fit_the_format_is_refused(tmp_path):
 def test_files_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(MaskFileError, match=r"no.safetensors: cannot be read \(No such file"):
         load_masks(tmp_path / "no.safetensors")
-    with pytest.raises(MaskFileError, match="cannot be written"):
-        save_masks(tmp_path / "no" / "m.safetensors", small_masks(), META)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MaskFileError, match="cannot be written"):
-        save_masks(tmp_path / "folder", small_masks(), META)
+    for target in ("no/m.safetensors", "folder"):
+        with pytest.raises(MaskFileError, match="cannot be written"):
+            save_masks(tmp_path / target, small_masks(), META)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -27,7 +27,7 @@ too much."""
 class SaliencyMethod:
     """Rounds that switch more bits off than on until a category is gone, and as many on as off from then on.
 
-    The last rounds switch fewer and fewer, so that the masks come to rest.
+    The last rounds switch fewer and fewer bits, so that the masks settle.
 
     Attributes:
         masks: True = keep; bool (categories, bits). The last rows may be masks that stay as they are.

@@ -33,11 +33,11 @@ class Gates:
     """The gates of one subset of masks, and what collects their gradients."""
 
     def __init__(self, bits: Bits, vector: torch.Tensor, device: torch.device, *, learns: bool = True) -> None:
-        """Part the gates by their sites.
+        """Split the gates by site.
 
         Args:
-            bits: What they are gates of.
-            vector: One gate a bit, bool or floats (bits,).
+            bits: The bits that the gates are for.
+            vector: One gate per bit, bool or floats (bits,).
             device: Where the model runs.
             learns: Whether gradients of the gates will be asked for.
         """

@@ -1,4 +1,4 @@
-"""Which prompts to draw again: those with the largest rest when they were last seen."""
+"""Which prompts to draw again: those with the largest remaining loss when they were last seen."""
 
 from collections.abc import Sequence
 

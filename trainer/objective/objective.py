@@ -36,7 +36,7 @@ FADING = 0.8
 """How much of what was known of pictures is carried over when a batch asks again."""
 _ALONE, _ALL = 0.5, 0.75
 """Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
-batch with one mask on serves that one alone, so that a mask would else hardly be seen without others."""
+batch with one mask on serves that one alone, so that a mask would otherwise hardly be seen without others."""
 
 
 @dataclass(frozen=True)

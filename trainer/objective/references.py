@@ -23,7 +23,7 @@ from safeflux.errors import ConfigError
 
 ENCODED_TOGETHER = 64
 LEAST_CHANGE = 0.25
-"""A pair whose prompt and anchor give nearly the same picture would else count without bounds."""
+"""A pair whose prompt and anchor give nearly the same picture would otherwise count without bounds."""
 
 
 @dataclass(frozen=True)

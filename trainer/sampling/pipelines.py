@@ -54,7 +54,7 @@ class Flux1:
         return float(calculate_shift(num_tokens, *lengths, get("base_shift", 0.5), get("max_shift", 1.15)))
 
     def guidance(self, pipe: Any, scale: float) -> float | None:
-        """Dev has an embedding for it, schnell has not."""
+        """Dev has an embedding for it, schnell has none."""
         return scale if pipe.transformer.config.guidance_embeds else None
 
     def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:

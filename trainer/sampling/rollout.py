@@ -107,7 +107,7 @@ def step_inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, conditio
 def _blocks_recomputed(transformer: Any, is_on: bool) -> Iterator[None]:
     """Switch the transformer's own checkpointing of blocks to ours, or off; it is put back as it was.
 
-    Whoever called `enable_gradient_checkpointing` before gets it back.
+    If `enable_gradient_checkpointing` was called before, that is restored too.
     """
     before = transformer.gradient_checkpointing, transformer._gradient_checkpointing_func
     transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = is_on, _checkpoint_block
