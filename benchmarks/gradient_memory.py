@@ -18,12 +18,12 @@ from pathlib import Path
 
 import click
 import torch
-from accelerate import init_empty_weights
 from diffusers import Flux2Transformer2DModel
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.objective.laid_out import fill, lay_out
 from safeflux.trainer.objective.memory import Memory, estimate_memory
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import rollout
@@ -31,30 +31,11 @@ from safeflux.trainer.sampling.sampler import Condition, Sampler
 
 import safeflux
 from safeflux.families.sites import find_sites
+from safeflux.profiles.load import load_profile
 
-KLEIN_4B = {
-    "in_channels": 128,
-    "num_layers": 5,
-    "num_single_layers": 20,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 7680,
-    "guidance_embeds": False,
-    "axes_dims_rope": (32, 32, 32, 32),
-    "rope_theta": 2000,
-}
+KLEIN_4B = load_profile("flux2-klein-4b").transformer
 """The published configuration; 3.88 billion parameters."""
 KINDS = {"neurons": ("ff", "mlp", "norm"), "weights": ("weight",)}
-
-
-def build(config: dict[str, object]) -> Flux2Transformer2DModel:
-    """A transformer with random weights in bf16, made without a float32 copy."""
-    with init_empty_weights():
-        model = Flux2Transformer2DModel(**config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu").requires_grad_(False).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    return model
 
 
 def gradient(model: Flux2Transformer2DModel, kinds: tuple[str, ...], pixels: int, steps: int, text: int) -> Memory:
@@ -109,7 +90,7 @@ def main(pixels: int, steps: int, text: int, report: Path | None, of: str | None
 
 def _measure(kinds: tuple[str, ...], pixels: int, steps: int, text: int) -> dict[str, float]:
     before, began = _peak(), time.monotonic()
-    predicted = gradient(build(KLEIN_4B), kinds, pixels, steps, text)
+    predicted = gradient(fill(lay_out(KLEIN_4B, "bfloat16"), torch.device("cpu")), kinds, pixels, steps, text)
     whole = _peak()
     return {
         "weights_bytes": predicted.weights,

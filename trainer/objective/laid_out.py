@@ -64,6 +64,14 @@ def lay_out(transformer: Mapping[str, Any], dtype: str) -> Any:
     return torch.nn.Module.to(model, getattr(torch, dtype))  # diffusers' own `to` warns of it
 
 
+def fill(model: Any, device: torch.device) -> Any:
+    """A laid-out model on a device with small random weights: what happens to lie in memory could be NaN, or slow."""
+    filled = model.to_empty(device=device).requires_grad_(False).eval()
+    for parameter in filled.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return filled
+
+
 @dataclass(frozen=True, eq=False)
 class LaidOut:
     """A run's model on the meta device, with what it is called with; only shapes are known.

@@ -8,7 +8,7 @@ import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
-from safeflux.trainer.objective.laid_out import LaidOut, Shape, lay_out_run
+from safeflux.trainer.objective.laid_out import Shape, fill, lay_out_run
 from safeflux.trainer.sampling.precision import compute_dtype, fast_math
 from safeflux.trainer.sampling.rollout import rollout
 
@@ -35,7 +35,7 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> Ste
         device: Where it will be.
     """
     laid_out = lay_out_run(shape, config, steps=1)
-    model = _filled(laid_out, device)
+    model = fill(laid_out.model, device)
     sampler = laid_out.sampler
     condition = laid_out.condition_on(device)
     noise = sampler.noise(config.batch, 0).to(device)
@@ -54,14 +54,6 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> Ste
 
     with math:
         return StepTime(_seconds(forward, device), _seconds(gradient, device))
-
-
-def _filled(laid_out: LaidOut, device: torch.device) -> torch.nn.Module:
-    """The model with small random weights: what happens to lie in memory could be NaN, or slow."""
-    model = laid_out.model.to_empty(device=device).requires_grad_(False).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    return model
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
