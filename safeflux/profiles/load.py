@@ -70,14 +70,17 @@ def _bundled(name: str) -> Profile:
 
 def _of_folder(folder: Path, every: list[Profile]) -> Profile:
     """The bundled profile that fits a folder's transformer, or the first of its pipeline's class."""
-    pipeline = _read(folder / "model_index.json").get("_class_name")
+    index = _read(folder / "model_index.json")
+    pipeline = index.get("_class_name")
     alike = [profile for profile in every if profile.pipeline == pipeline and profile.name != NAME]
     if not alike:
         known = ", ".join(sorted({profile.pipeline for profile in every}))
         raise ConfigError(f"{folder}: expected a pipeline of the class {known}, got {pipeline}; write a profile for it")
     config = _read(folder / "transformer" / "config.json")
     fitting = [one for one in alike if all(config.get(k, v) == v for k, v in one.transformer.items() if k != "class")]
-    return (fitting or alike)[0].model_copy(update={"model": str(folder), "revision": None, "memory": None})
+    near = fitting or alike
+    exact = [one for one in near if all(index.get(k, v) == v for k, v in one.index.items())]
+    return (exact or near)[0].model_copy(update={"model": str(folder), "revision": None, "memory": None})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -64,6 +64,9 @@ class Profile(Versioned):
     transformer: dict[str, Any] = Field(
         {}, description="The transformer's class, and its configuration where it differs from the class's defaults."
     )
+    index: dict[str, Any] = Field(
+        {}, description="Entries of model_index.json that tell a folder of it from others of the same shape."
+    )
     memory: Memory | None = Field(None, description="The memory that training needs with these settings.")
     detector: str | None = Field(None, description="The detector of its pictures, where it has one of its own.")
     speech: Speech | None = Field(None, description="For a model that knows captions of one form alone.")

@@ -97,6 +97,12 @@ def test_a_model_is_named_by_id_revision_file_or_folder(tmp_path):
     (tmp_path / "flux/transformer/config.json").write_text(json.dumps({**config, "guidance_embeds": False}))
     folder = load_profile(tmp_path / "flux")
     assert (folder.name, folder.source) == ("flux2-klein-9b", str(tmp_path / "flux"))
+    config = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+    (tmp_path / "flux/transformer/config.json").write_text(json.dumps({**config, "guidance_embeds": False}))
+    for is_distilled, name in ((True, "flux2-klein-4b"), (False, "flux2-klein-base-4b")):
+        index = {"_class_name": "Flux2KleinPipeline", "is_distilled": is_distilled}
+        (tmp_path / "flux/model_index.json").write_text(json.dumps(index))
+        assert load_profile(tmp_path / "flux").name == name
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,19 @@ from safeflux.detectors.base import Wanted
 from safeflux.detectors.labels import labels_of
 from safeflux.detectors.specs import open_detector
 from safeflux.errors import ConfigError
+from safeflux.evaluation.questions import Sizes
+from safeflux.evaluation.subject import policy_subject
+from safeflux.evaluation.worded.measure import Measuring
 from safeflux.masks.file import load_masks
-from safeflux.packs.load import load_pack
+from safeflux.masks.store import open_store
+from safeflux.packs.load import load_pack, load_packs
+from safeflux.policy.load import load_policy_text
+from safeflux.preview.page import make_page
+from safeflux.preview.run import Wish, run_preview
 from safeflux.profiles.load import load_profile
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
+from tests.helpers.html_pages import check_alone
 from tests.helpers.runs import SETTINGS
 from tests.helpers.tiny import save_tiny
 from tests.helpers.zero_shot import save_classifier, save_clip
@@ -35,6 +43,7 @@ concepts:
   automobile: {words: [a car, an automobile], held_out: [a sedan]}
   bicycle: {words: [a bicycle], held_out: [a two-wheeler]}
 """
+POLICY = b"apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  vehicles: {masks: [vehicles]}\n"
 SMALLER = [*SETTINGS, "saliency.rounds=2", "validation_prompts=4", "minimise=true", "target_found=0.9"]
 
 
@@ -48,8 +57,9 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["flux1-schnell", "flux1-dev", "flux1-kontext-dev", "flux2-klein-4b", "flux2-dev"])
-def test_a_run_on_any_model_is_validated_minimised_and_shown(home, tmp_path, name):
+@pytest.mark.parametrize("name", ["flux1-schnell", "flux1-kontext-dev", "flux2-klein-base-4b", "flux2-dev"])
+def test_any_model_is_trained_measured_and_previewed(home, tmp_path, name):
+    """A tiny random model of each pipeline's class, from a pack to a page; benchmarks.profiles does so for all."""
     model = save_tiny(tmp_path / name, name)
     notes: list[str] = []
     planned = plan_run(
@@ -77,6 +87,27 @@ def test_a_run_on_any_model_is_validated_minimised_and_shown(home, tmp_path, nam
     with Image.open(next((tmp_path / "run/pictures").iterdir())) as picture:
         assert (picture.height, picture.width % 32) == (64, 0)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["detector"] == planned.detector
+    call = call_of(planned) | {"max_sequence_length": 64}
+    _measure_and_preview(home, tmp_path, model, call)
+
+
+def _measure_and_preview(home, tmp_path, model, call):
+    profile, pipe, store = load_profile(model), load_pipeline(model), open_store(tmp_path / "run")
+    policy = load_policy_text(POLICY, "own.yaml")
+    subject, packs = policy_subject(policy, pipe, store), load_packs([str(home / "vehicles.yaml")])
+    sizes, spec = Sizes(found=2, details=2, neighbours=1, kept=4, others=1), f"zero-shot:{home / 'clip'}"
+    measuring = Measuring.of(profile, subject.concepts, packs, [spec], sizes)
+    opinions = measuring.measure(pipe, subject.masks, settings=call, batch=8)
+    figures = opinions.first
+    assert set(figures.targets["vehicles"].by_concept) == {"automobile", "bicycle"}
+    assert figures.targets["vehicles"].found_held_out.base.n == 2
+    assert len(figures.kept) == 3
+    assert opinions.by_detector[spec].calibrations["vehicles"].overall.n == 2
+    wish = Wish(images=2, packs=packs, detector=spec)
+    shown = run_preview(pipe, profile, policy, subject, wish, store=store, settings=call, batch=8)
+    assert shown.receipt["state"] == "GUARDED"
+    assert [len(section.pairs) for section in shown.sections] == [2, 1, 2]
+    check_alone(make_page(shown))
 
 
 def test_a_prompt_that_is_cut_off_before_it_differs_from_its_anchor_is_found_before_round_1(home, tmp_path):
