@@ -180,6 +180,7 @@ class ThreeNewWords(NewWord):
 class Shifted(Learned):
     """The encoded prompt itself is free, in part or in whole; it begins as the prompt that names the thing."""
 
+    in_training = True
     count: ClassVar[int | None]
     has_pooled: ClassVar[bool] = False
 
@@ -213,7 +214,6 @@ class AllTokens(Shifted):
     name = "all-tokens"
     summary = "all encoded tokens and the pooled vector are free"
     count, has_pooled = None, True
-    in_training = True
 
 
 @register

@@ -18,6 +18,7 @@ class FromPicture(Attack):
 
     kind = Kind.PICTURES
     unit = "strength"
+    in_training = True
     is_named: ClassVar[bool] = True
     pipeline: ClassVar[str] = "FluxImg2ImgPipeline"
 
