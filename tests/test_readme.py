@@ -53,6 +53,8 @@ def resolved(link: str) -> Path:
 
 def rates_of(figures: Any) -> set[str]:
     """Every rate of a report, however deep it lies, as the pages write it (without n)."""
+    if isinstance(figures, list):
+        return set().union(*map(rates_of, figures))
     if not isinstance(figures, dict):
         return set()
     if {"hits", "n"} <= set(figures):
