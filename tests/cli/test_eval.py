@@ -163,8 +163,8 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--policy", "strict", "--mask", "a"], 2, "either --policy or --mask"),
-        (["prompts", "words.csv", "--policy", "strict", "--mask", "a"], 2, "either --policy or --mask"),
+        (["--policy", "strict", "--mask", "weapons"], 2, "either --policy or --mask"),
+        (["prompts", "words.csv", "--policy", "strict", "--mask", "weapons"], 2, "either --policy or --mask"),
         (["--find", "cat"], 2, "No such option"),
         (["--kept", "8", "prompts", "words.csv"], 2, "--kept has no effect before `prompts`"),
         (["--json", "prompts", "words.csv"], 2, "--json has no effect before `prompts`"),

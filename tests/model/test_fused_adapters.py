@@ -184,6 +184,6 @@ def test_a_model_with_an_adapter_fused_and_unloaded_is_another_base(transformer,
     transformer.fuse_lora()
     transformer.unload_lora()
     before = bits_of(transformer)
-    with pytest.raises(MaskMismatchError, match="model with merged adapters"):
+    with pytest.raises(MaskMismatchError, match="Merged adapters"):
         guard(transformer, ALLOW, store=store)
     assert bits_of(transformer) == before

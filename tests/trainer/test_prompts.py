@@ -130,9 +130,11 @@ def test_the_same_generator_draws_the_same_prompts(weapons):
     assert erased(weapons, 9, seed=4) == erased(weapons, 9, seed=4)
 
 
-def test_an_unknown_category_is_named_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'weapon'.*weapons, alcohol"):
+def test_an_unknown_category_is_named_with_the_nearest_or_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'weapon'.*did you mean 'weapons'\?$"):
         embedded_options(["weapon"])
+    with pytest.raises(ConfigError, match=r"'sport'.*weapons, alcohol"):
+        embedded_options(["sport"])
 
 
 def test_the_configuration_for_the_big_model_is_one():

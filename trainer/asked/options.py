@@ -80,8 +80,8 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
     """
     if unknown := [name for name in categories if name not in emoji_packs()]:
         raise ConfigError(
-            f"category {unknown[0]!r}: emoji-flux does not know it{suggest(unknown[0], emoji_packs())}. For other "
-            "categories and models name packs with --pack"
+            f"category {unknown[0]!r}: emoji-flux does not know it; for other categories and models name packs with "
+            f"--pack{suggest(unknown[0], emoji_packs())}"
         )
     return options_of(load_profile(NAME), {name: emoji_pack(name) for name in categories})
 
