@@ -1,5 +1,6 @@
 """Ctrl-C during a training run."""
 
+import _thread
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ class Interrupts:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.is_stopping, self._say, self._round, self._presses = False, say, 0, 0
+        self._is_over, self._is_reminded = False, False
         self._is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a job in the background
 
     def round_begins(self, number: int) -> None:
@@ -37,14 +39,19 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         """Give Ctrl-C back."""
+        self._is_over = True
         if not self._is_ignored:
             signal.set_wakeup_fd(self._descriptor)
             signal.signal(signal.SIGINT, self._before)
             self._near.close()
 
     def _handle(self, number: int, frame: object) -> None:
-        # Python calls this once for signals that came during one long operation; the thread has counted them.
+        # Python calls this once for signals that came during one long operation; the thread counts them, maybe later.
+        is_reminder, self._is_reminded = self._is_reminded, False
+        if is_reminder and self._is_over:
+            return  # the second key press has been heeded by itself
         if self.is_stopping or self._presses > 1 or not self._round:
+            self._is_over = True
             raise KeyboardInterrupt
         self.is_stopping = True
 
@@ -57,3 +64,6 @@ class Interrupts:
                         f"Ctrl-C: waiting for the end of round {self._round} and its checkpoint. Press it again to "
                         "stop at once and lose this round. The same command resumes the run."
                     )
+                if self._presses == 2 and not self._is_over:
+                    self._is_reminded = True
+                    _thread.interrupt_main()
