@@ -6,11 +6,11 @@ every float format zero is all bits zero. In a packed format it is a code in som
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.cached import cached_property
 from safeflux.checkpoints.number_formats import FORMATS, Cells, Format
 from safeflux.checkpoints.zero_codes import Layer, Places
 from safeflux.masks.spots import Spot

@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.cached import cached_property
 from safeflux.checkpoints.formats import open_file
 from safeflux.checkpoints.hints import bfl_in_folder, check_not_packed, no_transformer
 from safeflux.checkpoints.layout import Piece, layout_of, own_names, parameters

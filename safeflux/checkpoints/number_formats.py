@@ -6,12 +6,12 @@ by `Format` too; they are defined in `gguf_file`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.cached import cached_property
 from safeflux.checkpoints.zero_codes import ALONE, Layer, Places, Read, find_layers
 
 Array = npt.NDArray[np.generic]

@@ -7,11 +7,11 @@ never loaded. Initializers inside the model file are edited in memory.
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+from safeflux.cached import cached_property
 from safeflux.checkpoints.onnx_model import data_files, extent, is_external, model_bytes, read_model
 from safeflux.checkpoints.onnx_weights import Weights
 from safeflux.checkpoints.tensor_file import Rows, Stored, WeightFile

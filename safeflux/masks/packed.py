@@ -9,12 +9,12 @@ touches an eighth of what an AND of bools would.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.cached import cached_property
 from safeflux.errors import MaskFileError
 
 MAX_BITS = 1 << 32

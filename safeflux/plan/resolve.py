@@ -9,8 +9,8 @@ sites and fingerprint are enough, and files have them too.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+from safeflux.cached import cached_property
 from safeflux.errors import MaskMismatchError, PolicyError, SafeFluxError, SignatureError
 from safeflux.evidence.signatures import check_signed
 from safeflux.families.sites import Sites

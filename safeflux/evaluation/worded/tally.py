@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from safeflux.cached import cached_property
 from safeflux.detectors.base import Detector, Scores
 from safeflux.detectors.calibration import Calibration, calibrate_by_scores
 from safeflux.detectors.labels import labels_of, labels_of_things
