@@ -11,8 +11,9 @@ BUDGET = 0.05
 
 
 def known_categories() -> dict[str, Category]:
-    """The categories of the bundled policies, which have bundled masks."""
-    return {name: part for policy in bundled_policies() for name, part in load_policy(policy).categories.items()}
+    """The categories of the bundled policies, which have bundled masks, as the first policy has them."""
+    every = reversed(bundled_policies())
+    return {name: part for policy in every for name, part in load_policy(policy).categories.items()}
 
 
 def starter(name: str, extends: str | None, categories: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
         ("safeflux policy sc", ["plain,schema"]),
         ("safeflux policy explain mod", ["plain,moderate"]),
         ("safeflux policy explain sh", ["plain,shelves/", "plain,shop.yaml"]),
-        ("safeflux policy explain st", ["plain,strict", "plain,st[r]ange.yaml"]),
+        ("safeflux policy explain st", ["plain,strict", "plain,strict-things", "plain,st[r]ange.yaml"]),
         ("safeflux policy explain st[", ["plain,st[r]ange.yaml"]),
         ("safeflux bake --policy fam", ["plain,family"]),
         ("safeflux eval --policy fam", ["plain,family"]),
@@ -41,8 +41,8 @@ def folder(tmp_path, monkeypatch):
         ("safeflux policy new x.yaml --categories weapons,al", ["plain,weapons,alcohol"]),
         ("safeflux train --category tob", ["plain,tobacco"]),
         ("safeflux policy explain nothing-like-it", ["file,nothing-like-it"]),
-        ("safeflux mask show alc", ["plain,alcohol", "plain,alcohol-2.safetensors"]),
-        ("safeflux eval --mask gam", ["plain,gambling"]),
+        ("safeflux mask show alc", ["plain,alcohol", "plain,alcohol-things", "plain,alcohol-2.safetensors"]),
+        ("safeflux eval --mask gam", ["plain,gambling", "plain,gambling-things"]),
     ],
 )
 @pytest.mark.usefixtures("folder")

@@ -20,7 +20,8 @@ from safeflux.doctor.machine import ask_onnxruntime, ask_torch, look
 
 ROOT = Path(__file__).parents[2]
 WRITE_SUMS = (
-    "sha256sum $(python -c 'from safeflux.doctor import shipped; print(*shipped())') > safeflux/reference/sha256.txt"
+    "sha256sum $(python -c 'from safeflux.doctor.checks import shipped; print(*shipped())') "
+    "> safeflux/reference/sha256.txt"
 )
 RUN = "from safeflux.cli.doctor import doctor; doctor()"
 NO_CHECKOUT = "import sys; sys.meta_path = [one for one in sys.meta_path if 'editable' not in repr(one).lower()]"
