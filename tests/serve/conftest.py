@@ -5,17 +5,27 @@ import hashlib
 import pytest
 
 import safeflux
-from safeflux.policy.load import load_policy
+from safeflux.policy.load import load_policy, load_policy_texts
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 from tests.helpers.collector import collector
-from tests.helpers.services import service
+from tests.helpers.services import OPERATOR, service
 
 PROMPT, SEED = "a dagger, noto style, white background", 7
 KIDS = "a-token-of-the-kids-app"
+AS_OPERATOR = {"authorization": f"Bearer {OPERATOR}"}
 LIVE = "apiVersion: safeflux/v1\nkind: Policy\nname: live\nextends: brand\n"
 TIGHT = LIVE.replace("extends: brand\n", "categories: {weapons: {action: enforce, masks: [weapons]}}\n")
 """What `live` says: one policy that erases a dagger, and one that does not."""
+
+
+def digest(text):
+    return load_policy_texts({"live.yaml": text.encode()})["live.yaml"].digest
+
+
+def offered(client):
+    rows = client.get("/policies", headers=AS_OPERATOR).json()["policies"]
+    return {row["name"]: row["sha256"] for row in rows}
 
 
 @pytest.fixture(scope="session")

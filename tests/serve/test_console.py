@@ -8,9 +8,8 @@ import shutil
 
 import pytest
 
-from safeflux.policy.load import load_policy_texts
 from tests.helpers.services import OPERATOR
-from tests.serve.conftest import LIVE, PROMPT, TIGHT
+from tests.serve.conftest import LIVE, PROMPT, TIGHT, digest, offered
 
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
@@ -114,7 +113,6 @@ def test_the_next_policy_is_shown_before_and_after_and_put_in_force_by_keyboard_
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Escape")
-    digest = lambda text: load_policy_texts({"live.yaml": text.encode()})["live.yaml"].digest  # noqa: E731
     assert offered(client)["live"] == digest(LIVE)
     put.focus()
     page.keyboard.press("Enter")
@@ -141,11 +139,6 @@ def test_a_wrong_token_opens_nothing(open_page):
     page.get_by_text("with a known token").wait_for()
     assert page.locator("#console").is_hidden()
     assert page.evaluate("sessionStorage.length") == 0
-
-
-def offered(client):
-    rows = client.get("/policies", headers={"authorization": f"Bearer {OPERATOR}"}).json()["policies"]
-    return {row["name"]: row["sha256"] for row in rows}
 
 
 CONTRAST = """() => {

@@ -1,6 +1,8 @@
 """Changes of policies, all or nothing, and what a service refuses to start with; in this process."""
 
+import resource
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -44,28 +46,28 @@ def in_force(service):
     return service.desk.current.digests(), service.desk.folder.read()
 
 
-def test_a_change_that_the_log_does_not_take_is_taken_back(service, monkeypatch):
-    before, append, calls = in_force(service), service.desk.audit.append, []
+@contextmanager
+def files_up_to(size):
+    """The system refuses larger files, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def refuse(nth):
-        def fail(action, receipt):
-            calls.append(action)
-            if len(calls) == nth:
-                raise AuditError("no space left on the disk.")
-            return append(action, receipt)
 
-        calls.clear()
-        monkeypatch.setattr(service.desk.audit, "append", fail)
-
-    refuse(1)
-    with pytest.raises(AuditError, match="no space left"):
+def test_a_change_that_the_log_does_not_take_is_taken_back(service):
+    before, log = in_force(service), service.desk.audit.path
+    one_receipt = log.stat().st_size
+    with files_up_to(one_receipt + 100), pytest.raises(AuditError, match="File too large"):
         service.desk.put("live", TIGHT.encode(), "operator")
-    assert calls == ["asked", "refused"]
+    assert log.stat().st_size == one_receipt
     assert in_force(service) == before
-    refuse(2)
-    with pytest.raises(AuditError, match="So the change was taken back: the old policies are in force"):
+    # The request fits into the log, a second receipt does not.
+    with files_up_to(2 * one_receipt), pytest.raises(AuditError, match=r"File too large.*the change was taken back"):
         service.desk.put("live", TIGHT.encode(), "operator")
-    assert calls == ["asked", "put", "refused"]
+    assert actions(service, 3) == ["refused", "asked", "guard"]
     assert in_force(service) == before
     assert service.desk.current.number == 1
 

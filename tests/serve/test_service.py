@@ -12,28 +12,18 @@ import openai
 import pytest
 
 from safeflux.evidence.audit import read_last, verify_log
-from safeflux.policy.load import load_policy, load_policy_texts
-from tests.helpers.services import OPERATOR, distance, service
-from tests.serve.conftest import KIDS, LIVE, PROMPT, SEED, TIGHT
+from safeflux.policy.load import load_policy
+from tests.helpers.services import distance, service
+from tests.serve.conftest import AS_OPERATOR, KIDS, LIVE, PROMPT, SEED, TIGHT, digest, offered
 
 pytestmark = pytest.mark.slow
-AS_OPERATOR = {"authorization": f"Bearer {OPERATOR}"}
 AS_KIDS = {"authorization": f"Bearer {KIDS}"}
 ASKED = {"prompt": PROMPT, "seed": SEED}
 MODERATE = load_policy("moderate").digest
 
 
-def digest(text):
-    return load_policy_texts({"live.yaml": text.encode()})["live.yaml"].digest
-
-
 def put(client, text, **headers):
     return client.put("/policies/live", content=text, headers=AS_OPERATOR | headers)
-
-
-def offered(client):
-    rows = client.get("/policies", headers=AS_OPERATOR).json()["policies"]
-    return {row["name"]: row["sha256"] for row in rows}
 
 
 def until(condition, seconds=30):
@@ -41,6 +31,11 @@ def until(condition, seconds=30):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def until_answered(answers, more):
+    enough = len(answers) + more
+    until(lambda: len(answers) >= enough)
 
 
 @contextmanager
@@ -71,8 +66,7 @@ def test_pictures_under_load_are_each_of_the_policy_that_they_name(served, pictu
             assert put(client, text).status_code == 200
             health = client.get("/readyz")
             assert (health.status_code, health.json()["state"]) == (200, "GUARDED")
-            seen = len(answers)
-            until(lambda: len(answers) > seen + 4)  # noqa: B023
+            until_answered(answers, 5)
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.headers["x-safeflux-policy"] for answer in answers} == pictures.keys()
     far = [distance(a.content, pictures[a.headers["x-safeflux-policy"]]) for a in answers]
@@ -211,7 +205,10 @@ def test_the_folder_is_watched_and_what_is_wrong_in_it_changes_nothing(served, h
     file = home / "policies" / "live.yaml"
     file.write_text(LIVE + "adpaters: deny\n")
     (home / "policies" / "more.yaml").write_text(TIGHT)
-    fault = lambda: client.get("/policies", headers=AS_OPERATOR).json()["fault"]  # noqa: E731
+
+    def fault():
+        return client.get("/policies", headers=AS_OPERATOR).json()["fault"]
+
     until(lambda: "unknown key 'adpaters'" in fault())
     assert offered(client).keys() == {"moderate", "live"}
     assert "safeflux_policy_folder_fault 1.0" in client.get("/metrics").text
@@ -228,7 +225,10 @@ def test_spans_and_metrics_reach_a_collector_without_prompts(served, collected):
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = AS_KIDS | {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     assert client.post("/draw", json=ASKED, headers=headers).status_code == 200
-    mine = lambda: {span.name: span for span in collected.spans if span.trace_id.hex() == trace}  # noqa: E731
+
+    def mine():
+        return {span.name: span for span in collected.spans if span.trace_id.hex() == trace}
+
     until(lambda: {"safeflux.request", "safeflux.draw"} <= mine().keys())
     request, drawn = mine()["safeflux.request"], mine()["safeflux.draw"]
     assert drawn.parent_span_id == request.span_id
