@@ -11,7 +11,9 @@ from typing import Any
 try:
     from opentelemetry import propagate, trace
 except ImportError:
-    propagate = trace = None  # type: ignore[assignment]
+    _IS_INSTALLED = False
+else:
+    _IS_INSTALLED = True
 
 Value = str | int | float | bool
 
@@ -38,7 +40,7 @@ def span(name: str, *, headers: Mapping[str, str] | None = None, **attributes: V
         headers: Headers of the request, which may carry the parent span (`traceparent`).
         attributes: As for `Span.set`.
     """
-    if trace is None:
+    if not _IS_INSTALLED:
         yield Span()
         return
     context = propagate.extract(headers) if headers is not None else None
