@@ -43,9 +43,7 @@ Examples:
     "--detector",
     "detectors",
     multiple=True,
-    default=("judge",),
-    show_default=True,
-    help=f"{DETECTOR_HELP} Repeatable.",
+    help=f"{DETECTOR_HELP} Repeatable: headlines go by the first.  [default: the model's own]",
 )
 @click.option(
     "--attack", "attacks", multiple=True, metavar="NAME", help="An attack, or a kind. Repeatable.  [default: all]"
@@ -91,9 +89,10 @@ def _attack(
     from safeflux.evaluation.subject import check_early, policy_subject
     from safeflux.packs.load import load_packs
     from safeflux.policy.load import load_policy
-    from safeflux.profiles.load import load_profile
+    from safeflux.profiles.load import choose_detectors, load_profile
 
     loaded, packs, profile = load_policy(policy), load_packs(options["packs"]), load_profile(model)
+    detectors = choose_detectors(options["detectors"], profile)
     attacks = find_attacks(options["attacks"], options["level"])
     folder = out or _REPORTS / loaded.name
     check_writable(folder)
@@ -118,7 +117,7 @@ def _attack(
             subject,
             attacks,
             packs=packs,
-            detectors=options["detectors"],
+            detectors=detectors,
             size=size,
             folder=folder,
         )

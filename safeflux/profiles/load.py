@@ -1,6 +1,7 @@
 """Profiles by name, hub id, folder or file."""
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,25 @@ def load_profile(model: str | Path) -> Profile:
 def profile_of(model: str) -> Profile | None:
     """The bundled profile of a model that is named by the profile, or by its hub id; None for any other."""
     return next((one for one in map(_bundled, bundled_profiles()) if model in (one.name, one.source)), None)
+
+
+def choose_detectors(named: Sequence[str], profile: Profile | None, *, is_needed: bool = True) -> tuple[str, ...]:
+    """The specs of who looks at a model's pictures: those that are named, or else the model's own.
+
+    Args:
+        named: Specs.
+        profile: The model's, if it has one.
+        is_needed: Whether it is an error that there is none.
+
+    Raises:
+        ConfigError: A detector is needed, and there is none.
+    """
+    own = (profile.detector,) if profile and profile.detector else ()
+    specs = tuple(dict.fromkeys(named)) or own
+    if is_needed and not specs:
+        what = f"the model {profile.name}" if profile else "this model"
+        raise ConfigError(f"{what} has no detector of its own: name one, e.g. --detector zero-shot:FOLDER")
+    return specs
 
 
 def known_packs_of(profile: Profile) -> dict[str, Pack]:

@@ -48,6 +48,9 @@ def test_mistakes_are_named_before_the_model_loads(run):
     result = run("--attack", "paraphras")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "did you mean 'paraphrase'?" in result.stderr
+    result = run("--model", "flux1-dev")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "flux1-dev has no detector of its own: name one" in result.stderr
 
 
 def test_the_help_ends_in_examples_that_parse(run):

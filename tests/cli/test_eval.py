@@ -24,6 +24,8 @@ from safeflux.reference.measure import draw
 from safeflux.reference.model import EMOJI_FLUX, EMOJI_FLUX_CALL, load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
+NOWHERE = ("--model", "nowhere", "--detector", "judge")
+
 
 @pytest.fixture(scope="module")
 def pipe():
@@ -171,7 +173,7 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
         (["prompts", "words.csv", "--kept", "8"], 2, "No such option"),
         (["prompts"], 2, "Missing argument 'FILE.csv'"),
         (["prompts", "words.csv", "--call", "steps"], 2, "expected KEY=VALUE"),
-        (["prompts", "words.csv", "--mask", "none.safetensors", "--model", "nowhere"], 3, "none.safetensors: cannot"),
+        (["prompts", "words.csv", "--mask", "none.safetensors", *NOWHERE], 3, "none.safetensors: cannot"),
         (["--out", "words.csv/report"], 2, "words.csv is not a folder that can be written to"),
         (["--mask", "{files}/rhinos.safetensors", "--out", "x"], 1, "'rhino'"),
         (["--images", "1"], 2, "--images"),
@@ -182,7 +184,9 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
         (["prompts", "words.csv", "--labels", "labels.txt"], 1, "brings its own labels"),
         (["prompts", "words.csv", "--detector", "onnx:none.onnx"], 1, "give a text file with one label a line"),
         (["prompts", "words.csv", "--detector", "none.onnx"], 1, "did you mean 'onnx:none.onnx'?"),
-        (["prompts", "words.csv", "--model", "nowhere"], 3, "found no model_index.json"),
+        (["prompts", "words.csv", *NOWHERE], 3, "found no model_index.json"),
+        (["prompts", "words.csv", "--model", "nowhere"], 1, "this model has no detector of its own: name one"),
+        (["prompts", "words.csv", "--model", "flux1-dev"], 1, "flux1-dev has no detector of its own: name one"),
         (["prompts", "words.csv", "--call", "steps=3"], 1, "FluxPipeline takes"),
         (["--mask", "none.safetensors"], 3, "none.safetensors: cannot be read"),
         (["--mask", "{files}/foreign.safetensors"], 1, "made for other base weights"),
@@ -214,8 +218,9 @@ def test_masks_and_calls_are_checked_on_the_files_of_a_model_that_cannot_be_load
     (tmp_path / "nowhere.yaml").write_text(
         "apiVersion: safeflux/v1\nkind: Policy\nname: nowhere\ncategories:\n  weapons: {masks: [nowhere]}\n"
     )
-    result = run("prompts", "words.csv", "--model", "model", *(text.format(files=files) for text in arguments))
+    own = ("prompts", "words.csv", "--model", "model", "--detector", "judge")
+    result = run(*own, *(text.format(files=files) for text in arguments))
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in " ".join(result.stderr.split())
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
-        run("prompts", "words.csv", "--model", "model", "--mask", files / "a.safetensors")
+        run(*own, "--mask", files / "a.safetensors")

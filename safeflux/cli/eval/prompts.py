@@ -40,7 +40,7 @@ activation=none|sigmoid|softmax, threshold=NUMBER.
     help="Only prompts with at least this percentage in a column. Repeatable.",
 )
 @click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
-@click.option("--detector", default="judge", show_default=True, help=DETECTOR_HELP)
+@click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own]")
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
@@ -78,17 +78,18 @@ def prompts(
     from safeflux.detectors.base import Wanted
     from safeflux.detectors.specs import open_detector
     from safeflux.evaluation.prompt_file import at_least, load_prompts
-    from safeflux.profiles.load import profile_of
+    from safeflux.profiles.load import choose_detectors, profile_of
 
     every = load_prompts(file)
     chosen = at_least(every, {name: _number(name, text) for name, text in options["least"].items()})
     words = {name: (name,) for name in find}
     looks_for = Wanted(words, labels=labels, settings=options["preprocess"], device=options["device"])
+    profile = profile_of(options["model"])
+    options["detector"], *_ = choose_detectors([options["detector"]] if options["detector"] else [], profile)
     detector = open_detector(options["detector"], looks_for)
     wanted = find or detector.concepts
     for label in wanted:
         detector.place_of(label)
-    profile = profile_of(options["model"])
     options["model"] = profile.source if profile else options["model"]
     subject_of = subject_reader(policy, masks, out, options["model"], store)
     with Bar() as bar:

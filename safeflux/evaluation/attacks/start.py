@@ -70,7 +70,7 @@ def make_campaign(
         "dtype": str(find_transformer(pipe).dtype),
         "fingerprint": fingerprint(find_transformer(pipe)),
         "subject": subject.to_json(),
-        "detectors": list(dict.fromkeys(detectors)),
+        "detectors": list(detectors),
         "size": vars(size),
         "call": settings,
         "things": {thing.name: list(thing.words) for thing in things},

@@ -6,7 +6,6 @@ from typing import Any
 
 from safeflux.detectors.base import Detector
 from safeflux.detectors.labels import open_for
-from safeflux.errors import ConfigError
 from safeflux.evaluation.bench import Progress
 from safeflux.evaluation.questions import Sizes
 from safeflux.evaluation.worded.bench import look
@@ -16,6 +15,7 @@ from safeflux.evaluation.worded.tally import tally
 from safeflux.evaluation.worded.words import packs_of
 from safeflux.masks.mask_set import MaskSet
 from safeflux.packs.schema import Pack
+from safeflux.profiles.load import choose_detectors
 from safeflux.profiles.schema import Profile
 
 
@@ -57,17 +57,10 @@ class Measuring:
             ConfigError: No detector where one is needed, or one that cannot be opened or has no label for a concept; a
                 pack of a category that no mask erases; a seed out of range.
         """
-        specs = detectors or ((profile.detector,) if profile.detector else ())
-        if needs_detector and not specs:
-            raise ConfigError(
-                f"the model {profile.name} has no detector of its own: name one, e.g. --detector zero-shot:FOLDER"
-            )
+        specs = choose_detectors(detectors, profile, is_needed=needs_detector)
         words = Words.of(profile, packs_of(concepts, profile, packs))
         is_style = any(pack.target == "style" for pack in words.packs.values())
-        opened = {
-            spec: open_for(spec, words.erased, words.besides, is_style=is_style, device=device)
-            for spec in dict.fromkeys(specs)
-        }
+        opened = {spec: open_for(spec, words.erased, words.besides, is_style=is_style, device=device) for spec in specs}
         return cls(words, sets_of(words, profile, sizes, seed), opened, sizes)
 
     def measure(
