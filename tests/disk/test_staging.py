@@ -9,7 +9,6 @@ import textwrap
 
 import pytest
 
-from safeflux.disk import staging
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.staging import staged
 from safeflux.errors import BakeError
@@ -96,44 +95,21 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert names(tmp_path) == ["folder", "guarded"]
 
 
-def test_without_hard_links_a_file_is_renamed_and_still_not_replaced(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    make(tmp_path / "guarded")
-    assert (tmp_path / "guarded").read_bytes() == b"new"
-    with pytest.raises(BakeError, match="was created by another process meanwhile"):
-        make(tmp_path / "guarded")
-
-
-def test_a_stage_that_was_removed_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
-    """Another run may take a fresh stage for one that was left: the inode under the lock is compared."""
-    lock, removed = staging._lock, []
-
-    def remove_first(handle):
-        stages = list(tmp_path.glob(".guarded.*.partial"))
-        if not removed:
-            (stages[0] / ".made-by-safeflux").unlink()
-            stages[0].rmdir()
-            removed.append(stages[0])
-        return lock(handle)
-
-    monkeypatch.setattr(staging, "_lock", remove_first)
-    make(tmp_path / "guarded")
-    assert removed
-    assert names(tmp_path) == ["guarded"]
-
-
 def fail():
     raise OSError(errno.EIO, "Input/output error")
 
 
-def test_what_is_left_behind_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
+def test_what_is_left_behind_is_named(tmp_path):
+    def make_unremovable():
+        """Put a link in the place of the folder that is written in: what is behind a link is never removed."""
+        (work,) = tmp_path.glob(".guarded.*.partial/made")
+        work.rename(tmp_path / "elsewhere")
+        work.symlink_to(tmp_path / "elsewhere")
+        fail()
+
     with pytest.raises(BakeError) as caught:
-        make(tmp_path / "guarded", meanwhile=fail)
-    (left,) = tmp_path.iterdir()
+        make(tmp_path / "guarded", meanwhile=make_unremovable)
+    (left,) = tmp_path.glob(".guarded.*.partial")
     assert f"{left} was left behind" in str(caught.value)
     assert "nothing was left" not in str(caught.value)
 
@@ -141,16 +117,44 @@ def test_what_is_left_behind_is_named(tmp_path, monkeypatch):
 SHIM = """
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <dlfcn.h>
-extern "C" int flock(int fd, int operation) {
+static bool is_asked(const char *what) {
     const char *how = getenv("SHIM");
-    if (how && how[0] == 'n') { errno = ENOLCK; return -1; }
+    return how && !strcmp(how, what);
+}
+static void remove_opened(int fd) {  // the file, and the folder that it is alone in
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return;
+    path[length] = 0;
+    unlink(path);
+    *strrchr(path, '/') = 0;
+    if (!rmdir(path)) { puts("removed"); fflush(stdout); }
+}
+extern "C" int flock(int fd, int operation) {
+    static bool was_removed = false;
+    if (is_asked("no locks")) { errno = ENOLCK; return -1; }
+    if (is_asked("removed before it is locked") && !was_removed) { was_removed = true; remove_opened(fd); }
     if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY) { errno = EBADF; return -1; }
     auto real = (int (*)(int, int)) dlsym(RTLD_NEXT, "flock");
     return real(fd, operation);
+}
+extern "C" int link(const char *from, const char *to) {
+    if (is_asked("no hard links")) { errno = EPERM; return -1; }
+    auto real = (int (*)(const char *, const char *)) dlsym(RTLD_NEXT, "link");
+    return real(from, to);
+}
+extern "C" int linkat(int here, const char *from, int there, const char *to, int flags) {
+    if (is_asked("no hard links")) { errno = EPERM; return -1; }
+    auto real = (int (*)(int, const char *, int, const char *, int)) dlsym(RTLD_NEXT, "linkat");
+    return real(here, from, there, to, flags);
 }
 extern "C" int fsync(int fd) {
     struct stat facts;
@@ -163,7 +167,7 @@ extern "C" int fsync(int fd) {
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    """A library that makes flock and fsync answer as NFS and CIFS do."""
+    """A library that makes flock, link and fsync answer as NFS, CIFS and FAT do, or another run be faster."""
     folder = tmp_path_factory.mktemp("shim")
     (folder / "shim.cpp").write_text(SHIM)
     library = folder / "shim.so"
@@ -173,16 +177,18 @@ def shim(tmp_path_factory):
     return library
 
 
-TRY = """
+PARTS = """
 import os, sys
 from pathlib import Path
 from safeflux.disk.staging import staged
 from safeflux.errors import BakeError
 target = Path(sys.argv[1])
-def make(inner=lambda: None):
-    with staged(target, 10, overwrite=True) as partial:
+def make(inner=lambda: None, overwrite=True):
+    with staged(target, 10, overwrite=overwrite) as partial:
         partial.write_bytes(b"new")
         inner()
+"""
+TWICE_AND_KILLED = """
 def again():
     try:
         make()
@@ -195,21 +201,33 @@ if not child:
     make(lambda: os.kill(os.getpid(), 9))
 os.waitpid(child, 0)
 make()
-print(*sorted(path.name[:9] for path in target.parent.iterdir()))
 """
+NEVER_REPLACED = """
+make(overwrite=False)
+try:
+    make(overwrite=False)
+except BakeError as error:
+    print("was created by another process meanwhile" in str(error))
+"""
+NAMES = "print(*sorted(path.name[:9] for path in target.parent.iterdir()))"
 
 
 @pytest.mark.skipif(not HAS_COMPILER or sys.platform != "linux", reason="needs a C++ compiler and LD_PRELOAD")
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("how", "doing", "expected"),
     [
-        ("readonly", "refused\nguarded\n"),  # as NFS: a lock needs a descriptor that is open for writing
-        ("none", "made twice\n.guarded. guarded\n"),  # no locks at all: nobody knows who lives, so nothing is cleared
+        # As NFS: a lock needs a descriptor that is open for writing.
+        ("locks for writing", TWICE_AND_KILLED, "refused\nguarded\n"),
+        # Without locks nobody knows who lives, so nothing is cleared.
+        ("no locks", TWICE_AND_KILLED, "made twice\n.guarded. guarded\n"),
+        ("no hard links", NEVER_REPLACED, "True\nguarded\n"),
+        # Another run takes a fresh stage for one that was left: the inode under the lock is compared.
+        ("removed before it is locked", "make()", "removed\nguarded\n"),
     ],
 )
-def test_network_file_systems_can_be_baked_to(shim, tmp_path, how, expected):
-    environment = os.environ | {"LD_PRELOAD": str(shim), "SHIM": how[0]}
-    command = [sys.executable, "-c", TRY, str(tmp_path / "guarded")]
+def test_on_network_file_systems_and_beside_faster_runs_a_file_is_made(shim, tmp_path, how, doing, expected):
+    environment = os.environ | {"LD_PRELOAD": str(shim), "SHIM": how, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", f"{PARTS}\n{doing}\n{NAMES}", str(tmp_path / "guarded")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected
