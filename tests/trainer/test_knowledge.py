@@ -11,7 +11,7 @@ from safeflux.trainer.objective.bank import Bank
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.noised import noised
 from safeflux.trainer.objective.objective import Objective
-from safeflux.trainer.objective.prepare import prepare
+from safeflux.trainer.objective.prepare import ReferenceFile, prepare
 from safeflux.trainer.processes import Processes
 
 from safeflux.errors import ConfigError
@@ -35,7 +35,24 @@ def made() -> Objective:
     pipe = load_pipeline()
     sites = {name: site for name, site in find_sites(pipe.transformer).items() if name in SITES}
     assert len(sites) == len(SITES)
-    return prepare(config_of(), pipe, Bits(sites), NAMES, torch.float32)
+    return prepare(config_of(erase_terms={**ONLY, "own": 1}), pipe, Bits(sites), NAMES, torch.float32)
+
+
+def test_pictures_of_things_are_kept_and_read_again_by_a_run_that_takes_them_alone(made, tmp_path):
+    parts = (Bits(made._bits.sites), NAMES, torch.float32)
+    pipe, drawn = load_pipeline(), []
+    for terms, name in (({}, "words"), ({"erase_terms": {**ONLY, "own": 1}}, "things")):
+        stored = ReferenceFile(tmp_path / name)
+        first = prepare(config_of(**terms), pipe, *parts, stored=stored)
+        again = prepare(config_of(**terms), pipe, *parts, stored=stored, drawn=lambda *step: drawn.append(step))
+        assert not drawn
+        for ours, theirs in zip((*first._erase, first._preserve), (*again._erase, again._preserve), strict=True):
+            assert torch.equal(ours.target, theirs.target)
+            assert torch.equal(ours.change, theirs.change)
+            assert (ours.own is None) == (theirs.own is None) == (name == "words" and ours is not first._preserve)
+            assert ours.own is None or torch.equal(ours.own, theirs.own)
+        assert again._preserve.own is again._preserve.target
+    assert not torch.equal(first._erase[0].own, first._erase[0].target)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_a_resumed_run_reads_its_references_instead_of_drawing_them(tmp_path):
         run(planned, tmp_path, cut, phase=lambda *step: drawn.append(step))
     assert drawn[-1] == ("base model's outputs", 14, 14)
     kept = (tmp_path / "references.cache").read_bytes()
-    assert len(kept) < 20_000 * 14  # bytes a pair
+    assert len(kept) < 10_000 * 14  # bytes a pair
     drawn.clear()
     with pytest.raises(KeyboardInterrupt):
         run(planned, tmp_path, cut, phase=lambda *step: drawn.append(step))

@@ -45,6 +45,7 @@ def noised(
     pool: References, indices: list[int], config: NoisedConfig, rng: np.random.Generator, device: torch.device
 ) -> Sample:
     """Noise the base model's pictures of some pairs' prompts; tokens count by how far they are from the anchor's."""
+    assert pool.own is not None  # kept for a run with these terms
     picture, anchor = pool.own[indices], pool.target[indices]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(picture.shape, generator=generator)

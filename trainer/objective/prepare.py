@@ -105,12 +105,13 @@ def prepare(
     inputs = _inputs(config, pipe, names, compute_dtype)
     if stored and (kept := stored.read(inputs)):
         noises = [sampler.noise(len(pool), seed) for pool, seed in zip(pools, seeds, strict=True)]
-        parts = zip(pools, noises, *(kept[k::3] for k in range(3)), strict=True)
-        references = [References(pool, encoded, *tensors) for pool, *tensors in parts]
+        references = _read(config, pools, encoded, noises, kept)
     else:
         references = _draw(config, pipe.transformer, sampler, pools, encoded, seeds, drawn)
         if stored:
-            stored.write(inputs, [tensor for pool in references for tensor in (pool.target, pool.own, pool.change)])
+            tensors = [tensor for pool in references for tensor in (pool.target, pool.change)]
+            tensors += [pool.own for pool in references[:-1] if pool.own is not None]
+            stored.write(inputs, tensors)
     return Objective(config, pipe.transformer, sampler, bits, names, references[:-1], references[-1])
 
 
@@ -122,6 +123,20 @@ def _pairs(config: TrainConfig, names: Sequence[str]) -> list[list[Pair]]:
         for k, (name, category) in enumerate(config.categories.items())
     ]
     return [*erase, source.preserve(rng_of(config.seed, "pairs", len(erase)), config.prompts.preserve_pairs)]
+
+
+def _read(
+    config: TrainConfig,
+    pools: Sequence[Sequence[Pair]],
+    encoded: Encoded,
+    noises: Sequence[torch.Tensor],
+    kept: Sequence[torch.Tensor],
+) -> list[References]:
+    """References from the tensors that were kept: target and change of each pool, then what the prompts draw."""
+    both, owns = kept[: 2 * len(pools)], kept[2 * len(pools) :]
+    own = [*(owns if config.erase_terms.takes_things else [None] * len(config.categories)), both[-2]]
+    parts = zip(pools, noises, both[::2], both[1::2], own, strict=True)
+    return [References(pool, encoded, noise, target, change, one) for pool, noise, target, change, one in parts]
 
 
 def _draw(
@@ -149,6 +164,7 @@ def _draw(
             seed=seeds[k],
             batch=config.batch,
             trajectory=trajectories[k],
+            keeps_own=config.erase_terms.takes_things,
             drawn=report,
         )
         made.append(references)

@@ -124,11 +124,12 @@ class References:
     """x_T, float32 (pairs, N, C)."""
     target: torch.Tensor
     """F(x_T, anchor) of the base model, (pairs, N, C)."""
-    own: torch.Tensor
-    """F(x_T, prompt) of the base model, (pairs, N, C)."""
     change: torch.Tensor
     """Mean squared distance of F(x_T, prompt) to the target, both of the base model, but no less than `LEAST_CHANGE` of
     the mean; (pairs,), 0 for prompts to preserve."""
+    own: torch.Tensor | None = None
+    """F(x_T, prompt) of the base model, (pairs, N, C): the target itself for prompts to preserve, None for a run that
+    takes words alone."""
 
     def draw(
         self,
@@ -164,6 +165,7 @@ def make_references(
     seed: int,
     batch: int,
     trajectory: TrajectoryConfig | None = None,
+    keeps_own: bool = False,
     drawn: Callable[[int], None] = lambda count: None,
 ) -> References:
     """Draw the base model's output for every anchor.
@@ -176,6 +178,7 @@ def make_references(
         seed: Draws the noises, one a pair.
         batch: How many at a time.
         trajectory: Another way to draw the targets than by the anchor alone.
+        keeps_own: Keep the outputs for prompts that are not their own anchors.
         drawn: Called after each batch with the number of outputs so far, for a progress bar.
     """
     noise = sampler.noise(len(pairs), seed)
@@ -184,14 +187,19 @@ def make_references(
         part, rows = pairs[start : start + batch], noise[start : start + batch]
         asked, anchor = encoded.prompts(part), encoded.anchors(part)
         targets.append(_outputs(transformer, sampler, rows, anchor, asked, trajectory))
-        is_same = all(pair.prompt == pair.anchor for pair in part)
-        plain = targets[-1] if is_same else _outputs(transformer, sampler, rows, asked)
-        owns.append(plain)
+        plain = targets[-1] if _are_preserved(part) else _outputs(transformer, sampler, rows, asked)
+        owns += [plain] if keeps_own else []
         changes.append(distance(plain, targets[-1]))
         drawn(start + len(part))
-    change = torch.cat(changes)
+    target, change = torch.cat(targets), torch.cat(changes)
     change.clamp_(min=LEAST_CHANGE * change.mean())
-    return References(pairs, encoded, noise, torch.cat(targets), torch.cat(owns), change)
+    kept = torch.cat(owns) if owns else None
+    return References(pairs, encoded, noise, target, change, target if _are_preserved(pairs) else kept)
+
+
+def _are_preserved(pairs: Sequence[Pair]) -> bool:
+    """Whether each prompt is its own anchor."""
+    return all(pair.prompt == pair.anchor for pair in pairs)
 
 
 def _outputs(

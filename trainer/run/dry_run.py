@@ -19,8 +19,8 @@ from safeflux.doctor.memory import main_memory
 
 EXAMPLES = 3
 """Prompts that are shown, with their anchors, a category."""
-_KEPT = 3
-"""Outputs of the base model that are kept for each prompt, at most: for its anchor and by itself, and its change."""
+_KEPT = 2
+"""Outputs of the base model that are kept for each prompt, at most: for its anchor, and by itself."""
 _OF_A_BIT = 4 * len(PARTS) + 3
 """Bytes of a checkpoint a bit and category: the estimates in float32, the masks and the best of them."""
 _BISECTIONS = 5
