@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, overload
 _T = TypeVar("_T")
 
 
-class cached_property(Generic[_T]):  # noqa: N801  (as in functools)
+class cached_property(Generic[_T]):  # noqa: N801  a decorator, spelt as Python spells its own
     """As `functools.cached_property`, without its lock.
 
     Before Python 3.12 that lock is one for all objects, and a key press between taking it and entering its `with` keeps
