@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -60,7 +61,7 @@ def killed(folder: Path, rounds: int, draw: random.Random, whole: dict[str, str]
         if n % 10 == 0:  # now and then there is no file of that name
             target.unlink(missing_ok=True)
             before = None
-        child = forked(lambda policy=policy: bake(SOURCE, target, policy, overwrite=True))  # type: ignore[misc]
+        child = forked(partial(bake, SOURCE, target, policy, overwrite=True))
         time.sleep(draw.uniform(0, 1.2 * usual) / 1000)
         os.kill(child, signal.SIGKILL)
         was_killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -82,11 +83,11 @@ def together(folder: Path, rounds: int, processes: int, draw: random.Random, who
         overwrite = n % 2 == 0
         target.unlink(missing_ok=True)
         if n % 3 == 0:
-            child = forked(lambda: bake(SOURCE, target, POLICIES[0], overwrite=True, progress=kill_self))
+            child = forked(partial(bake, SOURCE, target, POLICIES[0], overwrite=True, progress=kill_self))
             os.waitpid(child, 0)
         children = []
         for _ in range(processes):
-            children.append(forked(lambda over=overwrite: bake(SOURCE, target, POLICIES[0], overwrite=over)))  # type: ignore[misc]
+            children.append(forked(partial(bake, SOURCE, target, POLICIES[0], overwrite=overwrite)))
             time.sleep(draw.choice((0, 0, 0.002, 0.02)))
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         found["rounds"] += 1
@@ -118,7 +119,7 @@ def main(kills: int, rounds: int, processes: int, seed: int, report: Path | None
         for policy in POLICIES:
             bake(SOURCE, folder / "whole.safetensors", policy, overwrite=True)
             whole[policy] = str(digest(folder / "whole.safetensors"))
-        usual = milliseconds(lambda: bake(SOURCE, folder / "whole.safetensors", "strict", overwrite=True))
+        usual = milliseconds(partial(bake, SOURCE, folder / "whole.safetensors", "strict", overwrite=True))
         one = killed(folder, kills, draw, whole, usual)
         several = together(folder, rounds, processes, draw, whole)
     settings = {"seed": seed, "processes": processes, "source_bytes": SOURCE.stat().st_size, "bake_ms": round(usual)}

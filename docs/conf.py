@@ -2,6 +2,8 @@
 
 import re
 
+from sphinx.application import Sphinx
+
 import safeflux
 
 project = "safeflux"
@@ -31,7 +33,7 @@ html_title = f"safeflux {version}"
 html_copy_source = False
 
 
-def _as_restructured_text(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def _as_restructured_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings have code as Markdown has it: in single backticks, and indented after an empty line."""
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
     for k in range(len(lines) - 1, 0, -1):
@@ -43,13 +45,13 @@ def _as_restructured_text(app: object, what: str, name: str, obj: object, option
         lines[:0] = ["..", ""]
 
 
-def _link_to_pages(app: object, page: str, source: list[str]) -> None:
+def _link_to_pages(app: Sphinx, page: str, source: list[str]) -> None:
     """What lies beside docs/ in the repository is a page of its own on the site."""
     for path, own in BESIDE.items():
         source[0] = source[0].replace(f"](../{path}", f"]({own}")
 
 
-def setup(app: object) -> None:
+def setup(app: Sphinx) -> None:
     """Run before napoleon, which sees the docstring as it was written."""
-    app.connect("source-read", _link_to_pages)  # type: ignore[attr-defined]
-    app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)  # type: ignore[attr-defined]
+    app.connect("source-read", _link_to_pages)
+    app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)
