@@ -19,20 +19,10 @@ from benchmarks.timing import write_report
 from safeflux.cli import main as safeflux
 from safeflux.profiles.load import bundled_profiles
 from safeflux.reference import NAME
-from tests.helpers.runs import SETTINGS
+from tests.helpers.runs import PACK, POLICY, SETTINGS
 from tests.helpers.tiny import save_tiny
 from tests.helpers.zero_shot import save_clip
 
-PACK = """\
-apiVersion: safeflux/v1
-kind: Pack
-name: vehicles
-anchor: a park bench
-concepts:
-  automobile: {words: [a car, an automobile], held_out: [a sedan]}
-  bicycle: {words: [a bicycle], held_out: [a two-wheeler]}
-"""
-POLICY = "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  vehicles: {masks: [vehicles]}\n"
 SMALLER = [*SETTINGS, "saliency.rounds=2", "height=32", "width=32", "dtype=float32", "max_sequence_length=128"]
 CALL = {"height": 32, "width": 32, "num_inference_steps": 1, "max_sequence_length": 64}
 

@@ -25,25 +25,9 @@ import torch
 from benchmarks.interrupts import Bench
 from benchmarks.timing import write_report
 from safeflux.model.guard import guard
+from tests.helpers.models import draw_bytes
 
-DRAWING, SWAPPING, VERIFYING, FORWARDS, PATIENCE = 6, 2, 1, 4, 30.0
-
-
-@torch.inference_mode()
-def draw(model: torch.nn.Module) -> bytes:
-    """One picture from fixed noise."""
-    latents = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
-    for _ in range(FORWARDS):
-        latents = model(
-            hidden_states=latents,
-            encoder_hidden_states=torch.ones(1, 3, 16),
-            pooled_projections=torch.ones(1, 16),
-            timestep=torch.ones(1),
-            img_ids=torch.zeros(4, 3),
-            txt_ids=torch.zeros(3, 3),
-            return_dict=False,
-        )[0]
-    return latents.numpy().tobytes()
+DRAWING, SWAPPING, VERIFYING, PATIENCE = 6, 2, 1, 30.0
 
 
 class Run:
@@ -53,7 +37,7 @@ class Run:
         self.expected: dict[str, bytes] = {}
         for policy in bench.policies:
             with guard(bench.model, policy, store=bench.store):
-                self.expected[policy.name] = draw(bench.model)
+                self.expected[policy.name] = draw_bytes(bench.model)
         if len(set(self.expected.values())) < len(self.expected):
             raise SystemExit("the two policies draw the same picture, so that nothing would be seen")
         self.bench, self.handle = bench, guard(bench.model, bench.policies[0], store=bench.store)
@@ -67,7 +51,7 @@ class Run:
         """Draw one picture, and compare it."""
         with self.handle.drawing():
             under = self.handle.plan.policy.name
-            picture = draw(self.bench.model)
+            picture = draw_bytes(self.bench.model)
         self.done[f"pictures under {under}"] += 1
         if picture != self.expected[under]:
             self.wrong.append(f"a picture under {under} is not the one of that policy")

@@ -1,4 +1,4 @@
-"""Settings of training runs that take seconds on the embedded model."""
+"""Training runs that take seconds: their settings, and a pack for any model."""
 
 from pathlib import Path
 
@@ -21,4 +21,16 @@ SMALL = {
     "precision": "float32",  # `auto` may choose otherwise in another process, and bytes of two runs are compared
 }
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
+PACK = """\
+apiVersion: safeflux/v1
+kind: Pack
+name: vehicles
+anchor: a park bench
+concepts:
+  automobile: {words: [a car, an automobile], held_out: [a sedan]}
+  bicycle: {words: [a bicycle], held_out: [a two-wheeler]}
+"""
+"""A category that no model with a profile has by itself."""
+POLICY = "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  vehicles: {masks: [vehicles]}\n"
+"""It names the mask that a run on that pack writes."""
 MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"

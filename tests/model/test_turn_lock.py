@@ -13,23 +13,8 @@ from safeflux.errors import ApplyError
 from safeflux.model.guard import guard
 from safeflux.model.turn_lock import Turns, turns_of
 from safeflux.plan.status import State
+from tests.helpers.models import draw_bytes
 from tests.helpers.policies import BLADES, SPIRITS
-
-
-def draw(pipe):
-    """A picture of four forwards from fixed noise, as bytes. Pipelines themselves are not made for several threads."""
-    latents = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
-    for _ in range(4):
-        latents = pipe.transformer(
-            hidden_states=latents,
-            encoder_hidden_states=torch.ones(1, 3, 24),
-            pooled_projections=torch.ones(1, 20),
-            timestep=torch.ones(1),
-            img_ids=torch.zeros(4, 3),
-            txt_ids=torch.zeros(3, 3),
-            return_dict=False,
-        )[0]
-    return latents.numpy().tobytes()
 
 
 @torch.inference_mode()
@@ -37,14 +22,14 @@ def test_every_picture_is_drawn_under_one_policy_while_another_thread_swaps(pipe
     expected = {}
     for policy in (BLADES, SPIRITS):
         with guard(pipe, policy, store=store):
-            expected[policy.name] = draw(pipe)
+            expected[policy.name] = draw_bytes(pipe.transformer)
     handle, stop, seen, wrong = guard(pipe, BLADES, store=store), threading.Event(), set(), []
 
     @torch.inference_mode()
     def serve():
         while not stop.is_set():
             with handle.drawing():
-                under, picture = handle.plan.policy.name, draw(pipe)
+                under, picture = handle.plan.policy.name, draw_bytes(pipe.transformer)
                 if not handle.verify(deep=True).ok or picture != expected[under]:
                     wrong.append(under)
                 seen.add(under)

@@ -30,20 +30,10 @@ from safeflux.profiles.load import load_profile
 from safeflux.reference.measure import draw
 from safeflux.reference.model import load_pipeline
 from tests.helpers.html_pages import check_alone
-from tests.helpers.runs import SETTINGS
+from tests.helpers.runs import PACK, POLICY, SETTINGS
 from tests.helpers.tiny import save_tiny
 from tests.helpers.zero_shot import save_classifier, save_clip
 
-PACK = """\
-apiVersion: safeflux/v1
-kind: Pack
-name: vehicles
-anchor: a park bench
-concepts:
-  automobile: {words: [a car, an automobile], held_out: [a sedan]}
-  bicycle: {words: [a bicycle], held_out: [a two-wheeler]}
-"""
-POLICY = b"apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  vehicles: {masks: [vehicles]}\n"
 SMALLER = [*SETTINGS, "saliency.rounds=2", "validation_prompts=4", "minimise=true", "target_found=0.9"]
 
 
@@ -93,7 +83,7 @@ def test_any_model_is_trained_measured_and_previewed(home, tmp_path, name):
 
 def _measure_and_preview(home, tmp_path, model, call):
     profile, pipe, store = load_profile(model), load_pipeline(model), open_store(tmp_path / "run")
-    policy = load_policy_text(POLICY, "own.yaml")
+    policy = load_policy_text(POLICY.encode(), "own.yaml")
     subject, packs = policy_subject(policy, pipe, store), load_packs([str(home / "vehicles.yaml")])
     sizes, spec = Sizes(found=2, details=2, neighbours=1, kept=4, others=1), f"zero-shot:{home / 'clip'}"
     measuring = Measuring.of(profile, subject.concepts, packs, [spec], sizes)
