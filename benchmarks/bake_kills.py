@@ -27,8 +27,8 @@ SOURCE = EMOJI_FLUX / "transformer" / "diffusion_pytorch_model.safetensors"
 POLICIES = ("strict", "moderate")
 """What is baked over what, so that the old file and the new one differ."""
 _DONE, _REFUSED, _FAILED = 0, 3, 4
-_REFUSALS = ("another process works in it", "has appeared while", "already exists")
-"""What the errors say that one of several bakes to one target may end in."""
+REFUSALS = ("another process is writing it", "was created by another process meanwhile", "already exists")
+"""What the errors say that one of several bakes to one target may end in; tests of these errors match them."""
 
 
 def digest(path: Path) -> str | None:
@@ -46,7 +46,7 @@ def forked(call: Callable[[], object]) -> int:
         call()
         status = _DONE
     except BakeError as error:
-        status = _REFUSED if any(words in str(error) for words in _REFUSALS) else _FAILED
+        status = _REFUSED if any(words in str(error) for words in REFUSALS) else _FAILED
         if status == _FAILED:
             click.echo(f"unexpected: {error}", err=True)
     finally:

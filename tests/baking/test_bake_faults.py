@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from benchmarks.bake_kills import REFUSALS
 from safeflux.baking.bake import bake, check_bake
 from safeflux.baking.verify import verify_files
 from safeflux.checkpoints.checkpoint import Checkpoint
@@ -117,7 +118,7 @@ def test_a_disk_without_room_is_told_before_or_while_it_is_written(bfl, store, d
     ("target", "message"),
     [
         ("flux.safetensors", "is the source itself"),
-        ("there.safetensors", r"already exists; overwrite it \(--overwrite\)"),
+        ("there.safetensors", rf"{REFUSALS[2]}; overwrite it \(--overwrite\)"),
         ("guarded.bin", r"expected a name that ends in \.safetensors"),
         ("nowhere/guarded.safetensors", "the folder .*nowhere does not exist"),
     ],
@@ -242,7 +243,7 @@ def test_two_at_once_do_not_mix(bfl, store, tmp_path):
     target = tmp_path / "guarded.safetensors"
 
     def again(*_):
-        with pytest.raises(BakeError, match="another process is writing it"):
+        with pytest.raises(BakeError, match=REFUSALS[0]):
             bake(bfl, target, BLADES, store=store)
 
     bake(bfl, target, BLADES, store=store, progress=again)

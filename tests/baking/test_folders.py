@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from benchmarks.bake_kills import REFUSALS
 from safeflux.baking.bake import bake, check_bake
 from safeflux.baking.verify import verify_files
 from safeflux.cli import main
@@ -196,7 +197,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced_without_overwrite(bfl, 
     def appear(*_):
         target.write_bytes(b"theirs")
 
-    with pytest.raises(BakeError, match=r"was created by another process meanwhile, and was not replaced.*--overwrite"):
+    with pytest.raises(BakeError, match=rf"{REFUSALS[1]}, and was not replaced.*--overwrite"):
         bake(bfl, target, BLADES, store=store, progress=appear)
     assert target.read_bytes() == b"theirs"
     bake(bfl, target, BLADES, store=store, progress=appear, overwrite=True)
