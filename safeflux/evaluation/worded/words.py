@@ -18,7 +18,8 @@ def packs_of(
 
     A given pack goes before one of the model's own or a bundled one. Of a pack only the concepts that the mask files
     name are kept, or all where they name none but the category. A category that no pack speaks of goes by the names
-    in the mask files.
+    in the mask files. The order does not depend on that of the policy, so that two policies of the same categories are
+    attacked on the same things: first the model's own categories, then the others by name.
 
     Args:
         concepts: Category -> the concepts that its masks erase, by their files.
@@ -32,7 +33,9 @@ def packs_of(
     if strange := [name for name in given if name not in concepts]:
         raise ConfigError(f"pack {strange[0]!r}: no mask erases this category{suggest(strange[0], concepts)}")
     own = known_packs_of(profile)
-    return {name: _pack(name, named, given.get(name), own.get(name)) for name, named in concepts.items()}
+    places = {name: place for place, name in enumerate(own)}
+    names = sorted(concepts, key=lambda name: (places.get(name, len(places)), name))
+    return {name: _pack(name, concepts[name], given.get(name), own.get(name)) for name in names}
 
 
 def _pack(category: str, named: Sequence[str], given: Pack | None, own: Pack | None) -> Pack:

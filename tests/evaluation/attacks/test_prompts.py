@@ -153,6 +153,12 @@ def test_things_go_by_packs_and_by_mask_files_on_any_model():
     assert things == {name: (*concept.words, *concept.held_out) for name, concept in concepts.items()}
     assert things_of({"weapons": ("weapons",)}, emoji, packs) == things
     assert new_things("some/folder") == []
+    several = {"rare": ("rare",), "horror": ("skull",), "weapons": ("dagger",), "brand": ("cola",)}
+    assert (
+        list(things_of(several))
+        == list(things_of(dict(reversed(several.items()))))
+        == ["dagger", "skull", "cola", "rare"]
+    )
     assert things_of({"fluent-style": ("fluent",)}) == {}
     assert list(things_of({"horror": ("skull", "spider")})) == ["skull", "spider"]
     assert len(things_of({"horror": ("horror",)})) == 5
