@@ -129,7 +129,7 @@ class Undo:
                 write.fill_()
 
         carry_out_(
-            lambda: _restore(writes), fill, "putting the weights back", commit or Commit(vars(self), "_writes", tuple)
+            lambda: restore_(writes), fill, "putting the weights back", commit or Commit(vars(self), "_writes", tuple)
         )
 
     def refresh_(self) -> None:
@@ -153,8 +153,8 @@ class Undo:
             found = [Write.of(place, as_bits(place.tensor)) for place in now]
             again = tuple(write.again(place) for write, place in zip(self._writes, now, strict=True))
         carry_out_(
-            lambda: _fill_and_check(again),
-            lambda: _restore(found),
+            lambda: fill_and_check_(again),
+            lambda: restore_(found),
             "writing the masks again",
             Commit(vars(self), "_writes", lambda: again),
         )
@@ -252,22 +252,23 @@ def apply_masks_(transformer: torch.nn.Module, masks: MaskSet, commit: Callable[
         check_unfused(transformer, [write.name for write in writes])
     undo = Undo(transformer, masks, writes)
     carry_out_(
-        lambda: _fill_and_check(writes),
-        lambda: _restore(writes),
+        lambda: fill_and_check_(writes),
+        lambda: restore_(writes),
         "writing the masks",
         commit(undo) if commit else Commit({}, "", object),
     )
     return undo
 
 
-def _fill_and_check(writes: tuple[Write, ...]) -> None:
+def fill_and_check_(writes: tuple[Write, ...]) -> None:
     """Fill and read back, tensor by tensor: single elements are in the cache then."""
     for write in writes:
         write.fill_()
         write.check_off()
 
 
-def _restore(writes: Iterable[Write]) -> None:
+def restore_(writes: Iterable[Write]) -> None:
+    """Put back what was there."""
     for write in writes:
         write.restore_()
 

@@ -8,6 +8,7 @@ the model have none.
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -60,13 +61,34 @@ class Ticket:
         return thread is None or not (_is_alive(thread) or self.is_torn)
 
 
+_Ticket = TypeVar("_Ticket", bound=Ticket)
+
+
 def _is_alive(thread: threading.Thread) -> bool:
     # Not asked of the thread that runs this: a key press inside of `is_alive` marks a thread as ended (CPython 3.11).
     return thread is threading.current_thread() or thread.is_alive()
 
 
-class Drawing:
-    """A turn for drawing, as a context manager. One that is dropped ends, whatever happened to its `with`."""
+class Turn(ABC):
+    """A turn as a context manager. One that is dropped ends, whatever happened to its `with`."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the turn back."""
+        self._end()
+
+    def __del__(self) -> None:
+        """Give back a turn whose `with` was left without `__exit__`."""
+        self._end()
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Give the turn back, if it was taken; doing it twice does nothing more."""
+
+
+class Drawing(Turn):
+    """A turn for drawing."""
 
     def __init__(self, turns: "Turns") -> None:
         """Take nothing yet."""
@@ -88,16 +110,6 @@ class Drawing:
         except BaseException:
             self._end()
             raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the turn back."""
-        self._end()
-
-    def __del__(self) -> None:
-        """Give back a turn whose `with` was left without `__exit__`."""
-        self._end()
 
     def _end(self) -> None:
         if self._ticket is not None:
@@ -200,7 +212,7 @@ def _blocked_by(queue: list[Ticket], ticket: Ticket) -> Ticket | None:
         if other is ticket:
             break
         if other.is_over:
-            _forget(queue, other)
+            forget(queue, other)
         elif other.is_mine:
             if not other.writes and not ticket.writes:
                 return None  # who draws may draw once more, though a writer is waiting
@@ -209,7 +221,8 @@ def _blocked_by(queue: list[Ticket], ticket: Ticket) -> Ticket | None:
     return holder
 
 
-def _forget(queue: list[Ticket], ticket: Ticket) -> None:
+def forget(queue: list[_Ticket], ticket: _Ticket) -> None:
+    """Remove a ticket from a list that other threads may change meanwhile."""
     try:
         queue.remove(ticket)
     except ValueError:  # another thread was faster

@@ -9,6 +9,7 @@ import torch
 from safeflux.errors import ApplyError, PolicyError
 from safeflux.masks.store import Store
 from safeflux.model.adapters import Admitted
+from safeflux.model.apply import restore_
 from safeflux.model.commit import Commit, carry_out_
 from safeflux.model.index_sets import MOST_SETS
 from safeflux.model.planning import make_plan
@@ -126,8 +127,7 @@ def replace_(old: Member, make: Callable[[], Members], name: str, slots: dict[st
     made: list[Members] = []
 
     def do() -> None:
-        for write in old.members.layers.of(old.name):
-            write.restore_()
+        restore_(old.members.layers.of(old.name))
         made.append(make())
         for layer in made[0].layers.all:
             layer.write.fill_()
@@ -138,8 +138,7 @@ def replace_(old: Member, make: Callable[[], Members], name: str, slots: dict[st
 
     def back() -> None:
         for members in made:
-            for layer in members.layers.all:
-                layer.write.restore_()
+            restore_(layer.write for layer in members.layers.all)
         for write in old.members.layers.of(old.name):
             write.fill_()
 

@@ -8,7 +8,7 @@ import torch
 
 from safeflux.errors import ApplyError
 from safeflux.masks.mask_set import MaskSet
-from safeflux.model.apply import Undo
+from safeflux.model.apply import Undo, fill_and_check_, restore_
 from safeflux.model.commit import Commit, carry_out_
 from safeflux.model.forward_values import Values
 from safeflux.model.index_sets import Elements
@@ -49,13 +49,7 @@ class Pooled(Undo):
             ApplyError: A write failed. The model was put back.
         """
         writes = self._writes
-
-        def fill() -> None:
-            for write in writes:
-                write.fill_()
-                write.check_off()
-
-        carry_out_(fill, partial(_run, [write.restore_ for write in writes]), "writing the masks", commit)
+        carry_out_(partial(fill_and_check_, writes), partial(restore_, writes), "writing the masks", commit)
         self._layers.hold()
 
     def switch_(self, other: "Pooled", commit: Commit) -> int:

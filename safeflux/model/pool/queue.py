@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from safeflux.errors import ApplyError
-from safeflux.model.turn_lock import Drawing, Ticket, Turns
+from safeflux.model.turn_lock import Drawing, Ticket, Turns, forget
 
 _POLL = 0.25
 """Seconds after which a request looks for itself, though nobody rang."""
@@ -126,7 +126,7 @@ class Queue:
         if request.drawing is not None:
             request.drawing.__exit__(None, None, None)
         for queue in (self._waiting, self._drawing):
-            _forget(queue, request)
+            forget(queue, request)
         self.wake()
 
     def wake(self) -> None:
@@ -169,10 +169,10 @@ class Queue:
             if self._in_force() == request.policy:
                 request.drawing = drawing
                 self._term.num_begun += 1
-                _forget(self._waiting, request)
+                forget(self._waiting, request)
                 return True
             drawing.__exit__(None, None, None)
-        _forget(self._drawing, request)
+        forget(self._drawing, request)
         return False
 
     def _end_of_term(self, other: Request) -> float:
@@ -197,14 +197,7 @@ def _live(queue: list[Request]) -> list[Request]:
     found = []
     for request in list(queue):
         if request.is_over:
-            _forget(queue, request)
+            forget(queue, request)
         else:
             found.append(request)
     return found
-
-
-def _forget(queue: list[Request], request: Request) -> None:
-    try:
-        queue.remove(request)
-    except ValueError:  # another thread was faster
-        return

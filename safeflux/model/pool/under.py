@@ -1,13 +1,12 @@
-"""A picture's time under one policy of a pool."""
-
-from types import TracebackType
+"""A turn to draw under one policy of a pool."""
 
 from safeflux.model.handle import GuardHandle
 from safeflux.model.pool.queue import Queue, Request
+from safeflux.model.turn_lock import Turn
 
 
-class Under:
-    """A picture's time under one policy, as a context manager. One that is dropped ends, whatever became of `with`."""
+class Under(Turn):
+    """A turn for one picture under one policy."""
 
     def __init__(self, queue: Queue, policy: str, timeout: float | None, handle: GuardHandle) -> None:
         """Queue nowhere yet."""
@@ -23,16 +22,6 @@ class Under:
             self._end()
             raise
         return self._handle
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let the next request draw."""
-        self._end()
-
-    def __del__(self) -> None:
-        """End what was left without `__exit__`."""
-        self._end()
 
     def _end(self) -> None:
         if self._request is not None:
