@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeflux.errors import ModelError
-from safeflux.families import FAMILIES, Layout, Renaming
+from safeflux.families import BY_NAME, FAMILIES, Layout, Renaming
 from safeflux.families.blocks import SPELLINGS
 from safeflux.families.sites import Shapes
 
@@ -71,7 +71,7 @@ def parameters(shapes: Shapes, layout: Layout, family: str) -> dict[str, Piece]:
     """
     if layout == "diffusers":
         return {name: Piece(name, 0, shape) for name, shape in shapes.items()}
-    table = next(each for each in FAMILIES if each.name == family)
+    table = BY_NAME[family]
     dim = shapes[table.dim[layout]][0]
     spelt = {_usual(name): name for name in shapes}
     found = {

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from safeflux.errors import ModelError
-from safeflux.families import FAMILIES, MATRIX_KINDS, Family, Kind, Layout, Part, Rule
+from safeflux.families import BY_NAME, FAMILIES, MATRIX_KINDS, Family, Kind, Layout, Part, Rule
 
 Shapes = Mapping[str, tuple[int, ...]]
 _ADAPTER = re.compile(r"\.lora_|\.processor\.|(^|\.)encoder_hid_proj\.")
@@ -237,9 +237,8 @@ def _pattern(fqn: str) -> re.Pattern[str]:
 
 
 def _rule_of(site: Site) -> tuple[Rule, str]:
-    family = next(f for f in FAMILIES if f.name == site.family)
-    for rule in family.rules:
+    for rule in BY_NAME[site.family].rules:
         match = _pattern(rule.fqn).fullmatch(site.fqn)
         if match and rule.kind == site.kind:
             return rule, match[1] if match.groups() else ""
-    raise ModelError(f"site {site.name!r}: the family {family.name} has no such site")
+    raise ModelError(f"site {site.name!r}: the family {site.family} has no such site")

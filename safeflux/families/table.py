@@ -7,7 +7,7 @@ from typing import Literal, get_args
 Layout = Literal["diffusers", "bfl"]
 MatrixKind = Literal["weight", "image"]
 """Kinds with one bit per element of a matrix: of the text path, and of the image stream and its shared layers."""
-Kind = Literal["ff", "norm", "mlp", "attn", MatrixKind]
+Kind = Literal["ff", "norm", "mlp", MatrixKind]
 MATRIX_KINDS: tuple[MatrixKind, ...] = get_args(MatrixKind)
 
 

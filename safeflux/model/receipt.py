@@ -6,12 +6,12 @@ A receipt holds no prompt, no image and no path, and it never says that anything
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from safeflux._version import __version__
+from safeflux.doctor.checks import installed
 from safeflux.masks.encoding import digest
 from safeflux.model.adapters import wrapped_layers
 from safeflux.model.forward_values import Values
@@ -66,7 +66,7 @@ def make_receipt(
         "sites": {name: _amount(amount) for name, amount in status.sites.items()},
         "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
         "versions": {"safeflux": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "diffusers", "peft")},
+        | installed(("torch", "diffusers", "peft")),
         "limits": "Zeros in the weights show what was switched off; they do not prove that a concept cannot be drawn.",
     }
 
@@ -90,10 +90,3 @@ def _category_entry(category: CategoryPlan, status: CategoryStatus) -> dict[str,
 
 def _amount(amount: Amount) -> dict[str, int]:
     return {"requested": amount.requested, "in_force": amount.in_force}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

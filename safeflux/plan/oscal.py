@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from safeflux.errors import AuditError
-from safeflux.plan.statement import RECEIPT
+from safeflux.plan.statement import RECEIPT, is_all_off
 from safeflux.plan.status import State
+from safeflux.policy.schema import Action
 
 OSCAL = "1.0.6"
 """The version of OSCAL that is written."""
@@ -165,9 +166,9 @@ def _status(receipt: Mapping[str, Any], name: str) -> tuple[bool, str, str]:
         return is_met, "pass" if is_met else "fail", f"The guard is {receipt['state']}."
     category = receipt["categories"][name]
     bits = category["bits"]
-    if category["action"] != "enforce":
+    if category["action"] != Action.ENFORCE:
         return False, "other", f"The category is on {category['action']}, so nothing of it is off."
-    is_met = bits["in_force"] == bits["requested"] > 0
+    is_met = is_all_off(bits)
     return is_met, "pass" if is_met else "fail", f"{bits['in_force']} of {bits['requested']} bits are off."
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from safeflux.errors import AuditError
 from safeflux.masks.card import rates_of
 from safeflux.plan.status import State
+from safeflux.policy.schema import Action
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 RECEIPT = "safeflux-receipt/1"
@@ -61,10 +62,10 @@ def _test_result(receipt: Mapping[str, Any]) -> dict[str, Any]:
     for name, category in categories:
         bits = category["bits"]
         test = f"{name}: {bits['in_force']} of {bits['requested']} bits off"
-        if category["action"] != "enforce":
+        if category["action"] != Action.ENFORCE:
             warned.append(f"{name}: on {category['action']}, so nothing of it is off")
         else:
-            (passed if bits["in_force"] == bits["requested"] > 0 else failed).append(test)
+            (passed if is_all_off(bits) else failed).append(test)
     policy = receipt["policy"]
     masks = {mask["name"]: mask["file_sha256"] for _, each in categories for mask in each["masks"]}
     return {
@@ -77,6 +78,11 @@ def _test_result(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "warnedTests": warned,
         "failedTests": failed,
     }
+
+
+def is_all_off(bits: Mapping[str, int]) -> bool:
+    """Whether a category of a receipt, by its numbers of bits, has some to switch off, and all of them are."""
+    return bits["in_force"] == bits["requested"] > 0
 
 
 def _guard(receipt: Mapping[str, Any]) -> dict[str, Any]:

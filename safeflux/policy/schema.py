@@ -6,13 +6,14 @@ so `policy check` is instant.
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from safeflux.disk.canonical import canonical_json
 
 API_VERSION = "safeflux/v1"
 _MAX_ROWS = 18
@@ -192,8 +193,7 @@ class Policy(_Body):
             category["erases"].sort()
             if category["erases"] in ([], [name]):  # then the digest is the same as before this key existed
                 del category["erases"]
-        text = json.dumps({"apiVersion": API_VERSION} | content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(canonical_json({"apiVersion": API_VERSION} | content).encode()).hexdigest()
 
     @property
     def bounds_scale(self) -> bool:

@@ -186,11 +186,13 @@ def import_scores(files: tuple[Path, ...], out: Path, model: str, overwrite: boo
 
 def _check_memory(file: Path, masks: MaskSet, form: str) -> None:
     """Refuse masks that would not fit into memory unpacked: a file of a few bytes can name billions of weights."""
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    from safeflux.doctor.memory import main_memory
+
+    most = main_memory().total // 2
     if form != "json" and (need := 2 * masks.count.total) > most:  # the arrays, and the file that is made of them
         raise MaskFileError(
             f"{file}: takes {need / 1e9:.1f} GB of memory as {form}, expected at most {most / 1e9:.1f} GB, half of "
-            "this machine's; use --format json, which holds only what is off"
+            "what there is; use --format json, which holds only what is off"
         )
 
 
