@@ -1,9 +1,9 @@
-"""Shared by several commands: options, a progress bar on stderr, and a check of the output folder."""
+"""Shared by several commands: options, tables, a progress bar on stderr, and a check of the output folder."""
 
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -21,11 +21,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from safeflux.cli._completion import POLICY
 from safeflux.cli._logs import is_quiet
 from safeflux.disk.folders import check_writable
 from safeflux.errors import ConfigError
+from safeflux.reference import NAME
 
 
 def examples(*lines: str) -> str:
@@ -57,7 +59,14 @@ DETECTOR_HELP = "judge, onnx:FILE, zero-shot:ID|FOLDER, classifier:ID|FOLDER, op
 """Help of options that name a detector."""
 MODEL_HELP = "Profile (flux2-klein-4b), hub id, or folder of a pipeline."
 """Help of options that name a model."""
-_keys = click.option(
+model = click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
+packs = click.option(
+    "--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable."
+)
+seed = click.option(
+    "--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises."
+)
+keys = click.option(
     "--key",
     "keys",
     multiple=True,
@@ -115,7 +124,7 @@ def store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def masks(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options `--store` and `--key`; the command gets a `store` with both."""
-    return store(_keys(command))
+    return store(keys(command))
 
 
 def refuse_options_before(ctx: click.Context) -> None:
@@ -136,6 +145,29 @@ def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None
         except ConfigError as error:
             raise click.BadParameter(str(error), ctx, parameter) from error
     return folder
+
+
+def out_folder(what: str, default: Path | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--out`: a folder that is refused at the start if it cannot be written to."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default,
+        show_default=default is not None,
+        callback=writable,
+        help=what,
+    )
+
+
+def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, num_texts: int = 1) -> None:
+    """Print a table: columns of text on the left, the others to the right."""
+    # No box and no wrapping: one line per row, so that other tools can process the output.
+    table = Table(box=None, pad_edge=False)
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < num_texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=160, highlight=False, markup=False).print(table)
 
 
 class Bar:

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from safeflux.cli._shared import DETECTOR_HELP, Bar, masks, on_device, policy, writable
+from safeflux.cli._shared import (
+    DETECTOR_HELP,
+    Bar,
+    as_json,
+    masks,
+    model,
+    on_device,
+    out_folder,
+    packs,
+    policy,
+    print_rows,
+    seed,
+)
 from safeflux.disk.folders import check_writable
-from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.evaluation.attacks.cost import Bill
@@ -32,13 +41,8 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @policy
 @masks
-@click.option(
-    "--model",
-    default=NAME,
-    show_default=True,
-    help="A profile's name, a hub id, a profile in YAML, or the folder of a pipeline.",
-)
-@click.option("--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable.")
+@model
+@packs
 @click.option(
     "--detector",
     "detectors",
@@ -58,16 +62,11 @@ Examples:
 )
 @click.option("--things", type=click.IntRange(0), help="Erased things, and new ones; 0: all.  [default: by --budget]")
 @click.option("--images", type=click.IntRange(1, 4096), help="Pictures a thing and budget.  [default: by --budget]")
-@click.option("--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    callback=writable,
-    help="Folder for figures, pictures and report; a campaign that is there goes on.  [default: runs/attack/POLICY]",
-)
+@seed
+@out_folder("Folder for figures, pictures and report; a campaign in it is resumed.  [default: runs/attack/POLICY]")
 @on_device
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table.")
+@as_json
 def attack(**options: Any) -> None:
     """Attack the masks of a policy, and measure what comes back.
 
@@ -137,12 +136,11 @@ def _print_bill(bill: Bill, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"attacks": {n: vars(cost) for n, cost in bill.costs.items()}, "minutes": bill.minutes}))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("attack", "pictures", "gradients", "minutes"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for name, cost in bill.costs.items():
-        table.add_row(name, f"{cost.pictures:,}", f"{cost.gradients:,}", f"{bill.minutes[name]:.1f}")
-    Console(width=100, highlight=False, markup=False).print(table)
+    rows = [
+        (name, f"{cost.pictures:,}", f"{cost.gradients:,}", f"{bill.minutes[name]:.1f}")
+        for name, cost in bill.costs.items()
+    ]
+    print_rows(("attack", "pictures", "gradients", "minutes"), rows)
 
 
 def _print(report: AttackReport, paths: dict[str, Path], as_json: bool) -> None:
@@ -152,16 +150,13 @@ def _print(report: AttackReport, paths: dict[str, Path], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.to_json()))
         return
-    detector = report.detectors[0]
-    table = Table(box=None, pad_edge=False)
-    headings = ("found", "unguarded", "random mask", "alike", "new alike", "advantage over new")
-    for heading in ("attack", "budget", *headings):
-        table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
+    detector, rows = report.detectors[0], []
+    headings = ("attack", "budget", "found", "unguarded", "random mask", "alike", "new alike", "advantage over new")
     for result in report.results:
         level = result.worst(detector)
         name = f"{result.attack.name}{' *' if result.attack.in_training else ''}"
-        table.add_row(name, f"{level.budget:g}", *cells(level, detector))
-    Console(width=160, highlight=False, markup=False).print(table)
+        rows.append((name, f"{level.budget:g}", *cells(level, detector)))
+    print_rows(headings, rows, num_texts=2)
     click.echo(
         f"\nfound: by {detector}; alike: most like real pictures of the thing; * training uses this kind of attack"
     )

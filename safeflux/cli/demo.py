@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from safeflux.cli._completion import POLICY
-from safeflux.cli._shared import Bar, examples, masks, writable
+from safeflux.cli._shared import Bar, as_json, examples, masks, out_folder, policy, print_rows
 
 if TYPE_CHECKING:
     from safeflux.demo.report import DemoReport
@@ -18,22 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=examples("safeflux demo", "safeflux demo --policy family --images 10 --json"))
-@click.option(
-    "--policy",
-    type=POLICY,
-    default="strict",
-    show_default=True,
-    help="Bundled policy, or path of a YAML file.",
-)
+@policy
 @masks
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("safeflux-demo"),
-    show_default=True,
-    callback=writable,
-    help="Folder for the report; created if it does not exist.",
-)
+@out_folder("Folder for the report; created if it does not exist.", Path("safeflux-demo"))
 @click.option(
     "--images",
     type=click.IntRange(1, 1000),
@@ -44,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True, help="Seed of prompts and noises."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@as_json
 def demo(policy: str, store: "Store", out: Path, images: int, seed: int, as_json: bool) -> None:
     """Draw the same prompts before and after guarding the embedded model, and measure both.
 
@@ -65,13 +49,8 @@ def demo(policy: str, store: "Store", out: Path, images: int, seed: int, as_json
 
 def print_summary(result: "DemoResult", report: "DemoReport") -> None:
     """Print the rates, the cost of the guard, and the paths of the report."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("share of pictures, 95 % interval", no_wrap=True)
-    for heading in ("before", "after"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for section in result.sections:
-        table.add_row(section.title, str(section.base), str(section.guarded))
-    Console(width=120, highlight=False, markup=False).print(table)
+    rates = [(section.title, str(section.base), str(section.guarded)) for section in result.sections]
+    print_rows(("share of pictures, 95 % interval", "before", "after"), rates)
     timing, weights, neurons = result.timing, result.weights, result.neurons
     lines = {
         "weights off": f"{weights.masked:,} of {weights.total:,} ({100 * weights.share:.2f} %)",

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from safeflux.cli._shared import (
     DETECTOR_HELP,
-    MODEL_HELP,
     Bar,
     as_json,
     call_arguments,
     calls,
     masks,
+    model,
     on_device,
+    out_folder,
+    packs,
     policy,
-    writable,
+    print_rows,
+    seed,
 )
-from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.masks.store import Store
@@ -37,10 +37,10 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
+@model
 @policy
 @masks
-@click.option("--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable.")
+@packs
 @click.option("--prompt", "texts", multiple=True, help="A prompt of your own. Repeatable.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A CSV file of them, as `eval prompts` takes.")
 @click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own, or nobody looks]")
@@ -51,15 +51,8 @@ Examples:
     show_default=True,
     help="Prompts of each category and of harmless things; 0: only prompts of your own.",
 )
-@click.option("--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Of prompts and noises.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("safeflux-preview"),
-    show_default=True,
-    callback=writable,
-    help="Folder for the page; made if need be.",
-)
+@seed
+@out_folder("Folder for the page; created if it does not exist.", Path("safeflux-preview"))
 @calls
 @on_device
 @as_json
@@ -78,7 +71,8 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
     from safeflux.policy.load import load_policy
     from safeflux.profiles.load import load_profile
 
-    loaded, profile, packs = load_policy(policy), load_profile(options["model"]), load_packs(options["packs"])
+    loaded, profile = load_policy(policy), load_profile(options["model"])
+    words = load_packs(options["packs"])
     prompts = [*options["texts"], *(one.text for one in (load_prompts(options["file"]) if options["file"] else ()))]
     check_early(loaded, profile.source, store)
     with Bar() as bar:
@@ -90,7 +84,7 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
         from safeflux.reference.model import load_pipeline, pipeline_class
 
         call = profile.call | call_arguments(pipeline_class(profile.source), options["call"])
-        wish = Wish(options["images"], options["seed"], packs, prompts, options["detector"], options["device"])
+        wish = Wish(options["images"], options["seed"], words, prompts, options["detector"], options["device"])
         pipe = load_pipeline(profile.source, dtype=getattr(torch, options["dtype"])).to(options["device"])
         result = run_preview(
             pipe,
@@ -114,12 +108,8 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
 
 def _print(result: PreviewResult, page: Path) -> None:
     """The rates, where somebody looked, and where the page is."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("found, share of pictures", no_wrap=True)
-    for heading in ("pairs", "before", "after"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for section in result.sections:
-        before, after = section.rates or ("", "")
-        table.add_row(section.title, str(len(section.pairs)), str(before), str(after))
-    Console(width=140, highlight=False, markup=False).print(table)
+    rows = [
+        (section.title, str(len(section.pairs)), *map(str, section.rates or ("", ""))) for section in result.sections
+    ]
+    print_rows(("found, share of pictures", "pairs", "before", "after"), rows)
     click.echo(f"\nbits off  {result.shares}\npage      {page}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.cli._completion import POLICY
-from safeflux.cli._shared import examples, on_device
+from safeflux.cli._shared import examples, keys, on_device, stores
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
 
@@ -49,8 +49,8 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
 )
 @click.option("--policies", "folder", type=_PATH, help="A watched folder of policies to offer: NAME.yaml each.")
 @click.option("--default", metavar="NAME", help="The policy of requests that name none.  [default: the first]")
-@click.option("--store", "stores", multiple=True, type=click.Path(), help="A folder with masks. Repeatable.")
-@click.option("--key", "keys", multiple=True, type=click.Path(), help="A public key of who signs masks. Repeatable.")
+@stores
+@keys
 @click.option("--tokens", type=_PATH, help="Who may do what.  [default: all may draw]")
 @click.option("--audit", type=_PATH, help="A log to append receipts to.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")

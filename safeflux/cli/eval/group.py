@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.cli._lazy import Group
-from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, Bar, call_arguments, calls, on_device, refuse_options_before
+from safeflux.cli._shared import (
+    DETECTOR_HELP,
+    Bar,
+    call_arguments,
+    calls,
+    model,
+    on_device,
+    packs,
+    refuse_options_before,
+)
 from safeflux.cli.eval.prompts import prompts
 from safeflux.cli.eval.shared import measured, show, subject_reader, write
 from safeflux.reference import NAME
@@ -37,8 +46,8 @@ Examples:
     short_help="Measure what masks erase and what they leave alone.",
 )
 @measured
-@click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
-@click.option("--pack", "packs", multiple=True, help="Words of a category: a bundled pack, or a YAML file. Repeatable.")
+@model
+@packs
 @click.option(
     "--detector",
     "detectors",

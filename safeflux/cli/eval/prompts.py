@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, Bar, call_arguments, calls, on_device, pairs
+from safeflux.cli._shared import DETECTOR_HELP, Bar, call_arguments, calls, model, on_device, pairs
 from safeflux.cli.eval.shared import measured, show, subject_reader, write
 from safeflux.errors import ConfigError
-from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.masks.store import Store
@@ -39,7 +38,7 @@ activation=none|sigmoid|softmax, threshold=NUMBER.
     callback=pairs,
     help="Only prompts with at least this percentage in a column. Repeatable.",
 )
-@click.option("--model", default=NAME, show_default=True, help=MODEL_HELP)
+@model
 @click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own]")
 @click.option(
     "--labels",

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from safeflux.cli._completion import MASK, POLICY
+from safeflux.cli._shared import as_json, out_folder, print_rows, seed
 from safeflux.cli._shared import masks as mask_stores
-from safeflux.cli._shared import writable
 from safeflux.disk.folders import check_writable
 
 if TYPE_CHECKING:
@@ -29,16 +27,9 @@ _REPORTS = Path("runs") / "eval"
 def measured(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of both commands: masks, seed and output."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, not as a table."),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            callback=writable,
-            help="Folder for the report; created if it does not exist.  [default: runs/eval/NAME]",
-        ),
-        click.option(
-            "--seed", type=click.IntRange(0, 4095), default=0, show_default=True, help="Seed of prompts and noises."
-        ),
+        as_json,
+        out_folder("Folder for the report; created if it does not exist.  [default: runs/eval/NAME]"),
+        seed,
         click.option(
             "--mask",
             "masks",
@@ -82,13 +73,8 @@ def show(report: Report, paths: dict[str, Path], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("share of pictures, 95 % interval", no_wrap=True)
-        for heading in ("base", "masked"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, pair in report.findings.rows.items():
-            table.add_row(name, str(pair.base), str(pair.masked))
-        Console(width=140, highlight=False, markup=False).print(table)
+        rates = [(name, str(pair.base), str(pair.masked)) for name, pair in report.findings.rows.items()]
+        print_rows(("share of pictures, 95 % interval", "base", "masked"), rates)
         lines = [f"{name}: {text}" for name, text in report.findings.facts.items()]
         click.echo("\n".join(["", *lines, "", *(f"{name:8}{path}" for name, path in paths.items())]))
     if missing := [name for name in ("matplotlib", "skimage") if find_spec(name) is None]:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from safeflux.cli._completion import MASK
-from safeflux.cli._shared import as_json
-from safeflux.cli.mask.view import as_dict, print_counts, print_rows
+from safeflux.cli._shared import as_json, print_rows
+from safeflux.cli.mask.view import as_dict, print_counts
 from safeflux.disk.atomic import write_atomically
 from safeflux.errors import MaskFileError
 from safeflux.masks.combine import FORMS, join, meta_changes, read_stored
