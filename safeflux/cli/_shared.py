@@ -85,11 +85,11 @@ def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
-    """KEY=VALUE texts as a dictionary."""
+    """KEY=VALUE texts as a dictionary; the option's metavar names both parts in errors."""
     parts = [setting.partition("=") for setting in settings]
-    for key, equals, _ in parts:
-        if not (key and equals):
-            raise click.BadParameter(f"expected KEY=VALUE, got {key!r}", ctx, parameter)
+    for key, _, value in parts:
+        if not (key and value):
+            raise click.BadParameter(f"expected {parameter.metavar}, got {key!r}", ctx, parameter)
     return {key: value for key, _, value in parts}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from safeflux.cli._lazy import Group
-from safeflux.cli._shared import as_json, password
+from safeflux.cli._shared import as_json, pairs, password
 from safeflux.errors import AuditError
 from safeflux.evidence.audit import read_line, read_unbroken, verify_log
 
@@ -91,14 +91,6 @@ def _receipt(file: Path, line: int | None) -> dict[str, Any]:
     return dict(receipts[-1])
 
 
-def _controls(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
-    split = [pair.partition("=") for pair in pairs]
-    for category, equals, control in split:
-        if not (category and equals and control):
-            raise click.BadParameter(f"expected CATEGORY=ID, got {category!r}", ctx, parameter)
-    return {category: control for category, _, control in split}
-
-
 _EXPORT = """\b
 Examples:
   safeflux audit export audit.jsonl --oscal > results.json
@@ -116,7 +108,7 @@ Examples:
     "controls",
     metavar="CATEGORY=ID",
     multiple=True,
-    callback=_controls,
+    callback=pairs,
     help="The control that a category implements. Repeatable.  [default: the category]",
 )
 def export(file: Path, oscal: bool, last: int | None, plan: str | None, controls: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Action
 from safeflux.profiles.schema import Profile
+from safeflux.reference.vocabulary import with_article
 
 _TEMPLATE = "a photo of {thing}"
 
@@ -14,12 +15,12 @@ def trial_prompts(profile: Profile, plan: Plan) -> list[str]:
         profile: The model's.
         plan: Of the previewed policy.
     """
-    concepts = [
-        category.stored[0].meta.concepts[0]
+    things = [
+        with_article(category.stored[0].meta.concepts[0].replace("-", " "))
         for category in plan.categories.values()
         if category.action is Action.ENFORCE
     ]
     speech = profile.speech
     template = speech.single[0] if speech else _TEMPLATE
     slots = {slot: values[0] for slot, values in speech.slots.items()} if speech else {}
-    return [template.format(thing=f"a {concept.replace('-', ' ')}", **slots) for concept in dict.fromkeys(concepts)]
+    return [template.format(thing=thing, **slots) for thing in dict.fromkeys(things)]

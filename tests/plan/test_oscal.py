@@ -72,7 +72,9 @@ def test_the_command_prints_it_and_a_broken_log_gives_none(log):
     assert len(results_of(json.loads(run("--oscal").stdout))) == 2
     assert len(results_of(json.loads(run("--oscal", "--last", "2").stdout))) == 1
     assert run().exit_code == 2
-    assert run("--oscal", "--control", "weapons").exit_code == 2
+    for control in ("weapons", "weapons=", "=si-4"):
+        wrong = run("--oscal", "--control", control)
+        assert (wrong.exit_code, "expected CATEGORY=ID" in wrong.stderr) == (2, True)
     assert "at least one line with a receipt" in run("--oscal", "--last", "1").stderr
     log.write_bytes(log.read_bytes().replace(b"GUARDED", b"guarded", 1))
     broken = run("--oscal")

@@ -3,17 +3,20 @@
 import resource
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from safeflux.errors import ApplyError, AuditError, ConfigError, PolicyError, SafeFluxError
 from safeflux.evidence.audit import read_last
+from safeflux.profiles.load import load_profile
 from safeflux.serve.access import Access, new_token, read_tokens
 from safeflux.serve.desk import StaleError
 from safeflux.serve.engine import GoneError, PictureRequest, UnguardedError
 from safeflux.serve.service import Service
 from safeflux.serve.settings import ServiceSettings
+from safeflux.serve.trial import trial_prompts
 from tests.serve.conftest import LIVE, TIGHT
 
 TOKEN = "a-token-of-the-operator"
@@ -118,6 +121,17 @@ def test_one_change_waits_for_another_and_previews_leave_no_trace(service):
     assert len(done) == 2
     assert in_force(service) == before
     assert actions(service, 3) == ["asked", "asked", "guard"]
+
+
+def test_a_preview_asks_for_one_thing_of_each_category_in_the_models_own_words(service):
+    _, plan = service.desk.check("live", TIGHT.encode())
+    stored = plan.categories["weapons"].stored[0]
+    owls = replace(stored, meta=replace(stored.meta, concepts=("old-owl", "dagger")))
+    plan = replace(plan, categories={"weapons": replace(plan.categories["weapons"], stored=(owls,))})
+    assert trial_prompts(load_profile("flux1-dev"), plan) == ["a photo of an old owl"]
+    (prompt,) = trial_prompts(service.engine.profile, plan)
+    assert prompt.startswith("an old owl, ")
+    assert prompt.endswith(" background")
 
 
 def test_nothing_is_drawn_while_the_guard_does_not_hold_nor_for_who_is_gone(service, live_pipe):

@@ -1,6 +1,5 @@
 """The operator's routes: policies in force, evidence, and changes."""
 
-import base64
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
@@ -12,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safeflux.errors import AuditError, SafeFluxError
 from safeflux.evidence.audit import read_last, verify_log
+from safeflux.pages.pictures import png_uri
 from safeflux.plan.facts import plan_facts
 from safeflux.plan.resolve import Plan
 from safeflux.policy.diff import as_dict, compare
 from safeflux.policy.load import Policy, PolicyFileError
 from safeflux.serve.access import Caller
 from safeflux.serve.desk import BusyError, Revision, StaleError
-from safeflux.serve.engine import Drawn
 from safeflux.serve.folder import file_of
 from safeflux.serve.problems import ProblemError
 from safeflux.serve.service import Service
@@ -131,7 +130,12 @@ def operator_routes(service: Service) -> APIRouter:
             wanted = [wanted_of(service, prompt, seed=body.seed + k) for k, prompt in enumerate(prompts)]
             pairs, planned = desk.try_out(name, text, wanted, caller.name)
             rows = [
-                {"prompt": one.prompt, "seed": one.seeds[0], "before": _image(before), "after": _image(after)}
+                {
+                    "prompt": one.prompt,
+                    "seed": one.seeds[0],
+                    "before": png_uri(before.pictures[0]),
+                    "after": png_uri(after.pictures[0]),
+                }
                 for one, (before, after) in zip(wanted, pairs, strict=True)
             ]
             return {**_planned(desk.current, name, *planned), "pictures": rows}
@@ -207,7 +211,3 @@ def _planned(now: Revision, name: str, policy: Policy, plan: Plan) -> dict[str, 
     old = now.policies.get(name)
     changes = as_dict(compare(old, policy)) if old else None
     return {"name": name, "revision": now.number, "plan": plan_facts(plan), "changes": changes}
-
-
-def _image(drawn: Drawn) -> str:
-    return f"data:image/png;base64,{base64.b64encode(drawn.pictures[0]).decode()}"
