@@ -12,6 +12,8 @@ PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _POINTER = b"version https://git-lfs"
 _NAME = "diffusion_pytorch_model"
+_DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
+"""The types of variants; diffusers loads float32 unless it is given one, and its models do not know `auto`."""
 _QUANTISERS = {
     ".quant_state.bitsandbytes__nf4": "NF4 by bitsandbytes",
     ".quant_state.bitsandbytes__fp4": "FP4 by bitsandbytes",
@@ -101,10 +103,11 @@ def _found(root: Path, home: Path) -> str:
         match[1] for path in files if (match := re.fullmatch(rf"{_NAME}\.([^.]+?)(-\d+.*)?\.safetensors", path.name))
     }
     if variants:
-        variant = sorted(variants)[0]
+        variant, loader = sorted(variants)[0], "DiffusionPipeline" if index.is_file() else "AutoModel"
         return (
-            f"found only the variant {variant!r}. Save it under the usual name: "
-            f"FluxPipeline.from_pretrained({str(root)!r}, variant={variant!r}, dtype='auto').save_pretrained(FOLDER)"
+            f"found only the variant {variant!r}. Save it under the usual name: diffusers.{loader}.from_pretrained("
+            f"{str(root)!r}, variant={variant!r}, dtype={_DTYPES.get(variant, 'torch.float32')})"
+            ".save_pretrained('FOLDER')"
         )
     if pickles := [path for path in files if path.suffix.lower() in PICKLES]:
         return (
@@ -135,7 +138,7 @@ def bfl_in_folder(home: Path, files: list[Path]) -> ModelError:
     way_out = (
         f"pass the file itself: {files[0]}"
         if len(files) == 1
-        else "convert it: FluxTransformer2DModel.from_single_file(FILE).save_pretrained(FOLDER)"
+        else "merge the shards into one file and pass that, or download the model as diffusers saves it"
     )
     return ModelError(
         f"{home}: its tensors have Black Forest Labs' names, which diffusers does not load from a folder; {way_out}"

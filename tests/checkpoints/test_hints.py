@@ -1,22 +1,25 @@
 """What is no model that can be opened: each says what it is, and the way out, which works."""
 
+import copy
 import json
 import os
+import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 from safeflux.baking.bake import bake, check_bake
 from safeflux.baking.verify import verify_files
-from safeflux.checkpoints.checkpoint import Checkpoint
+from safeflux.checkpoints.checkpoint import Checkpoint, home_of
 from safeflux.checkpoints.source import open_source
 from safeflux.errors import ModelError
 from safeflux.model.weights import fingerprint
 from safeflux.plan.status import State
+from safeflux.reference.model import load_pipeline
 from tests.helpers.ggufs import write_gguf
 from tests.helpers.layouts import flux2_to_bfl, to_bfl
 from tests.helpers.policies import BLADES
@@ -165,10 +168,20 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
         open_source("link")
 
 
-def test_the_advised_way_from_a_variant_works(base_transformer, store, tmp_path):
-    base_transformer.save_pretrained(tmp_path / "model", variant="fp16")
-    FluxTransformer2DModel.from_pretrained(tmp_path / "model", variant="fp16").save_pretrained(tmp_path / "plain")
-    bake(tmp_path / "plain", tmp_path / "guarded", BLADES, store=store)
+@pytest.mark.parametrize("kind", ["pipeline", "base_transformer", "flux2_transformer"])
+def test_the_advised_way_from_a_variant_keeps_every_bit(request, kind, tmp_path):
+    """It is run as printed."""
+    model = load_pipeline() if kind == "pipeline" else copy.deepcopy(request.getfixturevalue(kind))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model", variant="bf16")
+    with pytest.raises(ModelError, match="found only the variant 'bf16'") as caught:
+        Checkpoint.open(tmp_path / "model")
+    advice = re.search(r"diffusers\.\w+\.from_pretrained\(.*", str(caught.value))[0]
+    eval(advice.replace("FOLDER", str(tmp_path / "plain")), {"diffusers": diffusers, "torch": torch})
+    was = load_file(home_of(tmp_path / "model") / f"{NAME}.bf16.safetensors")
+    (made,) = Checkpoint.open(tmp_path / "plain").files
+    now = load_file(made.path)
+    assert now.keys() == was.keys()
+    assert all(now[name].dtype == torch.bfloat16 and torch.equal(now[name], was[name]) for name in was)
 
 
 @pytest.mark.parametrize(
