@@ -1,7 +1,7 @@
 """Masks from lists of scores, as the reference code of Minimalist Concept Erasure (arXiv 2507.13386) saves them.
 
 Such a file is a list of vectors of floats, written by `torch.save`: one vector for each place that the reference code
-hooks, in call order, without names. The file name tells the places: `ff`, the neurons of the feed-forwards of the
+hooks, in call order, without names. The file name gives the places: `ff`, the neurons of the feed-forwards of the
 double blocks, in each block the image stream's before the text stream's; `norm`, the rows of the text modulations;
 `attn`, heads. This is the only module that reads a pickle, and only as tensors.
 """

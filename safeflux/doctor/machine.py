@@ -63,7 +63,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Answer:
-    """The devices that a library sees; `fault` tells why there is no answer."""
+    """The devices that a library sees; `fault` says why there is no answer."""
 
     value: list[Any]
     fault: str = ""

@@ -1,4 +1,4 @@
-"""LoRA and its kin on a loaded model, as PEFT puts them there: which layers they wrap, and whether their file is known.
+"""LoRA and similar adapters on a loaded model, as PEFT adds them: the layers they wrap, and whether they are known.
 
 An adapter adds to the weights of the layers that it wraps, masked elements included, and on other layers it can learn
 an erased concept again. A policy says which adapters a model may carry: none, those of listed files, or any.

@@ -1,4 +1,4 @@
-"""Masks into a loaded model, in place, and out again: the only room from which weights in memory are written.
+"""Writes masks into a loaded model, in place, and takes them out again.
 
 What is written, and where, is in `writes`. Everything is resolved, checked and saved before the first write. Then
 masked elements are filled with zero bits (never multiplied: 0 * NaN is NaN) and read back. Tensors keep their pointer,
@@ -6,7 +6,7 @@ dtype and device. If anything fails, at any write, every bit is put back. What i
 overwritten.
 
 What is known of the weights changes by one assignment after the last write (`Commit`), inside of that all or nothing:
-an exception at any moment, a key press included, leaves both as they were, or both as they were to be.
+an exception at any moment, Ctrl-C included, leaves either both the old weights and record, or both the new ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator

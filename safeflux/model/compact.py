@@ -1,4 +1,4 @@
-"""Masked neurons cut out of a loaded model for good, so that it is smaller and faster; there is no way back.
+"""Removes masked neurons from a loaded model for good, so that it is smaller and faster. It cannot be undone.
 
 What can be removed is in `masks.cuts`: the hidden neurons of feed-forwards. What cannot, modulation rows and single
 weights, is filled with zeros as by `apply`. All is checked and every new parameter made before the first layer gets
@@ -52,7 +52,7 @@ class Compacted:
 
 
 def compact_(model: Any, masks: MaskSet, *, round_to: int = ROUND_TO) -> Compacted:
-    """Cut every masked neuron out of the feed-forwards of a model, in place; fill all else that is masked with zeros.
+    """Remove every masked neuron from the feed-forwards of a model, in place; fill all else that is masked with zeros.
 
     All or nothing: if anything fails, the model is bit for bit as before. Until it is done, what is cut needs memory
     beside what it is cut from. The names of the tensors stay, so do dtype, device and `requires_grad`; gradients are

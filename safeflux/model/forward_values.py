@@ -31,7 +31,7 @@ class Values:
         self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(transformer).items()}
         copies = {rows.tensor for rows, _ in self._fused.values()}
         self.tensors = {name: tensor for name, tensor in parameters.items() if name not in copies}
-        """Every weight by name, as `named_weights` tells them."""
+        """Every weight by name, as `named_weights` returns them."""
         self._files = offload_files(transformer)
         self._copies = offload_copies(transformer)
         self._maps = _offload_maps(transformer)

@@ -1,4 +1,4 @@
-"""The one verb: a policy into a loaded model, in place.
+"""`guard`: puts a policy in force on a loaded model, in place.
 
 One record on the transformer, under one private attribute, remembers what is in force and what restores it. A second
 guard with another policy composes by AND on top of the first; guards are undone last first. Guarding again with the
@@ -47,9 +47,9 @@ def guard(
 ) -> GuardHandle:
     """Put a policy in force on a FLUX model, in place; nothing but zeros stays behind.
 
-    All is resolved and checked before the first write, and a failure at any write leaves the model bit for bit as it
-    was. The order that works: load, guard, then adapters, quantisation, offload, compile; then `verify`. Adapters on
-    masked layers are fused (`pipe.fuse_lora()`) and the guard refreshed (`GuardHandle.refresh`).
+    Everything is resolved and checked before the first write, and a failure at any write leaves the model bit for bit
+    as it was. The order that works: load, guard, then adapters, quantisation, offload, compile; then `verify`. Adapters
+    on masked layers are fused (`pipe.fuse_lora()`) and the guard refreshed (`GuardHandle.refresh`).
 
     Args:
         model: A FLUX pipeline of diffusers, or its transformer.
@@ -58,9 +58,9 @@ def guard(
         adapters: Adapter files that the policy lists by sha256 (`adapters: allowlist`), in the format of PEFT and
             diffusers; they may be on the model already, or come later.
         lock: A lock file (`safeflux policy lock`): policy, base and masks must be exactly those.
-        keys: Public keys, PEM, of who may have signed the mask files: those that the policy lists (`signatures`). A
+        keys: Public keys (PEM) of the trusted signers of mask files: those that the policy lists (`signatures`). A
             `Store` can hold them too (`open_store(folders, keys)`), which is what `swap` takes.
-        compact: Cut masked neurons of feed-forwards out instead of filling them with zeros, so that the model is
+        compact: Remove masked neurons of feed-forwards instead of filling them with zeros, so that the model is
             smaller and faster; there is no undo and no swap then. `safeflux.load_compact` loads what is saved.
         dry_run: Plan and check only; nothing is written, and the handle says UNGUARDED.
 

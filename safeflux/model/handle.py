@@ -1,4 +1,4 @@
-"""The handle of a guard: what is in force now, refreshed, swapped for another policy, and taken back."""
+"""The handle of a guard: reports what is in force, refreshes it, swaps it for another policy, and undoes it."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class GuardHandle:
-    """What `guard` returns: tells what is in force, and takes it back; as a context manager, on the way out."""
+    """What `guard` returns: reports what is in force, and undoes it; as a context manager, it undoes it at the end."""
 
     def __init__(self, model: Any, plan: Plan, entry: Entry | None, *, owns: bool, rest: Rest | None = None) -> None:
         """Hold what was planned and, unless it was a dry run, what was written.
@@ -59,7 +59,7 @@ class GuardHandle:
 
     @property
     def status(self) -> Status:
-        """Requested against in force, for each category and site, read from the model now."""
+        """Requested and in force, for each category and site, read from the model now."""
         return self._turns.draw(self._status)  # or another thread could swap between the two readings
 
     def _status(self) -> Status:
@@ -75,7 +75,7 @@ class GuardHandle:
         return self._entry.undo.num_bytes_saved if self._entry else 0
 
     def verify(self, *, deep: bool = False) -> Verification:
-        """Say what the guard is worth now.
+        """Return the state of the guard now, and what is wrong.
 
         It detects tampering and accidents; it cannot prevent them.
 
@@ -214,7 +214,7 @@ class GuardHandle:
             with handle.drawing():
                 image = pipe(prompt).images[0]
 
-        So every picture is drawn wholly under one state, that is to say as `verify` inside of it tells.
+        So every picture is drawn wholly under one state: the one that `verify` returns inside of the `with`.
 
         Entering it raises ApplyError where a writer does not end, and in a process that was forked while another
         thread was writing to the weights.

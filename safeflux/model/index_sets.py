@@ -188,7 +188,7 @@ def common(one: Elements, other: Elements, width: int) -> tuple[Elements, Elemen
 
 
 def without(one: Elements, shared: Iterable[Elements]) -> tuple[Elements, Elements, list[Elements]]:
-    """What of some elements others do not share, as `common` tells it.
+    """What of some elements others do not share, as `common` returns it.
 
     Returns:
         The rows, columns or elements that are left, where these lie in what is read, and where in it parts of lines are

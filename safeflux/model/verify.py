@@ -1,4 +1,4 @@
-"""What a guard is worth now: what forward reads where masks are, and what breaks the policy beside them."""
+"""The state of a guard: what forward reads where masks are, and what else breaks the policy."""
 
 import logging
 from collections.abc import Iterator
@@ -73,9 +73,9 @@ def read(subject: Subject, entry: Entry) -> Verification:
     found = _read(subject, entry)
     before, entry.state = entry.state, found.state
     if found.state is not before:
-        told = "".join(f"; {fault}" for fault in found.faults[:1])
+        reason = "".join(f"; {fault}" for fault in found.faults[:1])
         level = logging.INFO if found.state in (State.GUARDED, State.UNGUARDED) else logging.WARNING
-        _log.log(level, "verify: policy %r was %s and is %s%s", found.policy, before, found.state, told)
+        _log.log(level, "verify: policy %r was %s and is %s%s", found.policy, before, found.state, reason)
     return found
 
 

@@ -191,8 +191,8 @@ def check_in_memory(transformer: torch.nn.Module) -> None:
 def is_frozen(tensor: torch.Tensor) -> bool:
     """Whether torch.compile has put the values into a graph for good (`torch._inductor.config.freezing`).
 
-    Then a copy is what forward reads. Dynamo guards such a tensor by its identity, and notes that on it; of one whose
-    values it has discarded too, a husk stays.
+    Then a copy is what forward reads. Dynamo guards such a tensor by its identity, and notes that on it. If it has
+    discarded the values too, an empty tensor is left.
     """
     return getattr(tensor, "_dynamo_static_input_type", None) == "guarded" or hasattr(tensor, "erased_name")
 
@@ -256,14 +256,12 @@ def check_plain(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_meta:
         raise ModelError(
             f"tensor {name!r} holds no values (meta device): the weights are offloaded. The order that works: load, "
-            "guard, "
-            "then enable sequential or group offload."
+            "guard, then enable sequential or group offload."
         )
     if type(tensor) not in PLAIN or not tensor.is_floating_point():
         raise ModelError(
             f"tensor {name!r}: expected a plain floating-point parameter, got {type(tensor).__name__} of "
-            f"{tensor.dtype}. "
-            "The order that works: load, guard, then quantise or shard."
+            f"{tensor.dtype}. The order that works: load, guard, then quantise or shard."
         )
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ModelError(f"tensor {name!r}: elements share memory (an expanded tensor); use its `.clone()` instead")

@@ -15,7 +15,7 @@ from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, wi
 from safeflux.model.weights import check_not_fused, check_plain, named_weights
 
 _Shared = tuple[Elements, Elements]
-"""What two masks share, as `common` tells it."""
+"""What two masks share, as `common` returns it."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -75,7 +75,7 @@ def parent_of(extends: str, seen: Sequence[Source]) -> Source:
         seen: The child, and those whose parent it is.
 
     Raises:
-        ValueError: It does not exist or is not allowed; the message tells why.
+        ValueError: It does not exist or is not allowed; the message says why.
     """
     reference = extends.partition("@")[0]
     if not is_path(reference):

@@ -52,7 +52,7 @@ def validate(document: Document, schema: type[_Model]) -> _Model | None:
 
 
 def _problems(document: Document, error: ValidationError) -> Iterator[tuple[Loc, Any]]:
-    """Each problem with its place in the file. Of a value that may be of several types, one problem is told."""
+    """Each problem with its place in the file. Of a value that may be of several types, only one."""
     of_unions: dict[Loc, list[Any]] = {}
     for problem in error.errors(include_url=False):
         inside = getattr(problem.get("ctx", {}).get("error"), "loc", ())

@@ -183,7 +183,7 @@ class PolicyPool:
         return Under(self._queue, policy, timeout, self._handle)
 
     def verify(self, *, deep: bool = False) -> Verification:
-        """Say what the policy in force is worth now, and which it is; as `GuardHandle.verify`."""
+        """Return the name and the state of the policy in force, as `GuardHandle.verify` does."""
         return self._handle.verify(deep=deep)
 
     def receipt(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safeflux.errors import ApplyError
 from safeflux.model.turn_lock import Drawing, Ticket, Turns, forget
 
 _POLL = 0.25
-"""Seconds after which a request looks for itself, though nobody rang."""
+"""Seconds after which a request checks by itself whether its turn has come."""
 
 
 class Request(Ticket):
@@ -135,11 +135,11 @@ class Queue:
         try:
             standing = self._in_force()
         except ApplyError:
-            told = waiting
+            woken = waiting
         else:
             same, other = _parted(waiting, standing)
-            told = [*same[: self._at_once], *other[:1]]
-        for request in told:
+            woken = [*same[: self._at_once], *other[:1]]
+        for request in woken:
             request.ring()
 
     def _begins(self, request: Request) -> bool:
