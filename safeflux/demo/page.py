@@ -40,7 +40,6 @@ def make_page(result: DemoResult) -> str:
         sections=[_section(section) for section in result.sections],
         weights=_share(result.weights),
         neurons=_share(result.neurons),
-        versions=", ".join(f"{name} {version}" for name, version in receipt["versions"].items() if version),
         evidence=json.dumps({"figures": result.to_json(), "receipt": receipt}, indent=2),
     )
 

@@ -22,7 +22,6 @@ def make_page(result: PreviewResult) -> str:
         call=", ".join(f"{key} {value}" for key, value in result.call.items()),
         most=MOST,
         sections=[_section(section) for section in result.sections],
-        versions=", ".join(f"{name} {version}" for name, version in receipt["versions"].items() if version),
         evidence=json.dumps(result.to_json(), indent=2),
     )
 

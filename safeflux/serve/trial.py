@@ -1,11 +1,10 @@
 """Default prompts for a preview: one for each category that the policy enforces."""
 
+from safeflux.packs.templates import BY_KIND
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Action
 from safeflux.profiles.schema import Profile
 from safeflux.reference.vocabulary import with_article
-
-_TEMPLATE = "a photo of {thing}"
 
 
 def trial_prompts(profile: Profile, plan: Plan) -> list[str]:
@@ -21,6 +20,6 @@ def trial_prompts(profile: Profile, plan: Plan) -> list[str]:
         if category.action is Action.ENFORCE
     ]
     speech = profile.speech
-    template = speech.single[0] if speech else _TEMPLATE
+    template = (speech or BY_KIND["object"]).single[0]
     slots = {slot: values[0] for slot, values in speech.slots.items()} if speech else {}
     return [template.format(thing=thing, **slots) for thing in dict.fromkeys(things)]
