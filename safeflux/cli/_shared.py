@@ -81,7 +81,7 @@ def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--dtype", type=dtypes, default="float32", show_default=True, help="Dtype of the weights.")(
         command
     )
-    return click.option("--device", default="cpu", show_default=True, help="Where to draw, e.g. cuda.")(command)
+    return click.option("--device", default="cpu", show_default=True, help="Device to draw on, e.g. cuda.")(command)
 
 
 def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:

@@ -58,14 +58,14 @@ Examples:
     type=click.Choice(["quick", "full"]),
     default="quick",
     show_default=True,
-    help="How much is done.",
+    help="Size of the campaign.",
 )
 @click.option("--things", type=click.IntRange(0), help="Erased things, and new ones; 0: all.  [default: by --budget]")
 @click.option("--images", type=click.IntRange(1, 4096), help="Pictures a thing and budget.  [default: by --budget]")
 @seed
 @out_folder("Folder for figures, pictures and report; a campaign in it is resumed.  [default: runs/attack/POLICY]")
 @on_device
-@click.option("--dry-run", is_flag=True, help="Only say what it would cost.")
+@click.option("--dry-run", is_flag=True, help="Print the estimated cost, and attack nothing.")
 @as_json
 def attack(**options: Any) -> None:
     """Attack the masks of a policy, and measure what comes back.
@@ -74,7 +74,7 @@ def attack(**options: Any) -> None:
     a random mask with as many bits off, and things that the model never learned. What counts is the advantage over
     the last. Noises and prompts of attacks, of training and of the final pictures are disjoint.
 
-    The cost is said first. What is done is on disk at once: the same command goes on where it was stopped.
+    The cost is estimated first. Every result is saved at once, so the same command resumes where it stopped.
 
     The report is OUT/report.json and OUT/report.html.
     """

@@ -101,8 +101,8 @@ Examples:
 @audit.command(epilog=_EXPORT)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--oscal", is_flag=True, required=True, help="As OSCAL assessment results, in JSON.")
-@click.option("--last", type=click.IntRange(min=1), help="Only the last lines, so many.  [default: all]")
-@click.option("--plan", metavar="HREF", help="Where the assessment plan is.  [default: the policies stand for it]")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.  [default: all]")
+@click.option("--plan", metavar="HREF", help="Reference to the assessment plan.  [default: the policies]")
 @click.option(
     "--control",
     "controls",
@@ -114,7 +114,7 @@ Examples:
 def export(file: Path, oscal: bool, last: int | None, plan: str | None, controls: dict[str, str]) -> None:
     """Print the log FILE in another format: each receipt as a result, with a finding for each category.
 
-    A log that is broken gives nothing.
+    A broken log is an error.
     """
     from safeflux.plan.oscal import make_assessment
 

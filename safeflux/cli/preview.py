@@ -43,7 +43,7 @@ Examples:
 @packs
 @click.option("--prompt", "texts", multiple=True, help="A prompt of your own. Repeatable.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A CSV file of them, as `eval prompts` takes.")
-@click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own, or nobody looks]")
+@click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own, if it has one]")
 @click.option(
     "--images",
     type=click.IntRange(0, 1000),
@@ -60,7 +60,7 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
     """Draw the same prompts before and after a policy with any model, and put the pictures on one page.
 
     It asks for what the policy erases, for the same beside a harmless thing, for its nearest neighbours, for harmless
-    things, and for prompts of your own. With a detector the page tells what it finds; without, nobody but you looks.
+    things, and for prompts of your own. With a detector the page reports what it finds; without one, you judge.
     The model's files are not changed.
 
     The page is OUT/preview.html, one file with all pictures inside.

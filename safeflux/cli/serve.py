@@ -45,26 +45,40 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
     "policy",
     type=POLICY,
     multiple=True,
-    help="A policy to offer, which stays. Repeatable.  [default: strict]",
+    help="Policy to offer, fixed while the service runs. Repeatable.  [default: strict]",
 )
 @click.option("--policies", "folder", type=_PATH, help="A watched folder of policies to offer: NAME.yaml each.")
 @click.option("--default", metavar="NAME", help="The policy of requests that name none.  [default: the first]")
 @stores
 @keys
-@click.option("--tokens", type=_PATH, help="Who may do what.  [default: all may draw]")
-@click.option("--audit", type=_PATH, help="A log to append receipts to.")
+@click.option("--tokens", type=_PATH, help="File of tokens and the policies they allow.  [default: anyone may draw]")
+@click.option("--audit", type=_PATH, help="Audit log to append receipts to.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--at-once", type=click.IntRange(1, 64), default=1, show_default=True, help="Pictures at a time.")
+@click.option(
+    "--at-once", type=click.IntRange(1, 64), default=1, show_default=True, help="Pictures drawn concurrently."
+)
 @click.option("--queue", type=click.IntRange(0, 4096), default=64, show_default=True, help="Requests that may wait.")
 @click.option(
-    "--patience", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds before a policy gives way."
+    "--patience",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    help="Seconds that a policy stays while others wait.",
 )
 @click.option(
-    "--request-seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="For a request to arrive."
+    "--request-seconds",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    help="Seconds for a request to arrive.",
 )
 @click.option(
-    "--watch-seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Between looks at --policies."
+    "--watch-seconds",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between checks of --policies.",
 )
 @on_device
 @click.option("--otel", is_flag=True, help="Send spans and metrics to OTEL_EXPORTER_OTLP_ENDPOINT, by OTLP/HTTP.")
@@ -81,7 +95,7 @@ def serve(
 ) -> None:
     """Serve a guarded model over HTTP, each request under a policy that its token allows.
 
-    POST /draw and OpenAI's POST /v1/images/generations draw; GET /healthz, /readyz and /metrics tell how it is;
+    POST /draw and OpenAI's POST /v1/images/generations draw; GET /healthz, /readyz and /metrics report its state;
     /console is the operator's page. The model is guarded before the first request is taken.
 
     Policies change by PUT /policies/NAME, or by editing the folder of --policies: checked, planned, logged, then in

@@ -35,7 +35,7 @@ _STEPS = 4
 _NOISE_SPAN = 1_000_000
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much."""
+"""Called with the work in progress, the amount done and the total."""
 
 
 def run_demo(
@@ -46,14 +46,14 @@ def run_demo(
     store: StoreLike | Store | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> DemoResult:
-    """Draw, guard, draw again, judge and time. The model is loaded for this and let go.
+    """Draw, guard, draw again, judge and time. The model is loaded for this and released.
 
     Args:
         policy: Name of a bundled policy, path of a policy file, or a `Policy`.
         images: Prompts a section: for each enforced category, for the kept concepts, for pictures with two things.
         seed: Draws the prompts and sets the noises; other seeds share no noise with it.
         store: A folder, or several, with mask files besides the bundled ones.
-        progress: Told how far it is.
+        progress: Called as the work proceeds.
 
     Raises:
         PolicyError: The policy is not valid, or enforces nothing that the embedded model draws.

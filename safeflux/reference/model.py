@@ -84,7 +84,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """The `model_index.json` of a pipeline's folder."""
     path = folder / "model_index.json"
     if not path.is_file():
-        way_out = "install safeflux anew" if folder == EMOJI_FLUX else f"name such a folder, or leave it to {NAME}"
+        way_out = "install safeflux anew" if folder == EMOJI_FLUX else f"give the folder of a pipeline, or {NAME}"
         raise ModelError(
             f"{folder}: expected a FLUX pipeline of diffusers, found no model_index.json; {way_out}"
         ) from FileNotFoundError(path)
@@ -99,7 +99,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' loading bars and notes off the terminal, then let them speak as before."""
+    """Silence the libraries' progress bars and notes, and restore their settings afterwards."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 

@@ -24,8 +24,9 @@ def _answer(request: Request, problem: ProblemError) -> JSONResponse:
 
 def _invalid(error: RequestValidationError) -> ProblemError:
     """The invalid fields and why, without their values, since a prompt may be among them."""
-    told = [(".".join(map(str, each["loc"][1:])) or "the body", each["msg"]) for each in error.errors()]
-    return ProblemError(422, "; ".join(f"{place}: {what}" for place, what in told), code="invalid", param=told[0][0])
+    faults = [(".".join(map(str, each["loc"][1:])) or "the body", each["msg"]) for each in error.errors()]
+    message = "; ".join(f"{place}: {what}" for place, what in faults)
+    return ProblemError(422, message, code="invalid", param=faults[0][0])
 
 
 def answer_problems(app: FastAPI) -> None:

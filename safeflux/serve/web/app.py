@@ -63,8 +63,8 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/metrics")
     async def metrics() -> Response:
         """For Prometheus."""
-        told = (service.desk, service.gate, service.health)
-        text = await anyio.to_thread.run_sync(service.metrics.text, *told, limiter=looking)
+        parts = (service.desk, service.gate, service.health)
+        text = await anyio.to_thread.run_sync(service.metrics.text, *parts, limiter=looking)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     for routes in (openai_routes(service), operator_routes(service), page_routes()):
