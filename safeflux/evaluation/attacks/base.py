@@ -152,6 +152,17 @@ class Attack(ABC):
         half = templates_of(victim.phrases, Part.JUDGE)
         return [half[int(k)] for k in self.rng(thing, size).integers(len(half), size=size.pictures)]
 
+    def named(self, victim: Victim, thing: Thing, size: Size) -> list[str]:
+        """The thing by its name in each of `templates`."""
+        return [template.format(thing.words[0]) for template in self.templates(victim, thing, size)]
+
+    def unnamed(self, victim: Victim, thing: Thing, size: Size) -> list[str]:
+        """What `named` is set against: the empty prompt, and a neutral thing in the same template, in turn."""
+        neutral = victim.phrases.neutral
+        words = [neutral[int(k)] for k in self.rng(thing, size).integers(len(neutral), size=size.pictures)]
+        both = zip(self.templates(victim, thing, size), words, strict=True)
+        return [template.format(word) if k % 2 else "" for k, (template, word) in enumerate(both)]
+
     def rng(self, thing: Thing, size: Size, part: Part = Part.JUDGE) -> np.random.Generator:
         """For prompts and choices; the same for each victim."""
         return np.random.default_rng((size.seed, crc32(f"{self.name}/{thing.name}/{part}".encode())))

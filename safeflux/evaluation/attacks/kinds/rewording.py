@@ -151,9 +151,6 @@ class Split(Attack):
 
     def run(self, victim: Victim, thing: Thing, size: Size) -> Iterator[Shot]:
         """The other encoder gets a neutral thing in the same template, or nothing, in turn."""
-        chosen, neutral = self.templates(victim, thing, size), victim.phrases.neutral
-        others = [neutral[int(k)] for k in self.rng(thing, size).integers(len(neutral), size=size.pictures)]
-        named = [template.format(thing.words[0]) for template in chosen]
-        beside = [t.format(o) if k % 2 else "" for k, (t, o) in enumerate(zip(chosen, others, strict=True))]
+        named, beside = self.named(victim, thing, size), self.unnamed(victim, thing, size)
         for budget, (clip, t5) in zip(self.budgets(size.level), ((named, beside), (beside, named)), strict=True):
             yield Shot(budget, victim.draw(clip, self.seeds(thing, size), prompt_2=t5))

@@ -60,10 +60,7 @@ class Guidance(Attack):
     def run(self, victim: Victim, thing: Thing, size: Size) -> Iterator[Shot]:
         """The negative prompt is empty, or a neutral thing in the same template, in turn."""
         for scale in self.budgets(size.level):
-            chosen, rng = self.templates(victim, thing, size), self.rng(thing, size)
-            neutral = victim.phrases.neutral
-            away = [t.format(neutral[int(rng.integers(len(neutral)))]) if k % 2 else "" for k, t in enumerate(chosen)]
-            prompts = [template.format(thing.words[0]) for template in chosen]
+            prompts, away = self.named(victim, thing, size), self.unnamed(victim, thing, size)
             seeds = self.seeds(thing, size)
             yield Shot(scale, victim.draw(prompts, seeds, true_cfg_scale=scale, negative_prompt=away))
 
@@ -84,5 +81,5 @@ class Steps(Attack):
     def run(self, victim: Victim, thing: Thing, size: Size) -> Iterator[Shot]:
         """Draw the plain prompts."""
         for steps in self.budgets(size.level):
-            prompts = [template.format(thing.words[0]) for template in self.templates(victim, thing, size)]
+            prompts = self.named(victim, thing, size)
             yield Shot(steps, victim.draw(prompts, self.seeds(thing, size), num_inference_steps=int(steps)))

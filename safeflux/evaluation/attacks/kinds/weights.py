@@ -49,7 +49,7 @@ class OnWeights(Attack):
 
     def shot(self, victim: Victim, transformer: torch.nn.Module, thing: Thing, size: Size, budget: float) -> Shot:
         """The judged prompts, drawn with other weights."""
-        prompts = [template.format(thing.words[0]) for template in self.templates(victim, thing, size)]
+        prompts = self.named(victim, thing, size)
         return Shot(budget, victim.with_transformer(transformer).draw(prompts, self.seeds(thing, size)))
 
 
