@@ -13,6 +13,7 @@ from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
 from safeflux.trainer.objective.memory import Memory
 from safeflux.trainer.objective.objective import rng_of
 from safeflux.trainer.objective.step_time import StepTime, measure_step
+from safeflux.trainer.run.minimise import STEPS
 from safeflux.trainer.run.session import check_run
 
 from safeflux.doctor.memory import main_memory
@@ -23,8 +24,6 @@ _KEPT = 2
 """Outputs of the base model that are kept for each prompt, at most: for its anchor, and by itself."""
 _OF_A_BIT = 4 * len(PARTS) + 3
 """Bytes of a checkpoint a bit and category: the estimates in float32, the masks and the best of them."""
-_BISECTIONS = 5
-"""Validations of each category while its mask is made smaller."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Minutes:
         else:
             rounds = gates.rounds
             gradients = rounds * gates.steps_per_round * (len(categories) + 1)
-        looks = -(-rounds // config.validate_every) + 2 + (_BISECTIONS * len(categories) if config.minimise else 0)
+        looks = -(-rounds // config.validate_every) + 2 + (STEPS * len(categories) if config.minimise else 0)
         states = 1 if len(categories) == 1 else 2
         pictures = looks * states * config.validation_prompts * (len(categories) + 1) if detector_of(config) else 0
         per_picture = int(call_of(config).get("num_inference_steps", config.steps)) * step.forward / batch

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+STEPS = 5
+"""Halvings of the interval, each with one validation."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -29,7 +32,7 @@ def minimise(
     look: Callable[[torch.Tensor], tuple[float, float]],
     target: float,
     *,
-    steps: int = 5,
+    steps: int = STEPS,
 ) -> tuple[torch.Tensor, list[Point]]:
     """Switch back on as many bits as validation allows.
 
