@@ -12,7 +12,7 @@ from pathlib import Path
 from safeflux.baking.components import FLUX_CLASS, components, unguarded
 from safeflux.checkpoints.checkpoint import home_of
 from safeflux.checkpoints.formats import OPENERS
-from safeflux.checkpoints.hints import is_lfs_pointer, lfs_pointer
+from safeflux.checkpoints.hints import PICKLES, is_lfs_pointer, lfs_pointer
 from safeflux.checkpoints.source import Source
 from safeflux.checkpoints.tensor_file import TensorFile
 from safeflux.disk.canonical import read_json
@@ -21,7 +21,8 @@ from safeflux.errors import ModelError
 
 _WEIGHTS = {
     *OPENERS,
-    *(".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy", ".data"),
+    *PICKLES,
+    *(".pt2", ".msgpack", ".h5", ".npz", ".npy", ".data"),
     *(".engine", ".plan", ".trt", ".mlpackage", ".tflite", ".torchscript"),
 }
 _SIGNATURES = re.compile(rb"GGUF|PK\x03\x04|\x80[\x02-\x05]|\x89HDF|\x93NUMPY")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safeflux.cached import cached_property
-from safeflux.checkpoints.formats import open_file
+from safeflux.checkpoints.formats import OPENERS, open_file
 from safeflux.checkpoints.hints import bfl_in_folder, check_not_packed, no_transformer
 from safeflux.checkpoints.layout import Piece, layout_of, own_names, parameters
 from safeflux.checkpoints.tensor_file import Rows, Stored, TensorFile, WeightFile, resized, rows_of
@@ -239,7 +239,7 @@ def _open_folder(root: Path, home: Path) -> list[TensorFile]:
     if not index.is_file():
         if (home / _NAME).is_file():
             return [TensorFile.open(home / _NAME)]
-        raise no_transformer(root, home) from FileNotFoundError(index)
+        raise no_transformer(root, home, OPENERS) from FileNotFoundError(index)
     opened = []
     for path, expected in sorted(_shards(index).items()):
         file = TensorFile.open(path)

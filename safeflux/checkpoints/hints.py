@@ -1,7 +1,7 @@
 """Error messages about paths that cannot be opened as a model: what was found, and what to do."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from safeflux.disk.canonical import read_json
@@ -79,15 +79,21 @@ def unknown_file(path: Path, known: str) -> ModelError:
     )
 
 
-def no_transformer(root: Path, home: Path) -> ModelError:
-    """The error about a folder without the files of a transformer as diffusers saves it."""
+def no_transformer(root: Path, home: Path, suffixes: Collection[str]) -> ModelError:
+    """The error about a folder without the files of a transformer as diffusers saves it.
+
+    Args:
+        root: The folder as given.
+        home: Where the transformer should be.
+        suffixes: Those of known formats.
+    """
     return ModelError(
         f"{home}: expected {_NAME}.safetensors or {_NAME}.safetensors.index.json, as diffusers saves a FLUX "
-        f"transformer; {_found(root, home)}"
+        f"transformer; {_found(root, home, suffixes)}"
     )
 
 
-def _found(root: Path, home: Path) -> str:
+def _found(root: Path, home: Path, suffixes: Collection[str]) -> str:
     snapshots = sorted(path for path in (root / "snapshots").glob("*") if path.is_dir())
     if root.name.startswith("models--") or snapshots:
         place = snapshots[-1] if len(snapshots) == 1 else root / "snapshots" / "REVISION"
@@ -114,7 +120,7 @@ def _found(root: Path, home: Path) -> str:
             f"found {pickles[0].name}, a pickle, which can run code when it is loaded. If you trust it, convert it to "
             "safetensors: load the model with diffusers (use_safetensors=False), then save_pretrained(FOLDER)"
         )
-    if others := [path for path in files if path.suffix.lower() in (".safetensors", ".sft", ".gguf", ".onnx")]:
+    if others := [path for path in files if path.suffix.lower() in suffixes]:
         return f"found {others[0].name}; pass the file itself: {others[0]}"
     return "found neither; pass the folder of a pipeline or of its transformer, or a file"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safeflux.disk.canonical import canonical_json, parse_json
 from safeflux.disk.copying import write_all
@@ -100,7 +100,7 @@ def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> Audi
     lines, previous, known = 0, FIRST, {FIRST}
     try:
         with open_regular(path) as file:
-            for lines, text in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
+            for lines, text in enumerate(_lines(file), 1):
                 line = _parse(text)
                 if line is None:
                     faults.append(f"line {lines}: is not a line of an audit log")
@@ -130,9 +130,9 @@ def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[s
     if not 1 <= number <= found.lines:
         raise AuditError(f"{path}: expected a line from 1 to {found.lines}, got {number}")
     with open_regular(path) as file:
-        text = next(islice(iter(lambda: file.readline(_MAX_LINE), b""), number - 1, None), b"")
+        text = next(islice(_lines(file), number - 1, None), b"")
     line = _parse(text)
-    if line is None or _hash({key: value for key, value in line.items() if key != "sha256"}) != line["sha256"]:
+    if line is None or _hash(line) != line["sha256"]:
         raise AuditError(f"{path}: line {number} was changed while it was read; try again")
     return line
 
@@ -145,7 +145,7 @@ def read_last(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]:
     """
     try:
         with open_regular(path) as file:
-            last = deque(iter(lambda: file.readline(_MAX_LINE), b""), maxlen=count)
+            last = deque(_lines(file), maxlen=count)
     except OSError as error:
         raise AuditError(f"{path}: cannot be read ({error.strerror}); expected an audit log") from error
     return [line for line in map(_parse, reversed(last)) if line is not None]
@@ -165,6 +165,10 @@ def read_unbroken(path: str | os.PathLike[str], count: int | None = None) -> lis
     return read_last(path, min(found.lines, count or found.lines))[::-1]
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(_MAX_LINE), b"")
+
+
 def _check_unbroken(path: str | os.PathLike[str]) -> Audit:
     found = verify_log(path)
     if found.faults:
@@ -173,8 +177,7 @@ def _check_unbroken(path: str | os.PathLike[str]) -> Audit:
 
 
 def _faults(line: Mapping[str, Any], number: int, previous: str) -> Iterator[str]:
-    body = {key: value for key, value in line.items() if key != "sha256"}
-    if _hash(body) != line["sha256"]:
+    if _hash(line) != line["sha256"]:
         yield "its hash is not that of its content: it was edited"
     if line["previous"] != previous:
         yield "the previous line is not the one that it followed: a line was edited, inserted, deleted or moved"
@@ -203,7 +206,9 @@ def _encode(line: Mapping[str, Any]) -> bytes:
     return json.dumps(members, allow_nan=False).encode() + b"\n"
 
 
-def _hash(body: Mapping[str, Any]) -> str:
+def _hash(line: Mapping[str, Any]) -> str:
+    """The hash of a line's other members."""
+    body = {key: value for key, value in line.items() if key != "sha256"}
     return hashlib.sha256(canonical_json(body).encode()).hexdigest()
 
 

@@ -84,6 +84,16 @@ class Sites(Mapping[str, Site]):
         return f"Sites({self.family}, dim {self.dim}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
 
 
+def kind_of(name: str) -> str:
+    """Return the kind that ends a site name.
+
+    Example:
+        >>> kind_of("transformer_blocks.0.ff:ff")
+        'ff'
+    """
+    return name.rpartition(":")[2]
+
+
 def num_axes(name: str) -> int:
     """The number of axes of a site's mask, by the site's name.
 
@@ -91,7 +101,7 @@ def num_axes(name: str) -> int:
         >>> num_axes("transformer_blocks.0.ff:ff"), num_axes("context_embedder:weight")
         (1, 2)
     """
-    return 2 if name.rpartition(":")[2] in MATRIX_KINDS else 1
+    return 2 if kind_of(name) in MATRIX_KINDS else 1
 
 
 @dataclass(frozen=True)

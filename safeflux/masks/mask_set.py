@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from safeflux.errors import MaskMismatchError
-from safeflux.families.sites import Site, num_axes
+from safeflux.families.sites import Site, kind_of, num_axes
 from safeflux.masks.packed import Array, Keep, PackedMask, all_of, num_off_in_both
 
 
@@ -111,7 +111,7 @@ class MaskSet(Mapping[str, Keep]):
 
     @property
     def counts_by_kind(self) -> dict[str, Count]:
-        """Bits off and all bits, by kind of site (`ff`, `mlp`, `norm`, `weight`)."""
+        """Bits off and all bits, by kind of site (`families.Kind`)."""
         sums: dict[str, Count] = {}
         for name, count in self.counts.items():
             kind = kind_of(name)
@@ -129,16 +129,6 @@ class MaskSet(Mapping[str, Keep]):
     def share_masked(self) -> float:
         """Share of all bits of the named sites that are off."""
         return self.count.share
-
-
-def kind_of(name: str) -> str:
-    """Return the kind that ends a site name.
-
-    Example:
-        >>> kind_of("transformer_blocks.0.ff:ff")
-        'ff'
-    """
-    return name.rpartition(":")[2]
 
 
 def keep_all(sites: Iterable[Site]) -> MaskSet:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from safeflux.cached import cached_property
 from safeflux.errors import MaskMismatchError, PolicyError, SafeFluxError, SignatureError
 from safeflux.evidence.signatures import check_signed
-from safeflux.families.sites import Sites
-from safeflux.masks.mask_set import Count, MaskSet, check_fit, compose, kind_of
+from safeflux.families.sites import Sites, kind_of
+from safeflux.masks.mask_set import Count, MaskSet, check_fit, compose
 from safeflux.masks.store import Store, StoredMask
 from safeflux.policy.claims import faults
 from safeflux.policy.load import Action, Category, Policy

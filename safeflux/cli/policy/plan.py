@@ -91,7 +91,8 @@ def _plan_text(plan: "Plan", facts: dict[str, Any]) -> str:
 
 def changed_bits(old: str, new: str, model: str, store: "Store") -> dict[str, dict[str, int]]:
     """Count the bits that go off and come back on from one policy to another, by kind of site."""
-    from safeflux.masks.mask_set import diff, kind_of
+    from safeflux.families.sites import kind_of
+    from safeflux.masks.mask_set import diff
 
     before, after = (_plan(name, model, store).masks for name in (old, new))
     counts: dict[str, dict[str, int]] = {}
