@@ -12,8 +12,8 @@ from safeflux.errors import ApplyError
 from safeflux.model.guard import guard
 from safeflux.model.pool.pool import PolicyPool
 from safeflux.model.turn_lock import turns_of
+from tests.helpers.models import draw_bytes
 from tests.helpers.policies import BLADES, BOTH, SPIRITS
-from tests.model.test_turn_lock import draw
 
 POLICIES = {"blades": BLADES, "both": BOTH, "spirits": SPIRITS}
 
@@ -32,7 +32,7 @@ def test_every_picture_is_drawn_wholly_under_its_own_policy(pipe, store, at_once
     expected = {}
     for name, policy in POLICIES.items():
         with guard(pipe, policy, store=store):
-            expected[name] = draw(pipe)
+            expected[name] = draw_bytes(pipe.transformer)
     assert len(set(expected.values())) == 3
     pool = PolicyPool(pipe, POLICIES, store=store, at_once=at_once, patience=0.01)
     wrong, drawn, inside, most = [], [], [], []
@@ -45,7 +45,7 @@ def test_every_picture_is_drawn_wholly_under_its_own_policy(pipe, store, at_once
             with pool.under(name) as handle:
                 inside.append(name)
                 most.append(len(inside))
-                if draw(pipe) != expected[name] or handle.verify().policy != POLICIES[name].name:
+                if draw_bytes(pipe.transformer) != expected[name] or handle.verify().policy != POLICIES[name].name:
                     wrong.append(name)
                 inside.remove(name)
             drawn.append(name)
