@@ -1,6 +1,7 @@
 """Packaging: no folder and no data file is left out of the wheel."""
 
 import re
+import runpy
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
@@ -50,6 +51,17 @@ def test_the_version_is_the_same_everywhere():
     assert version("safeflux") == safeflux.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[({re.escape(safeflux.__version__)}|Unreleased)\]", changelog, re.MULTILINE)
+
+
+def test_the_description_on_a_package_index_has_no_link_that_leads_nowhere():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    make = runpy.run_path(str(ROOT / "setup.py"))["long_description"]
+    for source in (None, "https://host.example/owner/safeflux/"):
+        text = make(readme, source)
+        assert all(link.startswith("https://") for link in re.findall(r"]\(([^)#]*)", text))
+    assert "[Policies](https://host.example/owner/safeflux/blob/HEAD/docs/policies.md): the YAML file" in text
+    assert "](https://host.example/owner/safeflux/raw/HEAD/docs/demo.png)" in text
+    assert "- Policies: the YAML file" in make(readme, None)
 
 
 def test_constraints_pin_exactly_and_within_what_the_package_asks_for():
