@@ -176,7 +176,7 @@ def common(one: Elements, other: Elements, width: int) -> tuple[Elements, Elemen
     """
     (axis, mine), (other_axis, theirs) = _kind(one), _kind(other)
     if axis == other_axis:
-        here, there = _matches(mine, theirs)
+        here, there = _in_both(mine, theirs)
     elif isinstance(one, Lines) and isinstance(other, Lines):
         return other, one  # they cross: what is read of one has the other's lines whole
     elif isinstance(other, Lines):
@@ -280,6 +280,15 @@ def _matches(numbers: torch.Tensor, rising: torch.Tensor) -> tuple[torch.Tensor,
     found = np.searchsorted(rising.numpy(), numbers.numpy())
     which = np.flatnonzero(np.take(rising.numpy(), found, mode="clip") == numbers.numpy())
     return torch.from_numpy(which), torch.from_numpy(found[which])
+
+
+def _in_both(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where equal numbers are in each of two that rise. A stable sort merges them, which is faster than searching."""
+    both = torch.cat([mine, theirs]).numpy()
+    order = np.argsort(both, kind="stable")
+    ordered = both[order]
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    return torch.from_numpy(order[twice]), torch.from_numpy(order[twice + 1] - len(mine))
 
 
 def off_places(mask: torch.Tensor) -> torch.Tensor:
