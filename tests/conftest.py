@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -21,7 +22,7 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.masks.meta import MaskMeta
 from safeflux.model.weights import fingerprint
 from tests.helpers.layouts import to_bfl
-from tests.helpers.models import MATRICES, NEURONS, SMALL, VAE, WEIGHTS, build_transformer
+from tests.helpers.models import CHROMA, MATRICES, NEURONS, SMALL, VAE, WEIGHTS, build_transformer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,6 +67,13 @@ def flux2_transformer() -> Flux2Transformer2DModel:
     """A small FLUX.2 transformer, with guidance."""
     torch.manual_seed(0)
     return Flux2Transformer2DModel(**SMALL, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)).eval()
+
+
+@pytest.fixture
+def chroma_transformer() -> ChromaTransformer2DModel:
+    """A small Chroma transformer."""
+    torch.manual_seed(0)
+    return ChromaTransformer2DModel(**CHROMA).eval()
 
 
 @pytest.fixture

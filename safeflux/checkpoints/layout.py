@@ -101,4 +101,4 @@ def _piece(renaming: Renaming, tensor: str, dim: int, shapes: Mapping[str, tuple
 
 def _block_numbers(shapes: Shapes) -> list[int]:
     """The block numbers in any name, and 0: a renaming outside the blocks is found with each of them."""
-    return sorted({0} | {int(part) for name in shapes for part in name.split(".")[1:2] if part.isdecimal()})
+    return sorted({0} | {int(part) for name in shapes for part in name.split(".")[1:3] if part.isdecimal()})

@@ -107,6 +107,11 @@ def _check_bare(transformer: torch.nn.Module) -> None:
         )
     find_sites(transformer)
     fingerprint(transformer)
+    if "attention_mask" in inspect.signature(transformer.forward).parameters:
+        raise ModelError(
+            f"{type(transformer).__name__} takes an attention mask, which an ONNX model of ours has no input for. "
+            "Serve it with diffusers, or bake its files: `safeflux bake`."
+        )
 
 
 def _program(transformer: Any) -> Any:

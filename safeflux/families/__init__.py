@@ -6,11 +6,12 @@ new family is one new module here and one new entry in `FAMILIES`.
 
 from collections.abc import Mapping
 
+from safeflux.families.chroma import CHROMA
 from safeflux.families.flux1 import FLUX1
 from safeflux.families.flux2 import FLUX2
 from safeflux.families.table import MATRIX_KINDS, Family, Kind, Layout, Part, Renaming, Rule
 
-FAMILIES: tuple[Family, ...] = (FLUX1, FLUX2)
+FAMILIES: tuple[Family, ...] = (FLUX1, FLUX2, CHROMA)
 BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}
 
 __all__ = ["BY_NAME", "FAMILIES", "MATRIX_KINDS", "Family", "Kind", "Layout", "Part", "Renaming", "Rule"]

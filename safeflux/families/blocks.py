@@ -1,4 +1,4 @@
-"""The common part of the tables of FLUX.1 and FLUX.2: names of blocks, attention, and the layers around them.
+"""The common part of the tables of all families: names of blocks, attention, and the layers around them.
 
 BFL fuses q, k and v of a stream into one matrix, thirds of its rows.
 """

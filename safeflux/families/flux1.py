@@ -70,6 +70,37 @@ _SINGLE_MLP = Rule(
     },
 )
 
+NEURONS = (_feed_forward("ff", "img_mlp"), _feed_forward("ff_context", "txt_mlp"), _SINGLE_MLP)
+
+TEXT_STREAM = (
+    *TEXT_ATTENTION,
+    weight(f"{DOUBLE}.ff_context.net.0.proj", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
+    weight(f"{DOUBLE}.ff_context.net.2", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+)
+
+IMAGE_FEED_FORWARD = (
+    image(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
+    image(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
+)
+
+SINGLE_BLOCKS = (
+    *(image(f"{SINGLE}.attn.{name}", f"{BFL_SINGLE}.linear1", n, 1) for n, name in enumerate(("to_q", "to_k", "to_v"))),
+    image(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
+    image(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
+)
+
+BLOCK_RENAMINGS = (
+    *layer(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
+    *layer(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
+    *layer(f"{DOUBLE}.ff_context.net.0.proj", f"{BFL_DOUBLE}.txt_mlp.0"),
+    *layer(f"{DOUBLE}.ff_context.net.2", f"{BFL_DOUBLE}.txt_mlp.2"),
+    *layer(f"{SINGLE}.attn.to_q", f"{BFL_SINGLE}.linear1", 0, 1),
+    *layer(f"{SINGLE}.attn.to_k", f"{BFL_SINGLE}.linear1", 1, 2),
+    *layer(f"{SINGLE}.attn.to_v", f"{BFL_SINGLE}.linear1", 2, 3),
+    *layer(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
+    *layer(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
+)
+
 FLUX1 = Family(
     name="flux1",
     markers={
@@ -92,28 +123,18 @@ FLUX1 = Family(
     },
     dim=DIM,
     rules=(
-        _feed_forward("ff", "img_mlp"),
-        _feed_forward("ff_context", "txt_mlp"),
-        _SINGLE_MLP,
+        *NEURONS,
         _TEXT_MODULATION,
         weight("context_embedder", Part("txt_in.weight")),
         weight("time_text_embed.text_embedder.linear_1", Part("vector_in.in_layer.weight")),
         weight("time_text_embed.text_embedder.linear_2", Part("vector_in.out_layer.weight")),
-        *TEXT_ATTENTION,
-        weight(f"{DOUBLE}.ff_context.net.0.proj", Part(f"{BFL_DOUBLE}.txt_mlp.0.weight")),
-        weight(f"{DOUBLE}.ff_context.net.2", Part(f"{BFL_DOUBLE}.txt_mlp.2.weight")),
+        *TEXT_STREAM,
         *IMAGE_ATTENTION,
         image(f"{DOUBLE}.norm1.linear", f"{BFL_DOUBLE}.img_mod.lin"),
         image(f"{DOUBLE}.norm1_context.linear", f"{BFL_DOUBLE}.txt_mod.lin"),
-        image(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
-        image(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
+        *IMAGE_FEED_FORWARD,
         image(f"{SINGLE}.norm.linear", f"{BFL_SINGLE}.modulation.lin"),
-        *(
-            image(f"{SINGLE}.attn.{name}", f"{BFL_SINGLE}.linear1", n, 1)
-            for n, name in enumerate(("to_q", "to_k", "to_v"))
-        ),
-        image(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
-        image(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
+        *SINGLE_BLOCKS,
     ),
     renamings=(
         *RENAMINGS,
@@ -122,15 +143,7 @@ FLUX1 = Family(
         *embedder("time_text_embed.text_embedder", "vector_in"),
         *layer(f"{DOUBLE}.norm1.linear", f"{BFL_DOUBLE}.img_mod.lin"),
         *layer(f"{DOUBLE}.norm1_context.linear", f"{BFL_DOUBLE}.txt_mod.lin"),
-        *layer(f"{DOUBLE}.ff.net.0.proj", f"{BFL_DOUBLE}.img_mlp.0"),
-        *layer(f"{DOUBLE}.ff.net.2", f"{BFL_DOUBLE}.img_mlp.2"),
-        *layer(f"{DOUBLE}.ff_context.net.0.proj", f"{BFL_DOUBLE}.txt_mlp.0"),
-        *layer(f"{DOUBLE}.ff_context.net.2", f"{BFL_DOUBLE}.txt_mlp.2"),
         *layer(f"{SINGLE}.norm.linear", f"{BFL_SINGLE}.modulation.lin"),
-        *layer(f"{SINGLE}.attn.to_q", f"{BFL_SINGLE}.linear1", 0, 1),
-        *layer(f"{SINGLE}.attn.to_k", f"{BFL_SINGLE}.linear1", 1, 2),
-        *layer(f"{SINGLE}.attn.to_v", f"{BFL_SINGLE}.linear1", 2, 3),
-        *layer(f"{SINGLE}.proj_mlp", f"{BFL_SINGLE}.linear1", 3),
-        *layer(f"{SINGLE}.proj_out", f"{BFL_SINGLE}.linear2"),
+        *BLOCK_RENAMINGS,
     ),
 )

@@ -22,15 +22,18 @@ _OUTSIDE = {
     "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
     "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
     "proj_out": "final_layer.linear",
+    "distilled_guidance_layer.in_proj": "distilled_guidance_layer.in_proj",
+    "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
 }
 
 
 def to_bfl(model: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The weights of a FLUX.1 transformer as one BFL file has them."""
+    """The weights of a FLUX.1 or Chroma transformer as one BFL file has them."""
     state, out = dict(model.state_dict()), {}
 
     def put(name: str, *sources: str) -> None:
-        out[f"{prefix}{name}"] = torch.cat([state.pop(source) for source in sources])
+        if sources[0] in state:  # Chroma has no modulations, and schnell no guidance
+            out[f"{prefix}{name}"] = torch.cat([state.pop(source) for source in sources])
 
     for n in {int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks.")}:
         home, block = f"double_blocks.{n}", f"transformer_blocks.{n}"
@@ -51,12 +54,16 @@ def to_bfl(model: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
             put(f"{home}.modulation.lin.{part}", f"{block}.norm.linear.{part}")
         put(f"{home}.norm.query_norm.scale", f"{block}.attn.norm_q.weight")
         put(f"{home}.norm.key_norm.scale", f"{block}.attn.norm_k.weight")
+    for name in [name for name in state if name.startswith("distilled_guidance_layer.layers.")]:
+        put(name.replace("linear_1", "in_layer").replace("linear_2", "out_layer"), name)
+    for name in [name for name in state if name.startswith("distilled_guidance_layer.norms.")]:
+        put(name.replace("weight", "scale"), name)
     for part in ("weight", "bias"):
         for theirs, ours in _OUTSIDE.items():
-            if f"{theirs}.{part}" in state:
-                put(f"{ours}.{part}", f"{theirs}.{part}")
-        scale, shift = state.pop(f"norm_out.linear.{part}").chunk(2)
-        out[f"{prefix}final_layer.adaLN_modulation.1.{part}"] = torch.cat([shift, scale])
+            put(f"{ours}.{part}", f"{theirs}.{part}")
+        if f"norm_out.linear.{part}" in state:
+            scale, shift = state.pop(f"norm_out.linear.{part}").chunk(2)
+            out[f"{prefix}final_layer.adaLN_modulation.1.{part}"] = torch.cat([shift, scale])
     assert not state, sorted(state)
     return out
 

@@ -20,6 +20,14 @@ SMALL: dict[str, Any] = {
     "joint_attention_dim": 24,
 }
 """2 double and 2 single blocks, 32 wide."""
+CHROMA: dict[str, Any] = {
+    **SMALL,
+    "axes_dims_rope": (4, 6, 6),
+    "approximator_num_channels": 16,
+    "approximator_hidden_dim": 24,
+    "approximator_layers": 2,
+}
+"""The same of Chroma's class."""
 VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",),
     "up_block_types": ("UpDecoderBlock2D",),

@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -28,17 +29,18 @@ from safeflux.packs.neutral import WORDS
 from safeflux.profiles.load import load_profile
 from safeflux.profiles.schema import Profile
 from safeflux.reference.model import load_pipeline
-from tests.helpers.models import SMALL, VAE
+from tests.helpers.models import CHROMA, SMALL, VAE
 
 KNOWN = sorted({word for text in (*WORDS, "photo drawing of automobile park bench close-up") for word in text.split()})
 """What the language models of small FLUX.2 pipelines tell apart."""
 
 
 def save_tiny(folder: Path, name: str) -> Path:
-    """A saved pipeline of a bundled profile's class; FLUX.1's has the text encoders and VAE of emoji-flux."""
+    """A saved pipeline of a bundled profile's class; FLUX.1's and Chroma's have those of emoji-flux for the rest."""
     torch.manual_seed(7)
     profile = load_profile(name)
-    pipe = _flux2(profile) if profile.pipeline.startswith("Flux2") else _flux1(profile)
+    makers = {"Flux2Pipeline": _flux2, "Flux2KleinPipeline": _flux2, "ChromaPipeline": _chroma}
+    pipe = makers.get(profile.pipeline, _flux1)(profile)
     pipe.save_pretrained(folder)
     return folder
 
@@ -49,6 +51,17 @@ def _flux1(profile: Profile) -> diffusers.DiffusionPipeline:
     has_guidance = profile.transformer["guidance_embeds"]
     rest["transformer"] = FluxTransformer2DModel(**shape, axes_dims_rope=(4, 6, 6), guidance_embeds=has_guidance)
     return getattr(diffusers, profile.pipeline)(**rest)
+
+
+def _chroma(profile: Profile) -> diffusers.DiffusionPipeline:
+    rest = load_pipeline()
+    return diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=rest.vae,
+        text_encoder=rest.text_encoder_2,
+        tokenizer=rest.tokenizer_2,
+        transformer=ChromaTransformer2DModel(**{**CHROMA, "in_channels": 128, "joint_attention_dim": 128}),
+    )
 
 
 def _flux2(profile: Profile) -> diffusers.DiffusionPipeline:

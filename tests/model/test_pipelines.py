@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -17,7 +18,7 @@ from safeflux.model.guard import guard
 from safeflux.model.weights import fingerprint
 from safeflux.plan.status import State
 from safeflux.policy.load import Category, Policy
-from tests.helpers.models import SMALL, VAE
+from tests.helpers.models import CHROMA, SMALL, VAE
 
 POLICY = Policy(name="all", categories={"weapons": Category(masks=("blades",))})
 SIDE = 8
@@ -36,6 +37,7 @@ CALLS = {
     "FluxKontextPipeline": (16, IMAGE | KONTEXT),
     "FluxKontextInpaintPipeline": (16, IMAGE | REGION | STRENGTH | KONTEXT),
     "Flux2Pipeline": (16, {}),
+    "ChromaPipeline": (16, {"guidance_scale": 3.0}),
 }
 """How many channels its transformer takes, and what a call takes beside a prompt."""
 
@@ -48,6 +50,9 @@ def build(kind, channels, vae):
         parts = ("text_encoder", "tokenizer")
         transformer = Flux2Transformer2DModel(**shape, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4))
         vae = AutoencoderKLFlux2(**VAE)
+    elif kind == "ChromaPipeline":
+        parts = ("text_encoder", "tokenizer")
+        transformer = ChromaTransformer2DModel(**CHROMA)
     else:
         parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         transformer = FluxTransformer2DModel(**shape, pooled_projection_dim=20, axes_dims_rope=(4, 6, 6))
@@ -60,7 +65,10 @@ def build(kind, channels, vae):
 def draw(pipe, options):
     seed = torch.Generator().manual_seed(1)
     embeds = {"prompt_embeds": torch.randn(1, 3, 24, generator=seed)}
-    if not type(pipe).__name__.startswith("Flux2"):
+    if type(pipe).__name__ == "ChromaPipeline":
+        embeds["prompt_attention_mask"] = torch.tensor([[1.0, 1.0, 0.0]])
+        embeds |= {f"negative_{name}": value.flip(1) for name, value in embeds.items()}
+    elif not type(pipe).__name__.startswith("Flux2"):
         embeds["pooled_prompt_embeds"] = torch.randn(1, 20, generator=seed)
     size = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "latent"}
     return pipe(**embeds, **size, **options, generator=seed).images
@@ -74,7 +82,7 @@ def test_each_draws_another_picture_while_guarded_and_the_same_after(kind, pipe,
     assert torch.equal(draw(pipe, options), before)
     sites = find_sites(pipe.transformer).values()
     masks = MaskSet({site.name: torch.rand(site.shape) >= 0.1 for site in sites})
-    family = "flux2" if kind.startswith("Flux2") else "flux1"
+    family = find_sites(pipe.transformer).family
     meta = make_meta(fingerprint=fingerprint(pipe.transformer), family=family)
     save_masks(tmp_path / "blades.safetensors", masks, meta)
     with guard(pipe, POLICY, store=tmp_path) as handle:

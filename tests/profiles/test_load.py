@@ -24,8 +24,14 @@ PARAMETERS = {
     **dict.fromkeys(("flux2-klein-4b", "flux2-klein-base-4b"), 3_875_544_576),
     "flux2-klein-9b": 9_078_581_248,
     "flux2-dev": 32_223_281_152,
+    "chroma1-hd": 8_899_983_424,
 }
-BLOCKS = {"flux1": (19, 38), "flux2-klein-4b": (5, 20), "flux2-klein-base-4b": (5, 20), "flux2-klein-9b": (8, 24)}
+BLOCKS = {
+    **dict.fromkeys(("flux2-klein-4b", "flux2-klein-base-4b"), (5, 20)),
+    "flux2-klein-9b": (8, 24),
+    "flux2-dev": (8, 48),
+}
+"""Double and single blocks; the others have FLUX.1's."""
 MINIMAL = "apiVersion: safeflux/v1\nkind: Profile\nname: mine\nmodel: somewhere\npipeline: FluxPipeline\n"
 
 
@@ -35,7 +41,7 @@ def test_the_configuration_is_that_of_a_model_of_this_size_and_its_sites_are_kno
     model = lay_out(profile.transformer, profile.training.dtype)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
-    double, single = BLOCKS.get(name, BLOCKS["flux1"] if name.startswith("flux1") else (8, 48))
+    double, single = BLOCKS.get(name, (19, 38))
     sites = find_sites(model)
     assert {site.kind for site in sites.values()} >= set(profile.training.kinds)
     blocks = {site.split(":")[0].split(".")[1] for site in sites if site.startswith("transformer_blocks.")}

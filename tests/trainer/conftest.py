@@ -12,6 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    ChromaPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -47,9 +48,11 @@ class Case:
     def draw(self, noise: torch.Tensor, steps: int, **prompts: Any) -> torch.Tensor:
         """The pipeline's own latents; of the embeddings, unless there are prompts."""
         embeds = {"prompt_embeds": self.condition.tokens}
+        if self.condition.mask is not None:
+            embeds["prompt_attention_mask"] = self.condition.mask
         if "pooled_projections" in self.inputs:
             embeds["pooled_prompt_embeds"] = self.condition.pooled
-        else:  # FLUX.2 packs the latents that it is given
+        elif self.condition.mask is None:  # FLUX.2 packs the latents that it is given
             noise = noise.movedim(1, 2).unflatten(2, (ROWS, COLUMNS))
         latents: torch.Tensor = self.pipe(
             latents=noise,
@@ -130,6 +133,28 @@ def kontext(transformer: FluxTransformer2DModel, *, with_image: bool) -> Case:
     return Case(case.pipe, condition, inputs, {**options, "image": pixels})
 
 
+def chroma(transformer: torch.nn.Module) -> Case:
+    """Chroma, one of whose prompts is shorter than the other, and without a second forward for guidance."""
+    torch.manual_seed(5)
+    pipe = ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL(**VAE, shift_factor=0.1, scaling_factor=0.7),
+        transformer=transformer,
+        **dict.fromkeys(("text_encoder", "tokenizer")),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    tokens, text_ids = torch.randn(BATCH, LENGTH, 24), torch.zeros(LENGTH, 3)
+    seen = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    inputs = {
+        "encoder_hidden_states": tokens,
+        "img_ids": ids_of(1, ROWS, COLUMNS),
+        "txt_ids": text_ids,
+        "attention_mask": torch.cat([seen, torch.ones(BATCH, ROWS * COLUMNS)], dim=1),
+        "reference": None,
+    }
+    return Case(pipe, Condition(tokens, text_ids=text_ids, mask=seen), inputs, {"guidance_scale": 1.0})
+
+
 def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False) -> Case:
     """FLUX.2 with a small language model of its own sort."""
     torch.manual_seed(5)
@@ -161,7 +186,7 @@ def flux2(transformer: torch.nn.Module, kind: type, *, with_image: bool = False)
 
 
 @pytest.fixture
-def make_case(base_transformer, flux2_transformer) -> Callable[[str], Case]:
+def make_case(base_transformer, flux2_transformer, chroma_transformer) -> Callable[[str], Case]:
     """A case by its name."""
     dynamic = {"use_dynamic_shifting": True}
     builders: dict[str, Callable[[], Case]] = {
@@ -172,6 +197,7 @@ def make_case(base_transformer, flux2_transformer) -> Callable[[str], Case]:
         "flux2": lambda: flux2(flux2_transformer, Flux2Pipeline),
         "flux2 with image": lambda: flux2(flux2_transformer, Flux2Pipeline, with_image=True),
         "klein": lambda: flux2(flux2_transformer, Flux2KleinPipeline),
+        "chroma": lambda: chroma(chroma_transformer),
     }
     return lambda name: builders[name]()
 

@@ -8,20 +8,24 @@ from safeflux.trainer.sampling.rollout import rollout
 
 from safeflux.errors import ModelError
 from safeflux.reference.model import load_pipeline
+from tests.helpers.tiny import save_tiny
 
 SIZE = {"steps": 2, "height": 8, "width": 12}
 
 
-def test_encoded_prompts_draw_what_the_pipeline_draws_of_them():
-    pipe, prompts = load_pipeline(), ["a photo of a dagger", "a drawing of a cat and a cup"]
-    sampler = sampler_of(pipe, steps=2, height=64, width=64)
-    noise = sampler.noise(2, seed=1)
+@pytest.mark.parametrize("name", ["emoji-flux", "chroma1-hd"])
+def test_encoded_prompts_draw_what_the_pipeline_draws_of_them(name, tmp_path):
+    pipe = load_pipeline() if name == "emoji-flux" else load_pipeline(save_tiny(tmp_path / name, name))
+    prompts, guidance = ["a dagger", "a drawing of a cat and a cup"], {"guidance_scale": 1.0}
+    sampler = sampler_of(pipe, steps=2, height=64, width=64, guidance=1.0)
+    noise, condition = sampler.noise(2, seed=1), encode(pipe, prompts, 20)
     with torch.no_grad():
-        ours = rollout(pipe.transformer, sampler, noise, encode(pipe, prompts, 20))
-    theirs = pipe(
-        prompts, latents=noise, num_inference_steps=2, height=64, width=64, max_sequence_length=20, output_type="latent"
-    ).images
+        ours = rollout(pipe.transformer, sampler, noise, condition)
+    size = {"num_inference_steps": 2, "height": 64, "width": 64, "max_sequence_length": 20}
+    theirs = pipe(prompts, latents=noise, output_type="latent", **size, **guidance).images
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    if name == "chroma1-hd":
+        assert condition.mask.sum(dim=1).tolist() == [4, 20]  # one of padding too, if any
 
 
 @pytest.mark.parametrize("family", ["flux2", "klein"])
@@ -59,9 +63,11 @@ def test_guidance_goes_where_the_model_has_an_embedding_for_it(make_case):
     assert sampler_of(make_case("dev").pipe, **SIZE, guidance=2.0).guidance == 2.0
 
 
-def test_an_undistilled_klein_is_refused_at_guidance(make_case):
-    pipe = make_case("klein").pipe
-    pipe.register_to_config(is_distilled=False)
+@pytest.mark.parametrize("family", ["klein", "chroma"])
+def test_a_model_that_is_not_distilled_is_refused_at_guidance(make_case, family):
+    pipe = make_case(family).pipe
+    if family == "klein":
+        pipe.register_to_config(is_distilled=False)
     with pytest.raises(ModelError, match=r"not distilled.*guidance=1"):
         sampler_of(pipe, **SIZE)
     assert sampler_of(pipe, **SIZE, guidance=1.0).guidance is None

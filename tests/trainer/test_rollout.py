@@ -17,12 +17,12 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.model.apply import apply_masks_
 from tests.helpers.factors import masked_parameters
 
-FAMILIES = ["dev", "schnell", "kontext", "kontext without image", "flux2", "flux2 with image", "klein"]
+FAMILIES = ["dev", "schnell", "kontext", "kontext without image", "flux2", "flux2 with image", "klein", "chroma"]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def sampler_for(case, steps: int) -> Sampler:
-    return sampler_of(case.pipe, steps=steps, height=8, width=12)
+    return sampler_of(case.pipe, steps=steps, height=8, width=12, guidance=case.options.get("guidance_scale"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,7 +55,7 @@ def test_the_recomputed_gradient_is_that_of_plain_autograd(make_case, family, dt
     check_gradients(make_case(family).to(dtype), steps, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("family", ["schnell", "kontext", "klein"])
+@pytest.mark.parametrize("family", ["schnell", "kontext", "klein", "chroma"])
 def test_so_it_is_in_the_other_families(make_case, family):
     check_gradients(make_case(family).to(torch.float64), 3, 1e-9, ("none", "step", "block"))
 

@@ -1,5 +1,6 @@
 """A model laid out without its weights, and the memory that a training run on it needs."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ class LaidOut:
         tokens, pooled = self.condition.tokens, self.condition.pooled
         text = torch.randn(tokens.shape, dtype=tokens.dtype, device=device)
         one = None if pooled is None else torch.randn(pooled.shape, dtype=pooled.dtype, device=device)
-        return Condition(text, one, self.condition.text_ids)
+        mask = None if self.condition.mask is None else torch.ones(tokens.shape[:2], dtype=tokens.dtype, device=device)
+        return Condition(text, one, self.condition.text_ids, mask=mask)
 
 
 def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) -> LaidOut:
@@ -118,6 +120,7 @@ def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) 
         text,
         None if pooled is None else torch.empty(config.batch, pooled, dtype=dtype, device="meta"),
         torch.zeros(config.max_sequence_length, axes),
+        mask=text[..., 0] if "attention_mask" in inspect.signature(model.forward).parameters else None,
     )
     sites = [site for site in find_sites(model).values() if site.kind in config.kinds]
     return LaidOut(model, sampler, condition, sites)

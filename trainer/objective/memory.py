@@ -145,10 +145,11 @@ def _activations(
         tokens = torch.empty(batch, *condition.tokens.shape[1:], dtype=condition.tokens.dtype)
         pooled = None if condition.pooled is None else torch.empty(batch, condition.pooled.shape[1], dtype=tokens.dtype)
         text_ids = None if condition.text_ids is None else torch.empty(condition.text_ids.shape)
+        mask = None if condition.mask is None else torch.empty(batch, tokens.shape[1], dtype=tokens.dtype)
         seen = condition.reference
         image = seen and Reference(torch.empty(batch, *seen.tokens.shape[1:]), torch.empty(seen.ids.shape))
         like = replace(sampler, image_ids=torch.empty(sampler.image_ids.shape))
-        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids, image))
+        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids, image, mask))
         with (
             fast_math(x.device, sampler.compute_dtype),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),

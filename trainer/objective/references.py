@@ -70,9 +70,11 @@ def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encode
         encode(pipe, unique[k : k + ENCODED_TOGETHER], config.max_sequence_length)
         for k in range(0, len(unique), ENCODED_TOGETHER)
     ]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
     condition = replace(
-        parts[0], tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None
+        parts[0],
+        tokens=torch.cat([part.tokens for part in parts]),
+        pooled=_joined([part.pooled for part in parts]),
+        mask=_joined([part.mask for part in parts]),
     )
     images = {}
     for path in config.prompts.images:
@@ -81,6 +83,12 @@ def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encode
         assert reference is not None
         images[path] = reference
     return Encoded(condition, {prompt: k for k, prompt in enumerate(unique)}, images)
+
+
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Rows of several batches as one tensor; None where the model has no such tensor."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def check_anchors(encoded: Encoded, pairs: Sequence[Pair], max_sequence_length: int) -> None:

@@ -119,11 +119,32 @@ class Klein(Flux2):
     def guidance(self, pipe: Any, scale: float) -> float | None:
         """None; an undistilled klein would draw with a second forward in each step, which a rollout does not do."""
         if scale > 1 and not pipe.config.is_distilled:
-            raise ModelError(
-                f"this klein is not distilled: at guidance {scale:g} its pipeline runs two forwards a step, which a "
-                "rollout does not. Use a distilled klein, or guidance=1."
-            )
+            raise _two_forwards("this klein", scale, "a distilled klein, or ")
         return None
+
+
+class Chroma(Flux1):
+    """Chroma: T5 tokens with an attention mask, no pooled vector, and guidance by a second forward alone."""
+
+    def guidance(self, pipe: Any, scale: float) -> float | None:
+        """None; see `Klein`."""
+        if scale > 1:
+            raise _two_forwards("Chroma", scale)
+        return None
+
+    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
+        """T5 tokens (B, L, D); the mask leaves out all padding but the first token of it."""
+        tokens, text_ids, mask, *_ = pipe.encode_prompt(
+            prompt=prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
+        )
+        return Condition(tokens, text_ids=text_ids, mask=mask)
+
+
+def _two_forwards(model: str, scale: float, otherwise: str = "") -> ModelError:
+    return ModelError(
+        f"{model} is not distilled: at guidance {scale:g} its pipeline runs two forwards a step, which a rollout does "
+        f"not. Use {otherwise}guidance=1."
+    )
 
 
 PIPELINES: dict[str, Preparation] = {
@@ -131,6 +152,7 @@ PIPELINES: dict[str, Preparation] = {
     "FluxKontextPipeline": Kontext(),
     "Flux2Pipeline": Flux2(),
     "Flux2KleinPipeline": Klein(),
+    "ChromaPipeline": Chroma(),
 }
 """Class of the pipeline -> its preparation. By name, so that only the pipeline in use is imported."""
 

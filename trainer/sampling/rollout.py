@@ -8,6 +8,7 @@ in `sampler`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
@@ -58,8 +59,7 @@ def rollout(
         raise ValueError(f"recompute: expected one of {get_args(Recompute)}, got {recompute!r}")
 
     def step(x: torch.Tensor, sigma: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        with _blocks_recomputed(transformer, recompute == "block"):
-            return x + change * velocity(transformer, sampler, x, sigma, condition)
+        return x + change * velocity(transformer, sampler, x, sigma, condition, by_block=recompute == "block")
 
     x = noise
     for sigma, following in pairwise(sampler.sigmas):
@@ -76,10 +76,16 @@ def velocity(
     x: torch.Tensor,
     sigma: torch.Tensor,
     condition: Condition,
+    *,
+    by_block: bool = False,
 ) -> torch.Tensor:
-    """The model's velocity at one noise level, for latents x (B, N, C), in their shape and dtype."""
+    """The model's velocity at one noise level, for latents x (B, N, C), in their shape and dtype.
+
+    With `by_block` the backward pass recomputes each block.
+    """
     inputs = step_inputs(sampler, x, sigma, condition)
-    out: torch.Tensor = transformer(**inputs)[0]
+    with _blocks_recomputed(transformer, by_block, inputs.get("attention_mask")):
+        out: torch.Tensor = transformer(**inputs)[0]
     return out[:, : x.shape[1]].to(x.dtype)
 
 
@@ -97,35 +103,46 @@ def step_inputs(sampler: Sampler, x: torch.Tensor, sigma: torch.Tensor, conditio
         "encoder_hidden_states": condition.tokens,
         "img_ids": ids,
         "txt_ids": text_ids.to(x.device),
-        "guidance": None if sampler.guidance is None else torch.full((len(x),), sampler.guidance, device=x.device),
         "return_dict": False,
     }
-    return inputs if condition.pooled is None else {**inputs, "pooled_projections": condition.pooled}
+    if sampler.guidance is not None:
+        inputs["guidance"] = torch.full((len(x),), sampler.guidance, device=x.device)
+    if condition.pooled is not None:
+        inputs["pooled_projections"] = condition.pooled
+    if condition.mask is not None:  # every image token is seen
+        inputs["attention_mask"] = torch.cat([condition.mask, condition.mask.new_ones(tokens.shape[:2])], dim=1)
+    return inputs
 
 
 @contextmanager
-def _blocks_recomputed(transformer: Any, is_on: bool) -> Iterator[None]:
+def _blocks_recomputed(transformer: Any, is_on: bool, mask: torch.Tensor | None) -> Iterator[None]:
     """Switch the transformer's own checkpointing of blocks to ours, or off; it is put back as it was.
 
     If `enable_gradient_checkpointing` was called before, that is restored too.
     """
     before = transformer.gradient_checkpointing, transformer._gradient_checkpointing_func
-    transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = is_on, _checkpoint_block
+    ours = partial(_checkpoint_block, mask)
+    transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = is_on, ours
     try:
         yield
     finally:
         transformer.gradient_checkpointing, transformer._gradient_checkpointing_func = before
 
 
-def _checkpoint_block(block: torch.nn.Module, *inputs: Any) -> Any:
-    """Run one block; the backward pass runs it again."""
+def _checkpoint_block(mask: torch.Tensor | None, block: torch.nn.Module, *inputs: Any) -> Any:
+    """Run one block; the backward pass runs it again.
+
+    Every block of a model with an attention mask takes it, but diffusers' Chroma leaves it out of the inputs of single
+    blocks that are recomputed.
+    """
+    rest = {} if mask is None or any(value is mask for value in inputs) else {"attention_mask": mask}
     # A tensor that is an argument of its own is let go with its step; inside a tuple it would be kept for all steps.
     lengths = [len(value) if isinstance(value, tuple) else None for value in inputs]
     flat = [part for value in inputs for part in (value if isinstance(value, tuple) else (value,))]
 
     def run(*flat: Any) -> Any:
-        rest = iter(flat)
-        values = tuple(next(rest) if n is None else tuple(islice(rest, n)) for n in lengths)
-        return block(*values)
+        left = iter(flat)
+        values = tuple(next(left) if n is None else tuple(islice(left, n)) for n in lengths)
+        return block(*values, **rest)
 
     return checkpoint(run, *flat, use_reentrant=False, preserve_rng_state=False)

@@ -27,21 +27,24 @@ class Condition:
         pooled: One vector a prompt, (B, P); None for a family without it.
         text_ids: Position ids of the text tokens, (L, A); None where all are zero.
         reference: An image that the model sees beside the prompt; None without.
+        mask: What the pipeline's attention mask has for each text token, (B, L); None for a family without one.
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None = None
     text_ids: torch.Tensor | None = None
     reference: Reference | None = None
+    mask: torch.Tensor | None = None
 
     def __getitem__(self, index: Any) -> "Condition":
         """A part of the batch."""
-        pooled, reference = self.pooled, self.reference
+        pooled, reference, mask = self.pooled, self.reference, self.mask
         return Condition(
             self.tokens[index],
             None if pooled is None else pooled[index],
             self.text_ids,
             None if reference is None else Reference(reference.tokens[index], reference.ids),
+            None if mask is None else mask[index],
         )
 
 

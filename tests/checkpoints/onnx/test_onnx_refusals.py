@@ -144,3 +144,9 @@ def test_models_that_are_guarded_already_and_other_bases_are_refused(plain, mask
     with pytest.raises(PolicyError, match="enforces no category"):
         bake(plain, tmp_path / "twice", NOTHING, store=masks)
     assert not (tmp_path / "twice").exists()
+
+
+def test_a_model_with_an_attention_mask_is_not_exported(chroma_transformer, tmp_path):
+    with pytest.raises(ModelError, match=r"ChromaTransformer2DModel takes an attention mask.*`safeflux bake`"):
+        export_onnx(chroma_transformer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
