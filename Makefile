@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPES := build/types
 WORKERS ?= 2
-SOURCES := safeflux trainer policies benchmarks docs examples tests conftest.py setup.py
+SOURCES := safeflux trainer policies benchmarks comfyui docs examples tests conftest.py setup.py
 
 .PHONY: demo test lint types laid-out pytest docs clean
 

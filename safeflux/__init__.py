@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from safeflux.baking.verify import verify_files
     from safeflux.convert.load_compact import load_compact
     from safeflux.convert.onnx_export import export_onnx
+    from safeflux.convert.tensor_plan import PackedTensor, TensorPlan, plan_tensors
     from safeflux.detectors.base import Detector, Wanted
     from safeflux.detectors.calibration import Calibration, calibrate
     from safeflux.detectors.specs import open_detector
@@ -91,6 +92,7 @@ __all__ = [
     "MaskMismatchError",
     "MaskSet",
     "ModelError",
+    "PackedTensor",
     "PictureRequest",
     "Plan",
     "Policy",
@@ -110,6 +112,7 @@ __all__ = [
     "Status",
     "Store",
     "StoreError",
+    "TensorPlan",
     "TrainError",
     "Verification",
     "Wanted",
@@ -135,6 +138,7 @@ __all__ = [
     "make_statement",
     "open_detector",
     "open_store",
+    "plan_tensors",
     "run_service",
     "save_masks",
     "sign_statement",
@@ -161,6 +165,7 @@ _HOME = {
     "MaskMismatchError": "errors",
     "MaskSet": "masks.mask_set",
     "ModelError": "errors",
+    "PackedTensor": "convert.tensor_plan",
     "PictureRequest": "serve.engine",
     "Plan": "plan.resolve",
     "Policy": "policy.load",
@@ -180,6 +185,7 @@ _HOME = {
     "Status": "plan.status",
     "Store": "masks.store",
     "StoreError": "errors",
+    "TensorPlan": "convert.tensor_plan",
     "TrainError": "errors",
     "Verification": "model.verify",
     "Wanted": "detectors.base",
@@ -205,6 +211,7 @@ _HOME = {
     "make_statement": "plan.statement",
     "open_detector": "detectors.specs",
     "open_store": "masks.store",
+    "plan_tensors": "convert.tensor_plan",
     "run_service": "serve.web.run",
     "save_masks": "masks.file",
     "sign_statement": "evidence.envelope",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for pattern in ("README.md", "docs/*.md", "docs/api/*.rst", "examples/*.py", "safeflux/reference/*.md")
+    for pattern in ("README.md", "docs/*.md", "docs/api/*.rst", "examples/*.py", "comfyui/*.[mp]*", "safeflux/*/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
 ARCHITECTURE = PAGES["docs/architecture.md"]
@@ -66,7 +66,7 @@ def test_every_promise_names_tests_that_exist():
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md", *sorted(PAGES)])
 def test_every_path_of_the_repository_that_is_named_exists(page):
-    form = r"`((?:safeflux|trainer|policies|tests|benchmarks|docs|examples)/[\w./-]*)`"
+    form = r"`((?:safeflux|trainer|policies|tests|benchmarks|comfyui|docs|examples)/[\w./-]*)`"
     named = re.findall(form, (ROOT / page).read_text(encoding="utf-8"))
     assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
 

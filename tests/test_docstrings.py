@@ -17,6 +17,7 @@ MODULES = [
 ]
 WITH_EXAMPLES = {
     "safeflux.checkpoints.zero_codes",
+    "safeflux.convert.tensor_plan",
     "safeflux.detectors.labels",
     "safeflux.detectors.preprocessing",
     "safeflux.evaluation.fidelity",

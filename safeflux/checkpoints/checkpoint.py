@@ -193,12 +193,15 @@ class _InFiles:
         piece = self.pieces[name]
         held = self.checkpoint.tensors[piece.tensor]
         file, form = self.opened[held.file.path], held.tensor.format
-        blocks, inside = np.divmod(piece.places(places), form.block)
-        raw = []
-        for block in blocks.tolist():
-            file.seek(held.tensor.start + block * form.nbytes)
-            raw.append(file.read(form.nbytes))
-        return form.decode(b"".join(raw)).reshape(-1, form.block)[np.arange(len(inside)), inside]
+
+        def read(blocks: npt.NDArray[np.int64]) -> bytes:
+            raw = []
+            for block in blocks.tolist():
+                file.seek(held.tensor.start + block * form.nbytes)
+                raw.append(file.read(form.nbytes))
+            return b"".join(raw)
+
+        return form.take(read, piece.places(places))
 
 
 def check_maskable(tensor: Stored, where: Sequence[Spot]) -> None:

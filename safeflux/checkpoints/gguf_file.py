@@ -208,6 +208,11 @@ def _format(kind: GGMLQuantizationType) -> Format | None:
     return Format(nbytes, 1, read, block, f"-q{_bits(kind.name)}")
 
 
+def format_named(name: str) -> Format | None:
+    """Return the format of the number type of this name, such as `Q8_0`; None if the package cannot read it."""
+    return _format(GGMLQuantizationType[name]) if name in GGMLQuantizationType.__members__ else None
+
+
 def _bits(name: str) -> int:
     """Bits per number, by the name of the type: 4 for Q4_K and IQ4_XS."""
     digit = re.search(r"\d", name)

@@ -46,6 +46,16 @@ class Format:
         with np.errstate(all="ignore"):  # a damaged scale may be no number
             return self.read(np.frombuffer(data, dtype=np.uint8)).astype(np.float64)
 
+    def take(self, read: Callable[[Places], bytes], places: Places) -> npt.NDArray[np.float64]:
+        """Return single numbers of a tensor, by their row-major indices.
+
+        Args:
+            read: Returns the bytes of some blocks of the tensor, one after the other, by the blocks' indices.
+            places: The indices of the numbers.
+        """
+        blocks, inside = np.divmod(places, self.block)
+        return self.decode(read(blocks)).reshape(-1, self.block)[np.arange(len(inside)), inside]
+
     @cached_property
     def layers(self) -> Sequence[Layer]:
         """How a single number is set to zero without changing others; empty if that is impossible."""

@@ -17,13 +17,12 @@ import torch
 
 from safeflux.errors import ApplyError
 from safeflux.masks.mask_set import MaskSet
-from safeflux.masks.packed import Keep
 from safeflux.model.adapters import HOW_TO_KEEP, check_unfused, unfused_on
 from safeflux.model.commit import Commit, carry_out_
 from safeflux.model.forward_values import UnreadableError, Values
 from safeflux.model.index_sets import Elements
 from safeflux.model.weights import PLAIN
-from safeflux.model.writes import Swap, Write, as_bits, places
+from safeflux.model.writes import Swap, Write, as_bits, places, read_in_force
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,14 @@ class Undo:
     def in_force(self) -> MaskSet:
         """Read the model, and return which of the masked bits are really off: zero in every tensor of theirs."""
         now, shapes = Values(self._transformer), self._shapes
-        kept: dict[str, Keep] = {}
-        for site, name, elements in self._masked():
-            keep = kept.setdefault(site, self._masks[site])
-            off = self._masks.bits[site].off()
+
+        def on(name: str, elements: Elements) -> torch.Tensor | None:
             try:
-                keep.flat[off] |= elements.nonzero(as_bits(now.read(name, shapes[name]))).cpu().numpy()
+                return elements.nonzero(as_bits(now.read(name, shapes[name])))
             except UnreadableError:
-                keep.flat[off] = True
-        return MaskSet(kept)
+                return None
+
+        return read_in_force(self._masks, self._masked(), on)
 
     def _masked(self) -> Iterable[tuple[str, str, Elements]]:
         """Each site with the name of a tensor of its, and all that is masked there."""

@@ -46,6 +46,9 @@ class Elements(Protocol):
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """For each row, column or single element, whether anything in it is not zero; bool."""
 
+    def to(self, device: torch.device) -> "Elements":
+        """Return the same with its numbers on a device, for tensors there that are filled again and again."""
+
     def __len__(self) -> int:
         """How many rows, columns or single elements."""
 
@@ -96,13 +99,17 @@ class Lines:
         found = self.read(bits) != 0
         return found if found.dim() == 1 else found.any(dim=1 - self.axis)
 
+    def to(self, device: torch.device) -> "Lines":
+        """See `Elements`."""
+        return Lines(self.axis, self.numbers.to(device))
+
     def __len__(self) -> int:
         """See `Elements`."""
         return len(self.numbers)
 
     def _line(self, bits: torch.Tensor) -> torch.Tensor:
         """One row with all bits set in these columns."""
-        line = torch.zeros(bits.shape[1], dtype=bits.dtype)
+        line = torch.zeros(bits.shape[1], dtype=bits.dtype, device=self.numbers.device)
         line[self.numbers] = ~line[0]
         return line.to(bits.device)
 
@@ -155,6 +162,10 @@ class Points:
     def nonzero(self, bits: torch.Tensor) -> torch.Tensor:
         """See `Elements`."""
         return self.read(bits) != 0
+
+    def to(self, device: torch.device) -> "Points":
+        """See `Elements`."""
+        return Points(self.places.to(device))
 
     def __len__(self) -> int:
         """See `Elements`."""

@@ -4,8 +4,9 @@ A receipt holds no prompt, no image and no path, and it never says that anything
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,19 +30,15 @@ def make_receipt(
     names those on each layer, which of them are fused into it, and their scales. `watched` names the parts of the
     pipeline that were noted beside the transformer; where a transformer was guarded alone it is empty.
     """
-    return {
-        "format": RECEIPT,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "state": str(status.state),
-        "faults": list(status.faults),
-        "base": {
+    return fill_receipt(
+        plan,
+        status,
+        base={
             "class": type(transformer).__name__,
-            "family": plan.sites.family,
-            "fingerprint": plan.base,
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in transformer.parameters()}),
             "devices": sorted({str(p.device) for p in transformer.parameters()}),
         },
-        "adapters": {
+        adapters={
             layer: {
                 "adapters": list(wrapped.adapters),
                 "fused": list(wrapped.fused),
@@ -49,6 +46,39 @@ def make_receipt(
             }
             for layer, wrapped in wrapped_layers(transformer).items()
         },
+        watched=watched,
+        held=Values(transformer).holders(),
+    )
+
+
+def fill_receipt(
+    plan: Plan,
+    status: Status,
+    *,
+    base: Mapping[str, Any],
+    adapters: Mapping[str, Any],
+    watched: Sequence[str],
+    held: Mapping[str, int],
+    versions: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return a receipt, from what is known of the model besides its plan and status.
+
+    Args:
+        plan: What was asked for.
+        status: What is in force.
+        base: The model's class, and the types and devices of its weights.
+        adapters: What is on each layer.
+        watched: The parts of a pipeline that were noted beside the transformer.
+        held: How many parameters are held in which way.
+        versions: Of other software than Python, safeflux and its libraries.
+    """
+    return {
+        "format": RECEIPT,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "state": str(status.state),
+        "faults": list(status.faults),
+        "base": {**base, "family": plan.sites.family, "fingerprint": plan.base},
+        "adapters": dict(adapters),
         "watched": {
             "transformer": True,
             "parts": list(watched),
@@ -56,7 +86,7 @@ def make_receipt(
             if watched
             else "the transformer was guarded alone: text encoders, scheduler and VAE are not watched",
         },
-        "held": Values(transformer).holders(),
+        "held": dict(held),
         "policy": {"name": plan.policy.name, "sha256": plan.policy.digest, "effective": plan.policy.values()},
         "standing_policies": [{"name": p.policy.name, "sha256": p.policy.digest} for p in plan.standing],
         "masks_sha256": digest(plan.masks),
@@ -66,7 +96,8 @@ def make_receipt(
         "sites": {name: _amount(amount) for name, amount in status.sites.items()},
         "shares": {kind: {"masked": count.masked, "total": count.total} for kind, count in plan.shares.items()},
         "versions": {"safeflux": __version__, "python": platform.python_version()}
-        | installed(("torch", "diffusers", "peft")),
+        | installed(("torch", "diffusers", "peft"))
+        | dict(versions),
         "limits": "Zeros in the weights show what was switched off; they do not prove that a concept cannot be drawn.",
     }
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from safeflux.errors import ModelError
-from safeflux.families.fingerprint import fingerprint_of
+from safeflux.families.fingerprint import TOLERANCE, fingerprint_of
 from safeflux.families.sites import Site, base_names, spans
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -134,18 +134,27 @@ class _InMemory:
     @property
     def coarsest(self) -> str:
         """See `fingerprint.Weights`."""
-        dtypes = {str(tensor.dtype) for tensor in self.tensors.values()}
-        return next((end for end in ("-e5m2", "-e4m3") if any("float8_" + end[1:] in dtype for dtype in dtypes)), "")
+        return max((coarseness_of(tensor) for tensor in self.tensors.values()), key=TOLERANCE.__getitem__, default="")
 
-    @torch.no_grad()
     def take(self, name: str, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """See `fingerprint.Weights`."""
-        values = self.tensors[name].detach()
-        index = torch.from_numpy(places).to(values.device)
-        # torch cannot pick elements of float8, but can of bytes
-        is_byte = values.element_size() == 1
-        picked = values.view(torch.uint8).take(index).view(values.dtype) if is_byte else values.take(index)
-        return picked.to(device="cpu", dtype=torch.float64).numpy()
+        return take(self.tensors[name], places)
+
+
+def coarseness_of(tensor: torch.Tensor) -> str:
+    """What the numbers of a tensor add to the name of a fingerprint, a key of `fingerprint.TOLERANCE`."""
+    return next((end for end in ("-e5m2", "-e4m3") if "float8_" + end[1:] in str(tensor.dtype)), "")
+
+
+@torch.no_grad()
+def take(tensor: torch.Tensor, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return elements of a tensor, by their row-major indices."""
+    values = tensor.detach()
+    index = torch.from_numpy(places).to(values.device)
+    # torch cannot pick elements of float8, but can of bytes
+    is_byte = values.element_size() == 1
+    picked = values.view(torch.uint8).take(index).view(values.dtype) if is_byte else values.take(index)
+    return picked.to(device="cpu", dtype=torch.float64).numpy()
 
 
 def _offload_groups(transformer: torch.nn.Module) -> Iterator[Any]:

@@ -3,14 +3,16 @@
 Bits are handled as integers: zero is zero in every float format, and NaN is copied like any other value.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
+from safeflux.families import Layout
 from safeflux.families.sites import Site, Span, find_sites, spans
 from safeflux.masks.mask_set import MaskSet, check_fit
+from safeflux.masks.packed import Keep
 from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, without
 from safeflux.model.weights import check_not_fused, check_plain, named_weights
 
@@ -127,14 +129,36 @@ def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
         yield Place(site, name, weights[name], elements)
 
 
-def masked(sites: Mapping[str, Site], masks: MaskSet) -> Iterator[tuple[str, str, Elements]]:
-    """Yield what masks switch off: a site's name, the name of a tensor of its, and the elements of that."""
+def masked(
+    sites: Mapping[str, Site], masks: MaskSet, layout: Layout = "diffusers"
+) -> Iterator[tuple[str, str, Elements]]:
+    """Yield what masks switch off: a site's name, the name of a tensor of its in a layout, and the elements of that."""
     for name, bits in masks.bits.items():
         if not bits.num_off:
             continue
         off = torch.from_numpy(bits.off())
-        for span in spans(sites[name]):
+        for span in spans(sites[name], layout):
             yield name, span.tensor, _elements(span, off, bits.shape)
+
+
+def read_in_force(
+    masks: MaskSet,
+    where: Iterable[tuple[str, str, Elements]],
+    on: Callable[[str, Elements], torch.Tensor | None],
+) -> MaskSet:
+    """Return which of the masked bits are really off: zero in every tensor of theirs.
+
+    Args:
+        masks: What should be off.
+        where: The places of it, as `masked` yields them.
+        on: Says for each row, column or element of a tensor, by its name, whether it is not all zero; None if that
+            cannot be read, which counts as on.
+    """
+    kept: dict[str, Keep] = {}
+    for site, name, elements in where:
+        keep, off, found = kept.setdefault(site, masks[site]), masks.bits[site].off(), on(name, elements)
+        keep.flat[off] = True if found is None else keep.flat[off] | found.cpu().numpy()
+    return MaskSet(kept)
 
 
 @dataclass(frozen=True, eq=False)
