@@ -32,5 +32,9 @@ def milliseconds(call: Callable[[], Any]) -> float:
 def write_report(path: Path | None, **facts: Any) -> None:
     """Write figures as JSON, with versions and the machine; nothing without a path."""
     if path:
-        ran_on = {"safeflux": safeflux.__version__, "torch": torch.__version__, "machine": platform.machine()}
-        write_atomically(path, (json.dumps({**facts, **ran_on}, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps({**facts, **ran_on()}, indent=1) + "\n").encode())
+
+
+def ran_on() -> dict[str, str]:
+    """The versions and the machine."""
+    return {"safeflux": safeflux.__version__, "torch": torch.__version__, "machine": platform.machine()}

@@ -7,7 +7,8 @@ The base model's pictures are drawn and judged once, when a question is first as
         print(bench.measure(masks, ["weapons"]).harmonic)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -72,18 +73,40 @@ class Bench:
             ModelError: The model's weights are others than when the bench was made.
             MaskMismatchError: The masks do not fit the model, or there are none.
         """
+        check_fit(masks, self._sites)  # before anything is drawn
+
+        @contextmanager
+        def masked() -> Iterator[Any]:
+            with apply_masks_(self.pipe.transformer, masks):
+                yield self.pipe
+
+        return self.compare(masked(), targets, Shares.of(masks, self._sites))
+
+    def compare(
+        self, drawing: AbstractContextManager[Any], targets: Sequence[str | Target], shares: Shares | None = None
+    ) -> Figures:
+        """Draw in some other way than the base model does, judge, and compare the same prompts and noises.
+
+        Args:
+            drawing: Opened after the base model has drawn. It gives what is called like the pipeline, and leaves the
+                pipeline as it was.
+            targets: As for `measure`.
+            shares: How much is masked in it, for the figures; None for nothing.
+
+        Raises:
+            ConfigError: No target, or one that the vocabulary does not have.
+            ModelError: The model's weights are others than when the bench was made.
+        """
         erased = [target_of(one) if isinstance(one, str) else one for one in dict.fromkeys(targets)]
         if not erased:
             raise ConfigError("expected at least one category to measure, got none")
         questions = questions_of(erased, self.sizes, self.seed)
         self._check_model()
-        check_fit(masks, self._sites)  # before anything is drawn
         base = self._base_answers(questions)
-        with apply_masks_(self.pipe.transformer, masks):
-            masked = self._draw("masked model", questions)
-        pairs = {name: Pair(question.asks, base[name], masked[name]) for name, question in questions.items()}
-        shares = Shares.of(masks, self._sites)
-        return tally(erased, pairs, shares, self._two_noises())
+        with drawing as pipe:
+            changed = self._draw(pipe, "masked model", questions)
+        pairs = {name: Pair(question.asks, base[name], changed[name]) for name, question in questions.items()}
+        return tally(erased, pairs, shares or Shares({}), self._two_noises())
 
     def _check_model(self) -> None:
         if fingerprint(self.pipe.transformer) != self._fingerprint:
@@ -108,11 +131,11 @@ class Bench:
             for name, question in questions.items()
             if name not in self._base or self._base[name][0][: len(question.asks)] != question.asks
         }
-        drawn = self._draw("base model", missing)
+        drawn = self._draw(self.pipe, "base model", missing)
         self._base |= {name: (missing[name].asks, answer) for name, answer in drawn.items()}
         return {name: self._base[name][1].take(np.arange(len(q.asks))) for name, q in questions.items()}
 
-    def _draw(self, what: str, questions: Mapping[str, Question]) -> dict[str, Answer]:
+    def _draw(self, pipe: Any, what: str, questions: Mapping[str, Question]) -> dict[str, Answer]:
         done, total = 0, sum(len(question.asks) for question in questions.values())
         answers = {}
 
@@ -122,7 +145,7 @@ class Bench:
             self._progress(what, done, total)
 
         for name, question in questions.items():
-            images = draw(self.pipe, [ask.prompt for ask in question.asks], question.first_seed, drawn=drawn)
+            images = draw(pipe, [ask.prompt for ask in question.asks], question.first_seed, drawn=drawn)
             # Only these are compared pixel by pixel; all pictures of a long series would fill the memory.
             answers[name] = Answer(self.judge(images), images if question.is_neutral else ())
         return answers

@@ -1,0 +1,48 @@
+"""One way to keep targets out of a model: what it needs, what it makes, and what its paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.peers.material import Material
+from safeflux.reference.vocabulary import Target
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made for some targets.
+
+    Attributes:
+        drawing: Given the pipeline, what draws under the method while the context is open. The pipeline is put back.
+        num_bytes: What has to be stored for it.
+        state: What `Method.combine` takes of it.
+    """
+
+    drawing: Callable[[Any], AbstractContextManager[Any]]
+    num_bytes: int
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        paper: Where it is from.
+        carried: What had to change for rectified flow and a transformer that sees text and image together.
+        grid: The settings that are tried on validation; as many for each method.
+        make: Makes it for some targets.
+        combine: Puts together what was made for single targets, without training; None where all have to be made
+            together again.
+    """
+
+    paper: str
+    carried: str
+    grid: Sequence[Settings]
+    make: Callable[[Material, Sequence[Target], Settings], Made]
+    combine: Callable[[Material, Sequence[Made], Settings], Made] | None = None

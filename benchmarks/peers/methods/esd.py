@@ -1,0 +1,64 @@
+"""Erased stable diffusion (arXiv 2303.07345): v(x, c) is trained towards v_0(x, 0) - eta (v_0(x, c) - v_0(x, 0)).
+
+x is on the way that the model under training takes from noise, by the concept's prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from safeflux.trainer.sampling.rollout import Condition, rollout
+
+from benchmarks.peers.material import BATCH, Material, Noised, copied, replaced
+from benchmarks.peers.method import Made, Method, Settings
+from benchmarks.peers.methods.tuning import parameters_of, tune
+from safeflux.reference.vocabulary import Target
+
+
+def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
+    """Fine-tune a copy."""
+    source, model, base = material.source(targets), copied(material.pipe), material.pipe.transformer
+    parameters, empty = parameters_of(model, settings["where"]), material.encode([""] * BATCH)
+
+    def loss() -> torch.Tensor:
+        condition = material.encode([pair.prompt for pair in material.pairs(source, targets)])
+        at = _on_the_way(material, model, condition)
+        with torch.no_grad():
+            ours, nothing = (material.velocity(base, at, each) for each in (condition, empty))
+            goal = nothing - settings["eta"] * (ours - nothing)
+        return F.mse_loss(material.velocity(model, at, condition), goal)
+
+    tune(parameters, loss, settings["steps"], settings["lr"])
+    return Made(partial(replaced, transformer=model), sum(each.numel() * 4 for each in parameters))
+
+
+@torch.no_grad()
+def _on_the_way(material: Material, model: torch.nn.Module, condition: Condition) -> Noised:
+    sampler = material.sampler
+    step = int(material.rng.integers(len(sampler.sigmas) - 1))
+    noise = torch.randn(len(condition.tokens), *sampler.shape, generator=material.noise)
+    x = rollout(model, replace(sampler, sigmas=sampler.sigmas[: step + 1]), noise, condition)
+    return Noised(x, sampler.sigmas[step].expand(len(x)))
+
+
+METHOD = Method(
+    paper="arXiv 2303.07345",
+    carried="velocities in the place of noise; `text` are the layers by which text enters attention, in the place of "
+    "cross-attention's",
+    grid=[
+        {"where": where, "eta": eta, "lr": lr, "steps": 200}
+        for where, eta, lr in (
+            ("text", 1.0, 1e-4),
+            ("text", 1.0, 1e-3),
+            ("text", 3.0, 1e-4),
+            ("all", 1.0, 3e-5),
+            ("all", 1.0, 1e-4),
+            ("all", 3.0, 3e-5),
+        )
+    ],
+    make=make,
+)

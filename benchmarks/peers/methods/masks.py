@@ -1,0 +1,46 @@
+"""Binary masks: the shipped ones, which `benchmarks.make_catalogue` learned together, or those of another folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.material import Material
+from benchmarks.peers.method import Made, Method, Settings
+from safeflux.masks.file import load_masks
+from safeflux.masks.mask_set import MaskSet, compose
+from safeflux.model.apply import apply_masks_
+from safeflux.reference.vocabulary import Target
+
+FOLDER = Path("policies/masks/emoji-flux")
+
+
+def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
+    """Read the files of the targets, and write them all."""
+    paths = [Path(settings["folder"]) / f"{target.name}.safetensors" for target in targets]
+    return _made(compose(*(load_masks(path)[0] for path in paths)), sum(path.stat().st_size for path in paths))
+
+
+def combine(material: Material, parts: Sequence[Made], settings: Settings) -> Made:
+    """By elementwise AND."""
+    return _made(compose(*(part.state for part in parts)), sum(part.num_bytes for part in parts))
+
+
+def _made(masks: MaskSet, num_bytes: int) -> Made:
+    @contextmanager
+    def drawing(pipe: Any) -> Iterator[Any]:
+        with apply_masks_(pipe.transformer, masks):
+            yield pipe
+
+    return Made(drawing, num_bytes, masks)
+
+
+METHOD = Method(
+    paper="this project, after Minimalist Concept Erasure (arXiv 2507.13386)",
+    carried="nothing: made for rectified flow; the settings are those of the shipped files, chosen on their validation",
+    grid=[{"folder": str(FOLDER)}],
+    make=make,
+    combine=combine,
+)

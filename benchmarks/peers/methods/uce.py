@@ -1,0 +1,58 @@
+"""Unified concept editing (arXiv 2308.14761): linear maps of the text, in closed form, read a concept as its anchor.
+
+W' = (sum_i v_i c_i^T + p W sum_r c_r c_r^T + l W) (sum_i c_i c_i^T + p sum_r c_r c_r^T + l I)^-1 with v_i = W a_i, for
+inputs c_i of the concept, a_i of its anchor, and c_r to preserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from benchmarks.peers.material import BATCH, Material, copied, replaced
+from benchmarks.peers.method import Made, Method, Settings
+from safeflux.reference.vocabulary import Target
+
+PROMPTS = 5 * BATCH
+"""Of the targets, and to preserve, for each batch of pictures that other methods get."""
+
+
+def edited(
+    weight: torch.Tensor, ours: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor, settings: Settings
+) -> torch.Tensor:
+    """The map W' (O, I), from inputs (n, I); in float64, where the inverse needs it."""
+    w, c, a, r = (each.double() for each in (weight, ours, anchors, kept))
+    share, rest = len(c) / len(r) * settings["preserve"], settings["ridge"] * len(c) * torch.eye(w.shape[1]).double()
+    left = w @ (a.T @ c + share * r.T @ r + rest)
+    right = c.T @ c + share * r.T @ r + rest
+    return torch.linalg.solve(right, left, left=False).to(weight.dtype)
+
+
+@torch.no_grad()
+def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
+    """Edit the two maps through which text enters, the tokens' and the pooled vector's."""
+    source, count = material.source(targets), PROMPTS * material.batches
+    pairs = material.pairs(source, targets, count)
+    kept = material.encode([pair.prompt for pair in source.preserve(material.rng, count)])
+    ours, anchors = (material.encode([getattr(pair, part) for pair in pairs]) for part in ("prompt", "anchor"))
+    model = copied(material.pipe)
+    tokens, pooled = model.context_embedder, model.time_text_embed.text_embedder.linear_1
+    for layer, part in ((tokens, "tokens"), (pooled, "pooled")):
+        theirs, others, left = (getattr(each, part).flatten(0, -2) for each in (ours, anchors, kept))
+        layer.weight.copy_(edited(layer.weight, theirs, others, left, settings))
+    changed = (tokens.weight, pooled.weight)
+    return Made(partial(replaced, transformer=model), sum(each.numel() * 4 for each in changed))
+
+
+METHOD = Method(
+    paper="arXiv 2308.14761",
+    carried="there are no keys and values of the text alone: the maps are those through which the text's tokens and "
+    "the pooled vector enter the transformer; tokens of concept and anchor are matched by their places",
+    grid=[
+        {"preserve": preserve, "ridge": ridge}
+        for preserve, ridge in ((1.0, 1e-3), (1.0, 1e-5), (0.1, 1e-3), (0.1, 1e-5), (10.0, 1e-5), (0.01, 1e-5))
+    ],
+    make=make,
+)
