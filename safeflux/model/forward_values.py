@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safeflux.families.sites import base_names
-from safeflux.model.weights import PLAIN, fused_rows, is_frozen, offload_copies, offload_files
+from safeflux.model.weights import PLAIN, check_whole, fused_rows, is_frozen, offload_copies, offload_files
 
 
 class UnreadableError(Exception):
@@ -24,7 +24,12 @@ class Values:
     """Reads a transformer's weights by name."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
-        """Find out where they are held at this moment."""
+        """Find out where they are held at this moment.
+
+        Raises:
+            ModelError: The model's parts are not in their places now.
+        """
+        check_whole(transformer)
         self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in transformer.modules())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
         parameters = base_names(dict(transformer.named_parameters(remove_duplicate=False)))

@@ -87,7 +87,10 @@ def _read(subject: Subject, entry: Entry) -> Verification:
             return Verification(State.UNGUARDED, (), name)
         older = "the model was loaded and guarded anew since; this is an older guard"
         return Verification(State.STALE, (older,), name)
-    now = Values(transformer)
+    try:
+        now = Values(transformer)
+    except ModelError as error:
+        return Verification(State.STALE, (str(error),), name)
     seen = Snapshot(transformer, now)  # before the reading, so that a write that comes between is not missed
     faults = entry.undo.faults(now)
     broken: list[str] = []

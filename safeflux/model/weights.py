@@ -34,7 +34,22 @@ def find_transformer(model: Any) -> torch.nn.Module:
         raise ModelError(f"expected a FLUX pipeline of diffusers or its transformer, got {type(model).__name__}")
     if uncompiled(transformer) is not transformer:
         raise ModelError(f"this model is compiled already. {_ORDER}")
+    check_whole(transformer)
     return transformer
+
+
+def check_whole(transformer: torch.nn.Module) -> None:
+    """Make sure that a model's parts are in their places, so that its weights can be found by name.
+
+    Raises:
+        ModelError: It is a part of itself: cache-dit puts its own blocks in while a picture is being drawn.
+    """
+    for name, module in transformer.named_modules():
+        if any(part is transformer for part in module._modules.values()):
+            raise ModelError(
+                f"the model is a part of its own {name!r} at the moment: cache-dit draws a picture with it. Try again "
+                "when that is done; with several threads draw inside of the handle's `drawing()`."
+            )
 
 
 def check_not_compiled(transformer: torch.nn.Module) -> None:
@@ -59,7 +74,11 @@ def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter by name, tied ones under each of their names; without adapters, and as if without.
 
     Nor are matrices among them that diffusers fused from others (`fused_rows`).
+
+    Raises:
+        ModelError: Its parts are not in their places now.
     """
+    check_whole(transformer)
     weights = base_names(dict(transformer.named_parameters(remove_duplicate=False)))
     fused = {rows.tensor for rows in fused_rows(transformer).values()}
     return {name: tensor for name, tensor in weights.items() if name not in fused}

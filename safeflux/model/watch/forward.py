@@ -3,6 +3,7 @@
 Known is code of the libraries that serve FLUX (`known`), so far as it draws with the module's own parameters: the
 classes of torch and diffusers, accelerate's hooks, diffusers' hooks (offload, layerwise casting, caches), cache-dit,
 quantisers. Anything else can draw with other weights than those that are read, and so nobody can tell what it draws.
+A copy of a model with such hooks is that too: Python copies no function, so its forward may lead to the first model.
 
 `snapshot` notes by identity what can change without a change of class, and judges nothing. Neither looks into
 functions: a patched `torch.nn.functional`, a dispatch mode or a `functional_call` is not seen.
@@ -23,6 +24,7 @@ from safeflux.model.watch.known import (
     is_known,
     is_of,
     name_of,
+    reached_by,
     uncompiled_call,
 )
 
@@ -39,11 +41,12 @@ def strangers(root: torch.nn.Module) -> list[str]:
     Args:
         root: A transformer, or another module of a pipeline.
     """
-    within = set(root.modules())
+    makers = makers_of(root)
+    within = set(makers.values())
     foreign = [hook for hook in _global_hooks() if not is_known(hook, within)]
     found = [f"a hook of all modules, {name_of(hook)}," for hook in foreign]
     kinds: dict[type, None] = {}
-    for name, module in root.named_modules():
+    for name, module in makers.items():
         found += [f"module {name or type(root).__name__!r}: {what}" for what in _strange(module, within)]
         kinds |= dict.fromkeys(type(each) for each in (module, *_helpers(vars(module))))
     bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object)
@@ -51,12 +54,44 @@ def strangers(root: torch.nn.Module) -> list[str]:
     return [f"{what} is not known here, and may draw with other weights" for what in found]
 
 
+def makers_of(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules that make a module's output, by name: its parts, and what its forwards put around these.
+
+    cache-dit keeps its blocks, which draw with the model's own, where only the forward that it sets can see them.
+    """
+    makers = dict(root.named_modules())
+    within = set(makers.values())
+    calls = [
+        (f"{name}.{leaf}".lstrip("."), vars(module)[leaf])
+        for name, module in makers.items()
+        for leaf in vars(module).keys() & _CALLED
+    ]
+    own = {id(tensor) for tensor in _tensors(root)} if calls else set()
+    for name, call in calls:
+        held = [each for each in reached_by(call) if isinstance(each, torch.nn.Module) and each not in within]
+        for number, around in enumerate(held):
+            if own.issuperset(map(id, _tensors(around))):
+                parts = dict(around.named_modules(prefix=f"{name}:{number}"))
+                makers |= {part: module for part, module in parts.items() if module not in within}
+                within |= set(parts.values())
+    return makers
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
 def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
-    """Forget what diffusers' caches (First Block Cache and its like) hold of a picture that was given up halfway."""
+    """Forget what caches hold of a picture: those of diffusers (First Block Cache and its like), and cache-dit's."""
     for module in modules:
-        registry = vars(module).get("_diffusers_hook")
-        if registry is not None:
+        own = vars(module)
+        if (registry := own.get("_diffusers_hook")) is not None:
             registry.reset_stateful_hooks(recurse=False)
+        contexts: Any = own.get("_context_manager")
+        if home_of(type(contexts)).startswith("cache_dit."):
+            for name, context in list(contexts._cached_context_manager.items()):
+                contexts.reset_context(name, *context._init_args, **context._init_kwargs)
 
 
 def _strange(module: torch.nn.Module, within: Within) -> Iterator[str]:

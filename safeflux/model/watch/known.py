@@ -1,6 +1,7 @@
 """Which code is known: that of the libraries that serve FLUX, bound to nothing but the module that is looked at."""
 
 import functools
+import sys
 import types
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -14,6 +15,11 @@ KNOWN = (
 """Packages whose code draws with a module's own parameters."""
 _HELPERS = ("builtins", "contextlib", "functools", "huggingface_hub", "typing_extensions", "warnings")
 """Packages whose decorators they use."""
+_DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "typing_extensions"}
+"""Packages of what else their code may hold: settings, locks, numbers."""
+_METHODS = (types.MethodType, types.BuiltinMethodType)
+_BOUND = (*_METHODS, functools.partial)
+_CONTAINERS = (list, tuple, set, frozenset)
 Within = Collection[torch.nn.Module]
 """The modules that known code may be bound to."""
 
@@ -24,18 +30,25 @@ def is_from_known(home: str) -> bool:
 
 
 def is_known(call: Any, within: Within) -> bool:
-    """Whether a callable is code of known packages, and holds neither a module from elsewhere nor a tensor."""
-    if isinstance(call, functools.partial):
-        held = (*call.args, *call.keywords.values())
-        return not any(_is_foreign(each, within) for each in held) and is_known(call.func, within)
-    if _is_foreign(getattr(call, "__self__", None), within):
-        return False
-    function = getattr(call, "__func__", call)
-    inner = uncompiled_call(function)
-    if isinstance(inner, functools.partial) or inner is not function:
-        return is_known(inner, within)
-    closed_over = _closed_over(function)
-    return is_from_known(_written_in(function)) and not any(_is_foreign(each, within) for each in closed_over)
+    """Whether a callable is code of known packages, and holds neither a module from elsewhere nor a tensor.
+
+    What it holds is followed through partials, methods, closures and containers, and through what objects call that
+    lie in these: a forward that wraps another one is known only if that one is.
+    """
+    inmost = _inmost(call)
+    return is_from_known(_written_in(inmost)) and not any(_is_foreign(each, within) for each in reached_by(call))
+
+
+def reached_by(call: Any) -> Iterator[Any]:
+    """Yield a callable and what it holds, each once; modules, tensors and the data of objects are not looked into."""
+    seen: dict[int, Any] = {}  # held, or another object could come to have the same id
+    left = [call]
+    while left:
+        thing = left.pop()
+        if id(thing) not in seen:
+            seen[id(thing)] = thing
+            yield thing
+            left += _held_by(thing)
 
 
 def is_of(call: Any, module: torch.nn.Module) -> bool:
@@ -100,6 +113,32 @@ def _written_in(function: Any) -> str:
     return str(home)
 
 
+def _inmost(call: Any) -> Any:
+    """The function that does the work, inside of partials, methods and compilers."""
+    while True:
+        inner = uncompiled_call(getattr(call, "__func__", call))
+        inner = inner.func if isinstance(inner, functools.partial) else inner
+        if inner is call:
+            return call
+        call = inner
+
+
+def _held_by(thing: Any) -> list[Any]:
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if (inner := uncompiled_call(thing)) is not thing:
+        return [inner]
+    if isinstance(thing, types.FunctionType):
+        return list(_closed_over(thing))
+    if isinstance(thing, _METHODS):
+        return [thing.__self__, getattr(thing, "__func__", None)]
+    if isinstance(thing, (dict, *_CONTAINERS)):
+        return list(thing.values() if isinstance(thing, dict) else thing)
+    if isinstance(thing, torch.nn.Module | torch.Tensor | type | types.ModuleType):
+        return []
+    return [held for held in vars(thing).values() if isinstance(held, _BOUND)] if hasattr(thing, "__dict__") else []
+
+
 def _closed_over(function: Any) -> Iterator[Any]:
     """What a function holds from where it was defined."""
     for cell in getattr(function, "__closure__", None) or ():
@@ -110,6 +149,13 @@ def _closed_over(function: Any) -> Iterator[Any]:
 
 
 def _is_foreign(held: Any, within: Within) -> bool:
-    """Whether something that code holds is a tensor, or a module from elsewhere, or is bound to one."""
-    bound = getattr(held, "__self__", None) if isinstance(held, types.MethodType) else held
-    return isinstance(bound, torch.Tensor) or (isinstance(bound, torch.nn.Module) and bound not in within)
+    """Whether something that code holds is a tensor, a module from elsewhere, or of packages that are not known."""
+    if isinstance(held, torch.nn.Module):
+        return held not in within
+    if isinstance(held, torch.Tensor):
+        return True
+    if isinstance(held, types.FunctionType):
+        home = _written_in(held)
+    else:
+        home = home_of(held if isinstance(held, type) else type(held))
+    return not (is_from_known(home) or home.partition(".")[0] in _DATA)

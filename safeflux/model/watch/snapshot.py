@@ -17,7 +17,7 @@ import torch
 import torch.nn.modules.module as torch_module
 
 from safeflux.model.forward_values import Values
-from safeflux.model.watch.forward import HOOKS, OWN
+from safeflux.model.watch.forward import HOOKS, OWN, makers_of
 
 _PARTS = itemgetter("_parameters", "_modules", *HOOKS)
 _VERSION = attrgetter("_version")
@@ -37,7 +37,7 @@ class Snapshot:
             now: Where its weights are held, if that is known already.
         """
         # What is compared is held, or another object could come to lie where it lay.
-        modules = list(root.modules())
+        modules = list(makers_of(root).values())
         self._modules = modules
         self._types = list(map(type, modules))
         self._owns = [vars(m) for m in modules]

@@ -1,0 +1,180 @@
+"""cache-dit under a guard, with the real package: its forwards and blocks are known, and forget the policy before."""
+
+import copy
+import types
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from safeflux.errors import ModelError
+from safeflux.model.guard import guard
+from safeflux.model.pool.pool import PolicyPool
+from safeflux.model.watch.forward import strangers
+from safeflux.plan.status import State
+from tests.helpers.policies import BOTH, SPIRITS
+
+OPTIONS = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 1e6, "max_warmup_steps": 1}
+NEVER = {**OPTIONS, "max_warmup_steps": 99}
+"""Every step is computed."""
+
+
+@pytest.fixture(scope="module")
+def cache_dit():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchao, which it imports
+        package = pytest.importorskip("cache_dit", reason="needs cache-dit (pip install cache-dit)")
+    package.logger.init_logger("cache_dit").setLevel("ERROR")
+    return package
+
+
+def residuals(cache_dit):
+    return {"cache_config": cache_dit.DBCacheConfig(**OPTIONS)}
+
+
+def taylor(cache_dit):
+    return {**residuals(cache_dit), "calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)}
+
+
+def pruned(cache_dit):
+    return {"cache_config": cache_dit.DBPruneConfig(**OPTIONS)}
+
+
+def draw(pipe):
+    embeds = {"prompt_embeds": torch.ones(1, 3, 24), "pooled_prompt_embeds": torch.ones(1, 20)}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(**embeds, num_inference_steps=4, height=32, width=32, generator=generator, output_type="latent").images
+
+
+def test_a_pipeline_draws_guarded_with_cache_dit(pipe, store, cache_dit, monkeypatch):
+    handle = guard(pipe, BOTH, store=store)
+    plain = draw(pipe)
+    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(**NEVER))
+    try:
+        for _ in range(2):
+            assert handle.verify().ok
+            assert handle.verify(deep=True).ok
+            assert torch.equal(draw(pipe), plain)
+        assert handle.verify().ok
+        with monkeypatch.context() as patch:
+            patch.delattr("safeflux.model.handle.read")  # nothing moved, so nothing is read
+            draw(pipe)
+            assert handle.verify().ok
+        handle.undo()
+        base = draw(pipe)
+        assert not torch.equal(base, plain)
+        again = guard(pipe, BOTH, store=store)  # over it, as under it
+        assert again.verify(deep=True).ok
+        assert torch.equal(draw(pipe), plain)
+    finally:
+        cache_dit.disable_cache(pipe)  # it patches the pipeline's class
+    assert again.verify(deep=True).ok
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize("cache", [residuals, taylor, pruned], ids=lambda cache: cache.__name__)
+def test_what_was_cached_under_one_policy_is_never_drawn_with_under_another(
+    transformer, base_transformer, store, forward, cache_dit, cache
+):
+    plain = copy.deepcopy(base_transformer)
+    drawn = {"base": forward(plain)}
+    for policy in (BOTH, SPIRITS):
+        with guard(plain, policy, store=store):
+            drawn[policy.name] = forward(plain)
+    cache_dit.enable_cache(transformer, **cache(cache_dit))
+
+    def first():
+        found = forward(transformer)
+        forward(transformer)
+        (context,) = transformer._context_manager._cached_context_manager.values()
+        assert context.get_cached_steps()  # the second came from the cache
+        return found
+
+    assert torch.equal(first(), drawn["base"])
+    handle = guard(transformer, BOTH, store=store)
+    assert torch.equal(first(), drawn[BOTH.name])
+    handle.refresh()
+    assert torch.equal(first(), drawn[BOTH.name])
+    handle.swap(SPIRITS, store=store)
+    assert torch.equal(first(), drawn[SPIRITS.name])
+    assert handle.verify(deep=True).ok
+    handle.undo()
+    assert torch.equal(first(), drawn["base"])
+    pool = PolicyPool(transformer, {"both": BOTH, "spirits": SPIRITS}, store=store)
+    for policy in (BOTH, SPIRITS, BOTH):
+        with pool.under("both" if policy is BOTH else "spirits"):
+            assert torch.equal(first(), drawn[policy.name])
+
+
+def test_a_copy_draws_with_the_blocks_of_the_first_model_and_is_never_guarded(transformer, store, forward, cache_dit):
+    base = forward(transformer)
+    cache_dit.enable_cache(transformer, **residuals(cache_dit))
+    twin = copy.deepcopy(transformer)
+    handle = guard(twin, BOTH, store=store)
+    assert torch.equal(forward(twin), base)
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "not known here" in found.faults[0]
+    assert handle.verify(deep=True).faults == found.faults
+
+
+def blocks_of_another_model(cache_dit, model, other):
+    adapter = cache_dit.BlockAdapter(
+        transformer=model,
+        blocks=[other.transformer_blocks],
+        blocks_name=["transformer_blocks"],
+        forward_pattern=[cache_dit.ForwardPattern.Pattern_1],
+    )
+    cache_dit.enable_cache(adapter, **residuals(cache_dit))
+
+
+def blocks_put_in_later(cache_dit, model, other):
+    cache_dit.enable_cache(model, **residuals(cache_dit))
+    wrapped = [cell.cell_contents for cell in model.forward.func.__closure__]
+    inner = next(each for each in wrapped if isinstance(each, types.FunctionType))
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__, strict=True))
+    (blocks,) = (held[0] for held in cells["unified_blocks"].cell_contents.values())
+    blocks.transformer_blocks = other.transformer_blocks
+
+
+@pytest.mark.parametrize("change", [blocks_of_another_model, blocks_put_in_later], ids=lambda change: change.__name__)
+def test_blocks_of_another_model_are_never_guarded(transformer, other_transformer, store, cache_dit, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(cache_dit, transformer, other_transformer)
+    found = handle.verify()
+    assert found.state is State.STALE
+    assert "not known here" in found.faults[0]
+
+
+def test_blocks_put_in_after_it_was_seen_are_found_by_the_fast_look(transformer, other_transformer, store, cache_dit):
+    handle = guard(transformer, BOTH, store=store)
+    cache_dit.enable_cache(transformer, **residuals(cache_dit))
+    assert handle.verify().ok
+    blocks_put_in_later(cache_dit, transformer, other_transformer)
+    assert handle.verify().state is State.STALE
+
+
+def test_flux2_is_known(flux2_transformer, store, cache_dit):
+    cache_dit.enable_cache(flux2_transformer, **residuals(cache_dit))
+    assert not strangers(flux2_transformer)
+
+
+def test_in_the_midst_of_a_picture_nobody_can_tell(transformer, store, forward, cache_dit):
+    handle = guard(transformer, BOTH, store=store)
+    cache_dit.enable_cache(transformer, **residuals(cache_dit))
+    states = []
+
+    class Midst(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not states and len(transformer.transformer_blocks) == 1:
+                states.append(handle.verify().state)
+                with pytest.raises(ModelError, match=r"a part of its own 'transformer_blocks\.0'"):
+                    handle.undo()
+            return func(*args, **kwargs or {})
+
+    with Midst():
+        forward(transformer)
+    assert states == [State.STALE]
+    assert handle.verify().ok
