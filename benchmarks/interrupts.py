@@ -131,11 +131,11 @@ class Bench:
         if names and standing != names[0] and not opened:
             found.note("wrong", call, f"{how}: weights of {names[0]!r}, record of {standing!r}")
         expected = State.UNGUARDED if not standing else State.DEGRADED if opened else State.GUARDED
-        told: list[Any] = []
+        answers: list[Any] = []
 
         def look() -> None:
             here = handle or GuardHandle(self.model, record.entries[-1].plan, record.entries[-1], owns=False)
-            told.extend((here.verify().state, here.verify(deep=True).state))
+            answers.extend((here.verify().state, here.verify(deep=True).state))
 
         if handle or record.entries:
             thread = threading.Thread(target=look, daemon=True)
@@ -143,8 +143,8 @@ class Bench:
             thread.join(PATIENCE)
             if thread.is_alive():
                 found.note("hung", call, how)
-            elif names and told != [expected, expected]:
-                found.note("wrong", call, f"{how}: verify says {told}, a reading {expected}")
+            elif names and answers != [expected, expected]:
+                found.note("wrong", call, f"{how}: verify says {answers}, a reading {expected}")
         if names and standing == names[0] != "":
             guard(self.model, self._policy(standing), store=self.store).undo()
             if self.bits() != self.states[""]:
@@ -262,7 +262,7 @@ def send(bench: Bench, times: int, draw: random.Random, seconds: float = math.in
     return found
 
 
-def told(found: Found) -> dict[str, Any]:
+def summary(found: Found) -> dict[str, Any]:
     """What was found, for a report."""
     return {
         "interrupted": found.interrupted.total(),
@@ -286,10 +286,10 @@ def main(injected: int, signals: int, seconds: float, seed: int, report: Path | 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         by_bytecode, sizes = inject(bench, injected, draw, seconds)
-        click.echo(f"injected: {told(by_bytecode)}")
+        click.echo(f"injected: {summary(by_bytecode)}")
         by_signal = send(bench, signals, draw, seconds)
-        click.echo(f"signals: {told(by_signal)}")
-    write_report(report, injected=told(by_bytecode), signals=told(by_signal), bytecodes=sizes, seed=seed)
+        click.echo(f"signals: {summary(by_signal)}")
+    write_report(report, injected=summary(by_bytecode), signals=summary(by_signal), bytecodes=sizes, seed=seed)
 
 
 if __name__ == "__main__":

@@ -178,8 +178,8 @@ def main(times: int, rounds: int, doubles: int, report: Path | None) -> None:
     found: dict[str, Any] = {}
     for name, value in itertools.chain(on_emoji_flux(times, rounds), at_true_widths(times, doubles)):
         found[name] = value
-        told = {key: each for key, each in value.items() if key != "all"} if isinstance(value, dict) else value
-        click.echo(f"{name}: {told}")
+        shown = {key: each for key, each in value.items() if key != "all"} if isinstance(value, dict) else value
+        click.echo(f"{name}: {shown}")
     write_report(report, **found, times=times, rounds=rounds, load_before=load, load_after=os.getloadavg())
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safeflux.evaluation.metrics import Floats, Mean, similarities
 
 WORST = 10
-"""How many concepts are told by name: those whose contrast is least."""
+"""How many concepts are listed by name: those with the least contrast."""
 _APART = 0.1
 """A pixel belongs to the thing where it is so far from the picture's ground, in units of the full range."""
 _LEAST_THING = 0.01

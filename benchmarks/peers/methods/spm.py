@@ -108,7 +108,7 @@ def combine(material: Material, parts: Sequence[Made], settings: Settings) -> Ma
 
 
 def _made(material: Material, membranes: list[Membrane], settings: Settings) -> Made:
-    def told(prompts: list[str]) -> dict[str, Any]:
+    def set_strength(prompts: list[str]) -> dict[str, Any]:
         for membrane in membranes:
             like = membrane.nearness(_pooled(material, prompts))
             membrane.strength = like if settings["transport"] else torch.ones(len(prompts))
@@ -119,7 +119,7 @@ def _made(material: Material, membranes: list[Membrane], settings: Settings) -> 
         with ExitStack() as stack:
             for membrane in membranes:
                 stack.enter_context(membrane.on(pipe.transformer))
-            yield Called(pipe, told)
+            yield Called(pipe, set_strength)
 
     return Made(drawing, sum(each.numel() * 4 for m in membranes for each in m.parameters), membranes)
 
