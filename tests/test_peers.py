@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safeflux.trainer.sampling.rollout import step_inputs
 
 from benchmarks.peers.material import Material
 from benchmarks.peers.measuring import subsets_of
@@ -75,7 +76,8 @@ def test_steering_follows_its_formula(pipe):
             material.velocity(pipe.transformer, at, material.encode([text] * 2)) for text in ("", "a cigarette")
         )
         settings = {"threshold": 0.1, "scale": 2.0, "momentum": 0.0, "warm_up": 0}
-        found = material.velocity(Steered(pipe.transformer, tokens, pooled, settings), at, condition)
+        inputs = step_inputs(material.sampler, at.x, at.sigma, condition)
+        (found,) = Steered(pipe.transformer, tokens, pooled, settings)(**inputs)
     difference = prompt - concept
     scale = torch.where(difference < 0.1, (2 * difference.abs()).clamp(max=1), 0)
     assert torch.allclose(found, prompt - scale * (concept - empty), atol=1e-5)
