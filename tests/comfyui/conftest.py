@@ -15,55 +15,40 @@ from safetensors.torch import save_file
 
 from tests.helpers.layouts import to_bfl
 
-PACK = Path(__file__).parents[2] / "comfyui"
+PACKS = {"safeflux": Path(__file__).parents[2] / "comfyui", "emoji": Path(__file__).parent / "emoji_nodes"}
 VARIABLE = "SAFEFLUX_COMFYUI"
+
+
+def find_checkout() -> str:
+    """The checkout; without one the test is skipped."""
+    if checkout := os.environ.get(VARIABLE):
+        return checkout
+    pytest.skip(f"set {VARIABLE} to a checkout of ComfyUI whose requirements are installed here")
+
+
+def lay_out(base: Path) -> Path:
+    """The folders of an engine, with the node packs among its custom nodes."""
+    for folder in ("models/diffusion_models", "models/loras", "models/safeflux", "custom_nodes"):
+        (base / folder).mkdir(parents=True)
+    for name, pack in PACKS.items():
+        (base / "custom_nodes" / name).symlink_to(pack)
+    return base
 
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The engine's modules, with the pack among its nodes, on the CPU, with folders of its own."""
-    checkout = os.environ.get(VARIABLE)
-    if not checkout:
-        pytest.skip(f"set {VARIABLE} to a checkout of ComfyUI whose requirements are installed here")
-    base = tmp_path_factory.mktemp("comfyui")
-    for folder in ("models/diffusion_models", "models/loras", "models/safeflux", "custom_nodes"):
-        (base / folder).mkdir(parents=True)
-    (base / "custom_nodes" / "safeflux").symlink_to(PACK)
+    checkout, base = find_checkout(), lay_out(tmp_path_factory.mktemp("comfyui"))
     sys.path.insert(0, checkout)
     args = importlib.import_module("comfy.cli_args").args
     args.cpu, args.base_directory, args.disable_metadata = True, str(base), True
-    names = ("nodes", "folder_paths", "execution", "comfy.hooks", "comfy.model_management", "comfy.model_detection")
+    names = ("nodes", "folder_paths", "execution", "comfy.hooks", "comfy.model_management")
     modules = {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
     found = SimpleNamespace(base=base, checkout=Path(checkout), **modules)
-    know_small_models(found.model_detection)
     asyncio.run(found.nodes.load_custom_node(f"{checkout}/comfy_extras/nodes_model_merging.py"))
-    assert asyncio.run(found.nodes.load_custom_node(str(base / "custom_nodes" / "safeflux")))
+    for name in PACKS:
+        assert asyncio.run(found.nodes.load_custom_node(str(base / "custom_nodes" / name)))
     return found
-
-
-def know_small_models(detection: Any) -> None:
-    """Let the engine recognise FLUX models of any width: it takes the published widths for granted."""
-    published = detection.detect_unet_config
-
-    def detect(weights: dict[str, torch.Tensor], prefix: str, **options: Any) -> Any:
-        found = published(weights, prefix, **options)
-        if found and found.get("image_model") == "flux":
-            width, head = weights[f"{prefix}img_in.weight"].shape[0], weights[f"{prefix}{_NORM}"].shape[0]
-            found |= {
-                "hidden_size": width,
-                "num_heads": width // head,
-                "context_in_dim": weights[f"{prefix}txt_in.weight"].shape[1],
-                "out_channels": weights[f"{prefix}final_layer.linear.weight"].shape[0] // 4,
-                "axes_dim": AXES[head],
-            }
-        return found
-
-    detection.detect_unet_config = detect
-
-
-_NORM = "double_blocks.0.img_attn.norm.query_norm.scale"
-AXES = {16: [4, 6, 6]}
-"""The axes of rotary embeddings by the width of a head, which no tensor shows."""
 
 
 @pytest.fixture
