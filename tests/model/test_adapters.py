@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 import torch
-from peft import LoHaConfig
+from peft import LoHaConfig, LoKrConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -59,7 +59,9 @@ def test_an_allowed_adapter_off_the_masked_layers_may_come_go_and_be_fused(trans
 
 
 @pytest.mark.parametrize(
-    "config", [lora(), lora(use_dora=True), LoHaConfig(r=2, target_modules=MASKED)], ids=["lora", "dora", "loha"]
+    "config",
+    [lora(), lora(use_dora=True), LoHaConfig(r=2, target_modules=MASKED), LoKrConfig(r=2, target_modules=MASKED)],
+    ids=["lora", "dora", "loha", "lokr"],
 )
 def test_adapters_on_masked_layers_are_refused_before_and_found_after(transformer, store, bits_of, config):
     with_adapter = copy.deepcopy(transformer)
@@ -145,8 +147,12 @@ def test_a_hot_swapped_adapter_is_another_one(transformer, store, listed):
 
 @pytest.mark.parametrize(
     "config",
-    [lora(UNMASKED, use_dora=True), LoHaConfig(r=2, target_modules=UNMASKED, init_weights=False)],
-    ids=["dora", "loha"],
+    [
+        lora(UNMASKED, use_dora=True),
+        LoHaConfig(r=2, target_modules=UNMASKED, init_weights=False),
+        LoKrConfig(r=2, target_modules=UNMASKED, init_weights=False),
+    ],
+    ids=["dora", "loha", "lokr"],
 )
 def test_other_kinds_of_adapters_off_the_masked_layers_are_the_policys_choice_too(transformer, store, config):
     loaded = copy.deepcopy(transformer)

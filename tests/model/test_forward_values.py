@@ -138,9 +138,45 @@ def test_layerwise_casting_keeps_the_zeros(transformer, store, forward, storage)
         assert torch.equal(forward(transformer), forward(cast))
 
 
+def torchao_packer(bits):
+    quantization = pytest.importorskip("torchao.quantization")
+    config = {"int8": "Int8WeightOnlyConfig", "float8": "Float8WeightOnlyConfig"}[bits]
+    return lambda model: quantization.quantize_(model, getattr(quantization, config)())
+
+
+def quanto_packer(bits):
+    quanto = pytest.importorskip("optimum.quanto")
+
+    def pack(model):
+        quanto.quantize(model, weights={"int8": quanto.qint8, "float8": quanto.qfloat8}[bits])
+        quanto.freeze(model)
+
+    return pack
+
+
+PACKERS = {"torchao": torchao_packer, "quanto": quanto_packer}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # on import
 class TestQuantised:
     """Weights packed after the guard are read through their library; before it they are refused."""
+
+    @pytest.mark.parametrize("bits", ["int8", "float8"])
+    @pytest.mark.parametrize("library", ["torchao", "quanto"])
+    def test_before_the_guard_it_is_refused_and_after_it_every_write_is(self, transformer, store, library, bits):
+        pack = PACKERS[library](bits)
+        packed = copy.deepcopy(transformer)
+        pack(packed)
+        with pytest.raises(ModelError, match=r"Tensor of .*load, guard, then quantise"):
+            guard(packed, BOTH, store=store)
+        handle = guard(transformer, BOTH, store=store)
+        pack(transformer)
+        states = [handle.verify().state, handle.verify().state, handle.verify(deep=True).state]
+        assert states == [State.GUARDED if bits == "int8" else State.DEGRADED] * 3
+        for write in (handle.undo, handle.refresh, lambda: handle.swap(BLADES, store=store)):
+            with pytest.raises((ApplyError, ModelError), match=r"quantise|no numbers"):
+                write()
+        assert handle.verify(deep=True).state is states[0]
 
     def test_torchao_int8(self, transformer, store, forward):
         quantization = pytest.importorskip("torchao.quantization")
