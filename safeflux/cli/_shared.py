@@ -95,7 +95,8 @@ def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, .
 
 def calls(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a pipeline is called: `call`, texts by their keys, and `batch`."""
-    batch = click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at a time.")
+    help_ = "Pictures at a time.  [default: the prompts a batch of the model's training, or 1]"
+    batch = click.option("--batch", type=click.IntRange(1), help=help_)
     what = "Argument of the pipeline's call, e.g. height=512. Repeatable."
     return click.option("--call", multiple=True, metavar="KEY=VALUE", callback=pairs, help=what)(batch(command))
 

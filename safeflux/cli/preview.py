@@ -94,7 +94,7 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
             wish,
             store=store,
             settings=call,
-            batch=options["batch"],
+            batch=options["batch"] or profile.training.batch,
             progress=bar,
         )
         page = write_page(result, out)

@@ -91,6 +91,11 @@ class Pack(Versioned):
         return {name: concept.words for name, concept in self.concepts.items()}
 
     @property
+    def every_word(self) -> frozenset[str]:
+        """The words of all concepts, those that only the evaluation uses too."""
+        return frozenset(word for one in self.concepts.values() for word in one.words + one.held_out)
+
+    @property
     def held_out(self) -> dict[str, tuple[str, ...]]:
         """Concept -> the words that only the evaluation uses; concepts without any are left out."""
         return {name: concept.held_out for name, concept in self.concepts.items() if concept.held_out}

@@ -14,6 +14,10 @@ def emoji_speech() -> Speech:
         slots={"style": words.styles, "background": words.background_names},
         neutral=words_of(known_concepts()),
         held_out=words_of(held_out_concepts()),
-        synonyms=tuple(with_article(word) for concept in words.neutral for word in concept.synonyms),
+        synonyms={
+            with_article(concept.words): tuple(map(with_article, concept.synonyms))
+            for concept in words.neutral
+            if concept.synonyms
+        },
         packs=tuple(f"{EMOJI}:{name}" for name in emoji_packs()),
     )

@@ -1,7 +1,7 @@
 """Profiles by name, hub id, folder or file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,12 @@ def known_packs_of(profile: Profile) -> dict[str, Pack]:
     if profile.speech:
         return load_packs(profile.speech.packs)
     return {name: load_pack(name) for name in bundled_packs()}
+
+
+def gone_words(profile: Profile, packs: Mapping[str, Pack]) -> frozenset[str]:
+    """Every word for what packs erase, held-out ones and a model's other names of the same things among them."""
+    words = frozenset[str]().union(*(pack.every_word for pack in packs.values()))
+    return profile.speech.all_names(words) if profile.speech else words
 
 
 def _bundled(name: str) -> Profile:

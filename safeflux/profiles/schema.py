@@ -1,5 +1,6 @@
 """What a profile is: the schema of the file."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -41,10 +42,17 @@ class Speech(Strict):
     slots: dict[str, tuple[Text, ...]] = Field({}, strict=False, description="Slot -> its values, e.g. styles.")
     neutral: tuple[Text, ...] = Field(strict=False, description="Things that the model draws, for training.")
     held_out: tuple[Text, ...] = Field((), strict=False, description="Others, that only the evaluation uses.")
-    synonyms: tuple[Text, ...] = Field(
-        (), strict=False, description="Those of these things that are second names; the evaluation asks by the first."
+    synonyms: dict[Text, tuple[Text, ...]] = Field(
+        {},
+        description="Thing -> its other names, which stand among these things too; the evaluation asks by the first.",
     )
     packs: tuple[str, ...] = Field((), strict=False, description="Packs of what else it draws; preserved too.")
+
+    def all_names(self, words: Iterable[str]) -> frozenset[str]:
+        """Words, and every other name of the same things: who erases a bicycle does not preserve a bike."""
+        given = frozenset(words)
+        same = (frozenset((first, *others)) for first, others in self.synonyms.items())
+        return given.union(*(names for names in same if names & given))
 
 
 class Profile(Versioned):

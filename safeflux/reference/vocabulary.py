@@ -148,13 +148,16 @@ def find_target(category: str, concepts: Collection[str]) -> Target:
         raise ConfigError(
             f"category {category!r}: expected concepts that the judge of emoji-flux knows, either things such as "
             f"{', '.join(words.names[:3])} or a single style ({', '.join(words.styles)}), "
-            f"got {', '.join(map(_with_hint, unknown)) or 'none'}. `safeflux/reference/vocabulary.yaml` lists all names"
+            f"got {', '.join(map(_with_hint, unknown)) or 'none'}. All names: {files(__package__) / 'vocabulary.yaml'}"
         )
     return Target(category, "object", tuple(words[name] for name in names))
 
 
 def _with_hint(name: str) -> str:
-    near = difflib.get_close_matches(name, vocabulary().names, n=1)
+    """An unknown name, and what the thing is called here, or else the name that is spelt most alike."""
+    words = name.replace("-", " ")
+    same = [c.name for c in vocabulary().concepts if words in (c.words, *c.synonyms, *c.held_out)]
+    near = same or difflib.get_close_matches(name, vocabulary().names, n=1)
     return f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 

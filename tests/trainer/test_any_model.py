@@ -11,7 +11,7 @@ from safeflux.trainer.asked.options import call_of, detector_of, options_of
 from safeflux.trainer.asked.prompts import PromptSource
 from safeflux.trainer.run.looking import likeness, open_for
 from safeflux.trainer.run.planning import plan_run
-from safeflux.trainer.run.session import run
+from safeflux.trainer.run.session import check_run, run
 
 from safeflux.detectors.base import Wanted
 from safeflux.detectors.labels import labels_of
@@ -20,9 +20,11 @@ from safeflux.errors import ConfigError
 from safeflux.evaluation.questions import Sizes
 from safeflux.evaluation.subject import policy_subject
 from safeflux.evaluation.worded.measure import Measuring
+from safeflux.evaluation.worded.questions import Words
 from safeflux.masks.file import load_masks
 from safeflux.masks.store import open_store
 from safeflux.packs.load import load_pack, load_packs
+from safeflux.packs.schema import PackConcept
 from safeflux.policy.load import load_policy_text
 from safeflux.preview.page import make_page
 from safeflux.preview.run import Wish, run_preview
@@ -118,7 +120,20 @@ def test_a_pack_on_the_embedded_model_speaks_its_captions_and_leaves_its_own_thi
     assert "a car" not in planned.prompts.neutral
     assert "a bus" in planned.prompts.neutral
     assert "weapons" in planned.prompts.others
+    profile = load_profile("emoji-flux")
+    assert {"a plane", "an aeroplane"} <= set(planned.prompts.neutral)
+    planes = load_pack("weapons").model_copy(update={"concepts": {"airplane": PackConcept(words=("an airplane",))}})
+    own = make_config(options_of(profile, {"planes": planes}), "test")
+    assert {"a plane", "an aeroplane", "an airplane"}.isdisjoint(own.prompts.neutral)
+    assert {"a plane", "an airplane"}.isdisjoint(Words.of(profile, {"planes": planes}).known)
     assert call_of(planned) == load_profile("emoji-flux").call
+
+
+def test_a_concept_that_the_judge_knows_by_another_name_is_named_in_the_error(home, tmp_path):
+    (tmp_path / "cars.yaml").write_text((home / "vehicles.yaml").read_text().replace("automobile:", "car:"))
+    planned = plan_run([], None, [], {}, packs=[str(tmp_path / "cars.yaml")])
+    with pytest.raises(ConfigError, match=r"got 'car' \(did you mean 'automobile'\?\)"):
+        check_run(planned, tmp_path / "run")
 
 
 def test_a_real_model_gets_the_packs_templates_and_everyday_things():
@@ -129,6 +144,9 @@ def test_a_real_model_gets_the_packs_templates_and_everyday_things():
     assert planned.categories["weapons"].anchor_of("sword") == "a walking stick"
     assert (planned.height, planned.batch, planned.recompute, detector_of(planned)) == (512, 1, "block", None)
     assert call_of(planned) == profile.call | {"height": 512, "width": 512}
+    trains = PackConcept(words=("a steam engine",), held_out=("a train",))
+    own = load_pack("weapons").model_copy(update={"concepts": {"train": trains}})
+    assert "a train" not in make_config(options_of(profile, {"weapons": own}), "test").prompts.neutral
     style = make_config(options_of(profile, {"art-style": load_pack("art-style")}), "test")
     assert "Claude Monet" in style.prompts.slots["style"]
 

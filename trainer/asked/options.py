@@ -10,7 +10,7 @@ from safeflux.packs.emoji import emoji_pack, emoji_packs
 from safeflux.packs.neutral import STYLES, WORDS, split
 from safeflux.packs.schema import Pack
 from safeflux.policy.validate import suggest
-from safeflux.profiles.load import known_packs_of, load_profile, profile_of
+from safeflux.profiles.load import gone_words, known_packs_of, load_profile, profile_of
 from safeflux.profiles.schema import Profile
 from safeflux.reference import NAME
 
@@ -87,12 +87,11 @@ def embedded_options(categories: Sequence[str]) -> dict[str, Any]:
 
 
 def _prompts(profile: Profile, packs: Mapping[str, Pack]) -> PromptConfig:
-    speech = profile.speech
-    taken = {word for pack in packs.values() for words in pack.words.values() for word in words}
+    speech, taken = profile.speech, gone_words(profile, packs)
     others = {
         name: _category(pack)
         for name, pack in known_packs_of(profile).items()
-        if name not in packs and (speech or pack.is_ready) and not taken & _words(pack)
+        if name not in packs and (speech or pack.is_ready) and taken.isdisjoint(pack.every_word)
     }
     if speech:
         return PromptConfig(
@@ -112,10 +111,6 @@ def _prompts(profile: Profile, packs: Mapping[str, Pack]) -> PromptConfig:
         pair=tuple(dict.fromkeys(text for one in own for text in one.pair)) if is_one_kind else (),
         slots={"style": STYLES} if any(pack.slot == "style" for pack in packs.values()) else {},
     )
-
-
-def _words(pack: Pack) -> set[str]:
-    return {word for words in pack.words.values() for word in words}
 
 
 def _category(pack: Pack) -> CategoryConfig:

@@ -87,7 +87,7 @@ def evaluate(
         refuse_options_before(ctx)
         return
     is_embedded = options["model"] == NAME and not (options["packs"] or options["detectors"])
-    if is_embedded and (options["call"] or options["batch"] > 1):
+    if is_embedded and (options["call"] or options["batch"]):
         raise click.UsageError("--call and --batch belong to --model, --pack or --detector")
     with Bar() as bar:
         report = (_embedded if is_embedded else _worded)(policy, masks, store, out, bar, options)
@@ -151,10 +151,11 @@ def _worded(
     call = profile.call | call_arguments(pipeline_class(profile.source), options["call"])
     pipe = load_pipeline(profile.source, dtype=getattr(torch, options["dtype"])).to(options["device"])
     subject = subject_of(pipe)
+    batch = options["batch"] = options["batch"] or profile.training.batch
     measuring = Measuring.of(
         profile, subject.concepts, packs, options["detectors"], _sizes(options), options["seed"], options["device"]
     )
-    figures = measuring.measure(pipe, subject.masks, settings=call, batch=options["batch"], progress=bar)
+    figures = measuring.measure(pipe, subject.masks, settings=call, batch=batch, progress=bar)
     settings = {name: options[name] for name in ("seed", "batch", "device", "dtype")}
     settings |= {"model": profile.source, "call": call, **measuring.to_json()}
     return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)

@@ -90,6 +90,7 @@ def prompts(
     for label in wanted:
         detector.place_of(label)
     options["model"] = profile.source if profile else options["model"]
+    options["batch"] = options["batch"] or (profile.training.batch if profile else 1)
     subject_of = subject_reader(policy, masks, out, options["model"], store)
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)

@@ -91,7 +91,7 @@ def train(
 
     `safeflux train new FILE` writes a file for --config to start from.
 
-    The results are OUT/CATEGORY.safetensors. To use them in a policy, put them into a mask store.
+    The results are OUT/CATEGORY.safetensors. OUT is a mask store: policies find them there with `--store OUT`.
     """
     if ctx.invoked_subcommand is not None:
         refuse_options_before(ctx)

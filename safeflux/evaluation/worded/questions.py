@@ -4,7 +4,7 @@ As for the embedded model (`safeflux.evaluation.questions`), a set's prompts and
 alone. Words that mask training used are asked for apart from those that it never saw.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from safeflux.evaluation.questions import KEPT, Sizes, first_seed_of, rng_of
 from safeflux.packs.neutral import WORDS, split
 from safeflux.packs.schema import Pack
 from safeflux.packs.templates import BY_KIND, Templates
-from safeflux.profiles.load import known_packs_of
+from safeflux.profiles.load import gone_words, known_packs_of
 from safeflux.profiles.schema import Profile
 
 CALIBRATION = "calibration"
@@ -71,14 +71,14 @@ class Words:
     @classmethod
     def of(cls, profile: Profile, packs: Mapping[str, Pack]) -> "Words":
         """Of a model and of the packs that its masks erase."""
-        gone = {word for pack in packs.values() for word in _every_word(pack)}
-        again = profile.speech.synonyms if profile.speech else ()
         speech, named = profile.speech, tuple(word for pack in packs.values() for word in pack.neutral)
+        gone = gone_words(profile, packs)
+        again = {name for names in speech.synonyms.values() for name in names} if speech else set()
         known, held_out = (speech.neutral, speech.held_out) if speech else split(WORDS)
         others = {
             name: pack
             for name, pack in known_packs_of(profile).items()
-            if name not in packs and pack.is_ready and gone.isdisjoint(_every_word(pack))
+            if name not in packs and pack.is_ready and gone.isdisjoint(pack.every_word)
         }
         return cls(
             packs, others, _without(held_out, {*gone, *again, *named}), _without(named or known, {*gone, *again})
@@ -187,11 +187,6 @@ class _Writer:
         """The values that are given, and any of the model's own for its other slots."""
         slots = self._speech.slots if self._speech else {}
         return template.format(**{slot: _one(texts, rng) for slot, texts in slots.items()} | dict(values))
-
-
-def _every_word(pack: Pack) -> Iterator[str]:
-    for concept in pack.concepts.values():
-        yield from concept.words + concept.held_out
 
 
 def _without(words: Sequence[str], gone: Collection[str]) -> tuple[str, ...]:
