@@ -19,7 +19,8 @@ import torch.nn.modules.module as torch_module
 from safeflux.model.forward_values import Values
 from safeflux.model.watch.forward import HOOKS, OWN, makers_of
 
-_PARTS = itemgetter("_parameters", "_modules", *HOOKS)
+_PARTS = [itemgetter(name) for name in ("_parameters", "_modules", *HOOKS)]
+"""Each by itself: a tuple a module would be as many objects for the garbage collector to follow."""
 _VERSION = attrgetter("_version")
 _POINTER = torch.Tensor.data_ptr
 _GLOBAL = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
@@ -42,11 +43,11 @@ class Snapshot:
         self._types = list(map(type, modules))
         self._owns = [vars(m) for m in modules]
         self._sizes = list(map(len, self._owns))
-        self._parts = list(map(_PARTS, self._owns))
-        self._filled = [part for parts in self._parts for part in parts if part]
-        self._filled += [m._buffers for m in modules if m._buffers]
-        self._held = list(chain.from_iterable(map(dict.values, self._filled)))
-        self._empty = [part for parts in self._parts for part in parts if not part]
+        self._parts = [list(map(part, self._owns)) for part in _PARTS]
+        every = list(chain.from_iterable(self._parts))
+        self._filled = [dict.values(part) for part in (*every, *(m._buffers for m in modules)) if part]
+        self._held = list(chain.from_iterable(self._filled))
+        self._empty = [part for part in every if not part]
         own = [(vars(m), name) for m in modules for name in OWN if name in vars(m)]
         # Two tensors of one element that are equal would pass for the same where lists are compared.
         own += [
@@ -87,9 +88,9 @@ class Snapshot:
         own = self._own
         return (
             list(map(len, self._owns)) == self._sizes
-            and list(map(_PARTS, self._owns)) == self._parts
+            and all(list(map(part, self._owns)) == then for part, then in zip(_PARTS, self._parts, strict=True))
             and not any(self._empty)
-            and list(chain.from_iterable(map(dict.values, self._filled))) == self._held  # by identity first
+            and list(chain.from_iterable(self._filled)) == self._held  # by identity first
             and list(map(type, self._modules)) == self._types
             and all(
                 o.get(name, _MISSING) is was for o, name, was in zip(self._own_of, self._own_names, own, strict=True)
