@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -120,3 +121,33 @@ def test_replicas_roll_to_another_policy_without_a_dropped_or_an_unguarded_reque
     far = [distance(answer.content, pictures[answer.headers["x-safeflux-policy"]]) for answer in good]
     assert max(far) <= 2, far
     assert len(answers) - len(good) <= 4  # what the killed one was drawing
+
+
+BENTO = SERVICE.parent / "bentoml_service.py"
+
+
+@pytest.mark.stacks
+def test_a_service_of_bentoml_draws_guarded(tmp_path, pictures):
+    pytest.importorskip("bentoml", reason="needs BentoML (pip install bentoml)")
+    command = ["-m", "bentoml", "serve", f"{BENTO}:Guarded"]
+    environment = {
+        "SAFEFLUX_POLICY": "moderate",
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_HOME": str(tmp_path / "home"),
+    }
+    with service(command, tmp_path / "out.txt", path="/readyz", environment=environment) as (client, process):
+        try:
+            deadline = time.monotonic() + 120
+            while client.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline, (tmp_path / "out.txt").read_text()
+                time.sleep(0.2)
+            with ThreadPoolExecutor(4) as threads:
+                answers = list(threads.map(lambda _: client.post("/draw", json=ASKED), range(8)))
+            for answer in answers:
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-safeflux-policy"] == load_policy("moderate").digest
+                assert distance(answer.content, pictures[load_policy("moderate").digest]) <= 2
+            assert client.post("/draw", json={"prompt": "a" * 1001}).status_code == 400
+        finally:  # or its workers would go on
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
