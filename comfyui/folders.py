@@ -42,7 +42,8 @@ def stores() -> dict[str, list[Path]]:
 
 def state(policy: str, store: str) -> str:
     """Return a text that is another one after any change of the policy, its parents, or a mask file."""
-    found = hashlib.sha256(load_policy(policy_file(policy)).digest.encode())
+    effective = load_policy(policy_file(policy))
+    found = hashlib.sha256(f"{effective.name} {effective.digest}\n".encode())
     for root in open_store(stores()[store]).roots:
         for path in sorted(root.rglob("*.safetensors*")):
             about = path.stat()

@@ -12,7 +12,7 @@ from safeflux.policy.load import Adapters
 from tests.comfyui.conftest import node
 from tests.helpers.ggufs import write_gguf
 from tests.helpers.layouts import to_bfl
-from tests.helpers.policies import BOTH
+from tests.helpers.policies import BLADES, BOTH, SPIRITS
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.filterwarnings("ignore")]
 ALLOW = BOTH.model_copy(update={"name": "lax", "adapters": Adapters.ALLOW})
@@ -181,3 +181,36 @@ def test_the_receipt_is_in_an_unbroken_log(engine, loaded, guard, add_lora):
     log = engine.base / "output" / "safeflux-audit.jsonl"
     assert safeflux.verify_log(log).faults == ()
     assert json.loads(log.read_text().splitlines()[-1])["receipt"] == receipt
+
+
+def test_the_guard_runs_again_when_a_mask_or_the_policy_changed_and_says_what_is_wrong_with_it(
+    engine, loaded, guard, masks, store
+):
+    guard(loaded(), ALLOW)
+    kind = engine.nodes.NODE_CLASS_MAPPINGS["SafeFluxGuard"]
+    offered = kind.INPUT_TYPES()["required"]
+    assert {"strict", "lax.yaml"} <= set(offered["policy"][0])
+    assert {"models/safeflux", masks} <= set(offered["store"][0])
+    policy, mask = engine.base / "models" / "safeflux" / "lax.yaml", next(store.rglob("*.safetensors"))
+
+    def state():
+        return kind.IS_CHANGED(model=None, policy="lax.yaml", store=masks)
+
+    states = [state(), state()]
+    mask.touch()
+    states.append(state())
+    policy.write_text(policy.read_text(encoding="utf-8").replace("lax", "loose"), encoding="utf-8")
+    states.append(state())
+    assert states[0] == states[1]
+    assert len(set(states)) == 3
+    policy.write_text("apiVersion: safeflux/v1\nkind: Policy\nname: lax\ncatgories: {}\n", encoding="utf-8")
+    with pytest.raises(safeflux.PolicyError, match=r"lax\.yaml:4:1: .*did you mean 'categories'"):
+        node(engine, "SafeFluxGuard", loaded(), "lax.yaml", masks)
+
+
+def test_a_second_guard_goes_on_top(engine, loaded, guard, draw):
+    both = draw(guard(loaded()))
+    second = guard(guard(loaded(), BLADES), SPIRITS)
+    assert torch.equal(draw(second), both)
+    assert verified(engine, second).count("GUARDED") == 2
+    assert len(json.loads(node(engine, "SafeFluxReceipt", second)["result"][0])) == 2
