@@ -52,15 +52,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture
-def loaded(engine: SimpleNamespace, bfl: Path) -> Iterator[Callable[[Path | None], Any]]:
+def loaded(engine: SimpleNamespace, bfl: Path) -> Iterator[Callable[..., Any]]:
     """Load a file by the engine's own node; the small FLUX if none is given."""
 
-    def load(path: Path | None = None) -> Any:
+    def load(path: Path | None = None, dtype: str = "default") -> Any:
         folder = engine.base / "models" / "diffusion_models"
         target = folder / f"{(path or bfl).stem}.safetensors"
         target.unlink(missing_ok=True)
         target.symlink_to(path or bfl)
-        return node(engine, "UNETLoader", target.name, "default")[0]
+        return node(engine, "UNETLoader", target.name, dtype)[0]
 
     yield load
     engine.model_management.unload_all_models()

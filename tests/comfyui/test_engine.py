@@ -25,8 +25,10 @@ def guard(engine, masks):
     def run(model, policy=BOTH):
         categories = {name: {"masks": list(each.masks)} for name, each in policy.categories.items()}
         content = {"apiVersion": "safeflux/v1", "kind": "Policy", "name": policy.name, "categories": categories}
+        listed = {"adapter_allowlist": list(policy.adapter_allowlist)} if policy.adapter_allowlist else {}
+        content |= {"adapters": str(policy.adapters), **listed}
         place = engine.base / "models" / "safeflux" / f"{policy.name}.yaml"
-        place.write_text(json.dumps(content | {"adapters": str(policy.adapters)}), encoding="utf-8")
+        place.write_text(json.dumps(content), encoding="utf-8")
         return node(engine, "SafeFluxGuard", model, place.name, masks)[0]
 
     return run
@@ -163,6 +165,25 @@ def test_a_policy_that_denies_adapters(engine, loaded, guard, add_lora):
     assert "DEGRADED" in verified(engine, later)
     with pytest.raises(safeflux.ModelError, match=r"is DEGRADED: other nodes put patches \(a LoRA"):
         node(engine, "SafeFluxVerify", later, "stop")
+
+
+def test_an_allowlist_is_refused_and_a_replaced_layer_is_no_pass(engine, loaded, guard):
+    listed = {"name": "listed", "adapters": Adapters.ALLOWLIST, "adapter_allowlist": ("0" * 64,)}
+    with pytest.raises(safeflux.ModelError, match="cannot be recognised once they are loaded; say `deny` or `allow`"):
+        guard(loaded(), BOTH.model_copy(update=listed))
+    model = guard(loaded())
+    name = "diffusion_model.double_blocks.0.img_mlp.0"
+    model.add_object_patch(name, model.get_model_object(name))
+    with pytest.raises(safeflux.ModelError, match=f"STALE: another node replaced '{name}'"):
+        node(engine, "SafeFluxVerify", model, "stop")
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e5m2"])
+def test_weights_that_the_loader_casts_to_float8(engine, loaded, guard, draw, dtype):
+    model = loaded(dtype=dtype)
+    guarded = guard(model)
+    assert not torch.equal(draw(guarded), draw(model))
+    assert "GUARDED" in verified(engine, guarded)
 
 
 def test_a_model_without_a_guard_is_no_pass(engine, loaded):
