@@ -44,12 +44,11 @@ def check_whole(transformer: torch.nn.Module) -> None:
     Raises:
         ModelError: It is a part of itself: cache-dit puts its own blocks in while a picture is being drawn.
     """
-    for name, module in transformer.named_modules():
-        if any(part is transformer for part in module._modules.values()):
-            raise ModelError(
-                f"the model is a part of its own {name!r} at the moment: cache-dit draws a picture with it. Try again "
-                "when that is done; with several threads draw inside of the handle's `drawing()`."
-            )
+    if any(transformer in module._modules.values() for module in transformer.modules()):
+        raise ModelError(
+            "the model is a part of itself at the moment: cache-dit draws a picture with it. Try again after "
+            "that; with several threads draw inside of the handle's `drawing()`."
+        )
 
 
 def check_not_compiled(transformer: torch.nn.Module) -> None:
@@ -74,11 +73,7 @@ def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter by name, tied ones under each of their names; without adapters, and as if without.
 
     Nor are matrices among them that diffusers fused from others (`fused_rows`).
-
-    Raises:
-        ModelError: Its parts are not in their places now.
     """
-    check_whole(transformer)
     weights = base_names(dict(transformer.named_parameters(remove_duplicate=False)))
     fused = {rows.tensor for rows in fused_rows(transformer).values()}
     return {name: tensor for name, tensor in weights.items() if name not in fused}
@@ -245,8 +240,9 @@ def check_reached(transformer: torch.nn.Module) -> None:
 
     Raises:
         ModelError: A compiled graph, fused projections or group offload with streams draw from copies, or group
-            offload from files.
+            offload from files; or the model's parts are not in their places now.
     """
+    check_whole(transformer)
     check_not_frozen(transformer)
     check_not_fused(transformer)
     check_in_memory(transformer)

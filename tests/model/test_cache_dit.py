@@ -170,7 +170,7 @@ def test_in_the_midst_of_a_picture_nobody_can_tell(transformer, store, forward, 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if not states and len(transformer.transformer_blocks) == 1:
                 states.append(handle.verify().state)
-                with pytest.raises(ModelError, match=r"a part of its own 'transformer_blocks\.0'"):
+                with pytest.raises(ModelError, match="a part of itself"):
                     handle.undo()
             return func(*args, **kwargs or {})
 

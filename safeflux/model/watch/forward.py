@@ -89,7 +89,7 @@ def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
         if (registry := own.get("_diffusers_hook")) is not None:
             registry.reset_stateful_hooks(recurse=False)
         contexts: Any = own.get("_context_manager")
-        if home_of(type(contexts)).startswith("cache_dit."):
+        if contexts is not None and home_of(type(contexts)).startswith("cache_dit."):
             for name, context in list(contexts._cached_context_manager.items()):
                 contexts.reset_context(name, *context._init_args, **context._init_kwargs)
 
