@@ -45,7 +45,7 @@ stores = click.option(
     "stores",
     multiple=True,
     type=click.Path(),
-    help="Folder with masks besides the bundled ones. Repeatable.",
+    help="Folder with masks, or hf://ORG/NAME@COMMIT, besides the bundled ones. Repeatable.",
 )
 password = click.option(
     "--password",

@@ -1,8 +1,15 @@
-"""Models of the Hugging Face Hub that are already on this machine. Nothing is downloaded."""
+"""Repositories of the Hugging Face Hub: models that are already on this machine, and masks, which are downloaded."""
 
+import re
+from functools import cache
 from pathlib import Path
 
-from safeflux.errors import ModelError
+from safeflux.errors import ModelError, StoreError
+
+ADDRESS = "hf://"
+"""How the address of a repository with masks begins: `hf://ORG/NAME@COMMIT`."""
+_PINNED = re.compile(rf"{ADDRESS}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})")
+_MASKS = ("*.safetensors", "*.sig", "*.json", "*.md")
 
 
 def local_folder(name: str) -> Path:
@@ -29,3 +36,46 @@ def local_folder(name: str) -> Path:
         raise ModelError(
             f"{name}: does not exist as a folder, nor as a downloaded model; get it with: {command}"
         ) from error
+
+
+@cache
+def masks_at(address: str) -> Path:
+    """The folder of a repository's mask files at a commit. Files that are not on this machine are downloaded first.
+
+    Args:
+        address: `hf://ORG/NAME@COMMIT`, with all 40 digits of the commit: what a branch or a tag names can change.
+
+    Raises:
+        StoreError: The address is another one; or the repository cannot be reached and was not downloaded before.
+    """
+    pinned = _PINNED.fullmatch(address)
+    if pinned is None:
+        raise StoreError(_not_pinned(address))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, commit = pinned.groups()
+    try:
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=list(_MASKS)))
+    except HFValidationError as error:
+        raise StoreError(f"store {address}: expected hf://ORG/NAME@COMMIT ({error})") from error
+    except LocalEntryNotFoundError as error:
+        raise StoreError(
+            f"store {address}: the hub cannot be reached, and this commit is not on this machine; get it with: "
+            f"hf download {repository} --revision {commit}"
+        ) from error
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StoreError(
+            f"store {address}: the hub refuses it ({reason}); check the name and the commit, and for a private "
+            "repository log in with: hf auth login"
+        ) from error
+
+
+def _not_pinned(address: str) -> str:
+    repository, _, revision = address.removeprefix(ADDRESS).partition("@")
+    what = f"got {revision!r}, which can move" if revision else "got none"
+    return (
+        f"store {address}: expected hf://ORG/NAME@COMMIT with the 40 digits of a commit, {what}; commits are listed "
+        f"by: git ls-remote https://huggingface.co/{repository or 'ORG/NAME'}"
+    )

@@ -3,6 +3,8 @@
 A store is a folder with one file for each mask set, in any subfolders, usually `<base model>/<mask set>.safetensors`.
 The name alone does not select a file: its masks must have been trained for the base weights at hand. Nothing outside
 the folder is opened. If two files fit, that is an error: choosing one would be a guess.
+
+A store can also be a repository of the Hugging Face Hub at one commit, `hf://ORG/NAME@COMMIT`.
 """
 
 import difflib
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from safeflux.disk.hub import ADDRESS, masks_at
 from safeflux.errors import MaskMismatchError, StoreError
 from safeflux.evidence.signatures import signature_path
 from safeflux.families.fingerprint import same_base
@@ -37,6 +40,8 @@ class StoredMask:
     sha256: str
     meta: MaskMeta
     masks: MaskSet
+    address: str = ""
+    """Of the repository that it is from; empty for a folder."""
 
     @property
     def claim(self) -> Claim:
@@ -48,16 +53,19 @@ class Store:
     """Folders in which mask sets are looked up, in order, and public keys to check their signatures.
 
     Args:
-        roots: The folders. Each must exist.
+        roots: The folders, each of which must exist, and addresses `hf://ORG/NAME@COMMIT`.
         keys: PEM files. Only those that a policy lists count.
 
     Raises:
-        StoreError: A root is not a folder.
+        StoreError: A root is not a folder, or a repository that can be had.
     """
 
     def __init__(self, roots: Iterable[str | os.PathLike[str]], keys: Iterable[str | os.PathLike[str]] = ()) -> None:
         """Resolve the folders, so that links out of them are noticed."""
-        self.roots, self.keys = tuple(Path(root).resolve() for root in roots), tuple(keys)
+        self._given = [os.fspath(root) for root in roots]
+        self.roots, self.keys = tuple(map(_folder_of, self._given)), tuple(keys)
+        both = zip(self.roots, self._given, strict=True)
+        self._addresses = {root: address for root, address in both if address.startswith(ADDRESS)}
         for root in self.roots:
             if not root.is_dir():
                 raise StoreError(f"store {root}: expected a folder with mask files, found none; check the path")
@@ -73,7 +81,7 @@ class Store:
             StoreError: A file lies outside the store.
             MaskFileError: A file of this name is damaged.
         """
-        return [(path, decode_meta(read_bytes(path), os.fspath(path))) for path in self._paths(name)]
+        return [(path, decode_meta(read_bytes(path), os.fspath(path))) for _, path in self._places(name)]
 
     def claims(self, name: str) -> list[Claim]:
         """Return what each file of this name says it erases, for any base model."""
@@ -94,38 +102,41 @@ class Store:
             MaskFileError: A file of this name is damaged.
         """
         others = []
-        fits: dict[str, tuple[Path, bytes]] = {}
-        for path in self._paths(name):
+        fits: dict[str, tuple[Path, Path, bytes]] = {}
+        for root, path in self._places(name):
             data = read_bytes(path)
             meta = decode_meta(data, os.fspath(path))
             if same_base(meta.fingerprint, base):
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in fits or signature_path(path).is_file():  # of two copies, the signed one
-                    fits[sha256] = path, data
+                    fits[sha256] = root, path, data
             else:
                 others.append(meta.base_model)
         if len(fits) > 1:
-            found = ", ".join(str(path) for path, _ in fits.values())
+            found = ", ".join(str(path) for _, path, _ in fits.values())
             raise StoreError(
                 f"mask set {name!r}: two different files fit this base model ({found}); remove or rename one"
             )
         if not fits:
             self._refuse(name, base, others)
-        sha256, (path, data) = next(iter(fits.items()))
+        sha256, (root, path, data) = next(iter(fits.items()))
         masks, meta = decode(data, os.fspath(path))
-        return StoredMask(name, path, sha256, meta, masks)
+        return StoredMask(name, path, sha256, meta, masks, self._addresses.get(root, ""))
 
-    def _paths(self, name: str) -> list[Path]:
+    def _places(self, name: str) -> list[tuple[Path, Path]]:
+        """Each file of this name, after the store's folder that it is in."""
         if not _NAME.fullmatch(name):
             raise StoreError(f"mask set {name!r}: expected a name of lower-case letters, digits, '_' and '-'")
         found = []
         for root in self.roots:
+            # The hub's cache has links to where it keeps the files of all commits.
+            within = root.parent.parent if root in self._addresses else root
             for path in sorted(root.rglob(name + _SUFFIX)):
-                if not path.resolve().is_relative_to(root):
+                if not path.resolve().is_relative_to(within):
                     raise StoreError(
                         f"mask set {name!r}: {path} is a link out of the store {root}; put the file itself there"
                     )
-                found.append(path)
+                found.append((root, path))
         return found
 
     def _refuse(self, name: str, base: str, others: list[str]) -> None:
@@ -139,18 +150,26 @@ class Store:
         raise StoreError(f"mask set {name!r} is not in the store ({roots}); {self.suggest(name)}")
 
 
+def _folder_of(root: str) -> Path:
+    return (masks_at(root) if root.startswith(ADDRESS) else Path(root)).resolve()
+
+
 def _claim(name: str, path: Path, meta: MaskMeta) -> Claim:
     return Claim(name, os.fspath(path), meta.category, meta.concepts)
 
 
 def open_store(store: StoreLike | Store | None = None, keys: Iterable[str | os.PathLike[str]] = ()) -> Store:
-    """Return the bundled masks, followed by the given folder or folders, with public keys for policies that list any.
+    """Return the bundled masks, followed by the given folders, with public keys for policies that list any.
+
+    Args:
+        store: A folder, or an address `hf://ORG/NAME@COMMIT`; or several.
+        keys: PEM files.
 
     Raises:
-        StoreError: A given path is not a folder.
+        StoreError: A given path is not a folder, or a repository that can be had.
     """
     if isinstance(store, Store):
-        return Store(store.roots, [*store.keys, *keys]) if keys else store
+        return Store(store._given, [*store.keys, *keys]) if keys else store
     extra = [] if store is None else [store] if isinstance(store, str | os.PathLike) else list(store)
     bundled = Path(str(files("safeflux.policies").joinpath("masks")))
     return Store([*([bundled] if bundled.is_dir() else []), *extra], keys)

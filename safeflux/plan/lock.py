@@ -1,7 +1,7 @@
 """A lock file: the policy, base weights and mask files that were tested together, each by its digest.
 
     {"format": "safeflux-lock/1", "policy": {"name": "shop", "sha256": "..."}, "base": "sf1-...",
-     "masks": {"weapons": "sha256 of its file", ...}}
+     "masks": {"weapons": "sha256 of its file", ...}, "stores": ["hf://ORG/NAME@COMMIT", ...]}
 
 The policy's digest covers the effective policy, parents included. Loading with a lock gives exactly that, or an error.
 """
@@ -38,17 +38,21 @@ class Lock(Strict):
     """Fingerprint of the base weights."""
     masks: dict[Name, Digest]
     """Mask set -> sha256 of its file; for every category, enforced or not."""
+    stores: tuple[str, ...] = ()
+    """Repositories that some of these files are from: where to get them. What counts is the files' digests."""
 
     @classmethod
     def of(cls, plan: Plan) -> "Lock":
         """The lock of a plan."""
         policy = LockedPolicy(name=plan.policy.name, sha256=plan.policy.digest)
         stored = [one for category in plan.categories.values() for one in category.stored]
-        return cls(policy=policy, base=plan.base, masks={one.name: one.sha256 for one in stored})
+        stores = tuple(sorted({one.address for one in stored if one.address}))
+        return cls(policy=policy, base=plan.base, masks={one.name: one.sha256 for one in stored}, stores=stores)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically; the same lock gives the same bytes."""
-        text = json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
+        left_out = set() if self.stores else {"stores"}
+        text = json.dumps(self.model_dump(exclude=left_out), indent=2, sort_keys=True) + "\n"
         try:
             write_atomically(Path(path), text.encode())
         except OSError as error:

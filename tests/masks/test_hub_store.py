@@ -1,0 +1,78 @@
+"""Stores on the hub: pinned to a commit, downloaded once, and found without a network afterwards."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+from safeflux.model.weights import fingerprint
+from tests.helpers.hub import COMMIT, serve_hub
+
+HERE = f"hf://org/masks@{COMMIT}"
+OTHER = f"hf://org/masks@{COMMIT[::-1]}"
+REFUSED = {
+    "hf://org/masks": "with the 40 digits of a commit, got none; commits are listed by: git ls-remote",
+    "hf://org/masks@main": "got 'main', which can move",
+    "hf://masks": "expected hf://ORG/NAME@COMMIT",
+    f"hf://org/nothing@{COMMIT}": "the hub refuses it",
+    OTHER: "the hub refuses it",
+}
+ASK = """
+import json, sys
+from safeflux.errors import StoreError
+from safeflux.masks.store import open_store
+base, *addresses = sys.argv[1:]
+for address in addresses:
+    try:
+        found = open_store(open_store([address]), ["key.pem"]).find("blades", base)
+        print(json.dumps([found.sha256, found.address, str(found.path)]))
+    except StoreError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+POLICY = "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  weapons: {masks: [blades]}\n"
+
+
+def run(endpoint, folder, *command):
+    """A process of its own, in a folder: huggingface_hub reads its environment once."""
+    cache = {"HF_HUB_CACHE": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment = os.environ | {"HF_ENDPOINT": endpoint, **cache}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
+
+
+def ask(endpoint, folder, base, *addresses):
+    """What `ASK` prints."""
+    done = run(endpoint, folder, "-c", ASK, base, *addresses)
+    assert done.returncode == 0, done.stderr
+    return list(map(json.loads, done.stdout.splitlines()))
+
+
+def test_masks_are_downloaded_once_and_stay_without_the_hub(store, base_transformer, tmp_path):
+    base = fingerprint(base_transformer)
+    base_transformer.save_pretrained(tmp_path / "model")
+    (tmp_path / "own.yaml").write_text(POLICY)
+    masks = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*.safetensors")}
+    with serve_hub({"org/masks": {**masks, "weights.bin": b"pickle"}}) as (endpoint, asked):
+        found, *refused = ask(endpoint, tmp_path, base, HERE, *REFUSED)
+        lock = ("policy", "lock", "own.yaml", "model", "--store", HERE, "--out", "own.lock")
+        locked = run(endpoint, tmp_path, "-m", "safeflux", *lock)
+    sha256 = hashlib.sha256(masks["tiny-flux/blades.safetensors"]).hexdigest()
+    assert found[:2] == [sha256, HERE]
+    for answer, expected in zip(refused, REFUSED.values(), strict=True):
+        assert expected in answer
+    assert locked.returncode == 0, locked.stderr
+    assert json.loads((tmp_path / "own.lock").read_text()) | {"policy": 0, "base": 0} == {
+        "format": "safeflux-lock/1",
+        "policy": 0,
+        "base": 0,
+        "masks": {"blades": sha256},
+        "stores": [HERE],
+    }
+    assert not any("weights.bin" in path for path in asked)
+    assert sum(path.endswith("blades.safetensors") for path in asked) <= 2  # its head, and itself
+    again, other = ask(endpoint, tmp_path, base, HERE, OTHER)
+    assert again == found
+    command = f"hf download org/masks --revision {COMMIT[::-1]}"
+    assert f"cannot be reached, and this commit is not on this machine; get it with: {command}" in other
