@@ -1,6 +1,6 @@
 """Every bundled profile from a pack to a page, by the commands: train, eval and preview with a zero-shot detector.
 
-    python -m benchmarks.profiles --report profiles.json
+    python -m benchmarks.profiles --report benchmarks/reports/profiles.json
 
 Models are tiny and random, of each profile's own class, and so is the detector: the figures mean nothing, and what
 counts is that each command ends well and leaves what it promises. Some minutes.
