@@ -109,6 +109,13 @@ def summary(meta: MaskMeta) -> str:
     return f"erases {_one_line(erases)}; {f'alone: {parts}' if parts else 'no rates in the file'}"
 
 
+def row_of(name: str, meta: MaskMeta) -> str:
+    """What a mask erases and what it costs, as a row of a table after its name, according to its file."""
+    rows = rates_of(meta.evaluation).get(_ALONE, {})
+    shown = [", ".join(str(rows[row][side]) for side in ("base", "masked")) if row in rows else "" for row in _SUMMARY]
+    return f"| {' | '.join([name, _plain(meta.category), _plain(meta.base_model), *shown])} |"
+
+
 def rates_of(evaluation: Mapping[str, Any]) -> _Rates:
     """The rates in an evaluation: view (`VIEWS`) -> row -> `base` or `masked` -> rate."""
     found: _Rates = {}

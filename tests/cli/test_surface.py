@@ -41,6 +41,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
             *("FILE...", "OUT", "--model", "--category", "--concept", "--licence", "--base-model", "--threshold"),
             *("--overwrite", "--json"),
         ],
+        "mask publish": ["FILE...", "OUT", "--repo", "--json"],
         "mask sign": ["FILE...", "--key", "--password", "--json"],
         "mask verify": ["FILE...", "--key", "--json"],
         "pack list": ["--json"],

@@ -1,4 +1,4 @@
-"""`safeflux mask`: show, compare, combine, convert, sign and verify mask files. Only the import needs torch."""
+"""`safeflux mask`: show, compare, combine, convert, publish, sign and verify mask files. Only import needs torch."""
 
 import json
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from safeflux.cli._completion import MASK
 from safeflux.cli._lazy import Group
 from safeflux.cli._shared import as_json
 from safeflux.cli.mask.files import card, compose, diff, export, import_scores
+from safeflux.cli.mask.publish import publish
 from safeflux.cli.mask.sign import sign, verify
 from safeflux.cli.mask.view import as_dict, print_counts
 from safeflux.masks.encoding import digest
@@ -18,7 +19,7 @@ from safeflux.masks.file import load_masks
 
 @click.group(cls=Group)
 def mask() -> None:
-    """Show, compare, combine, export, import, sign and verify mask files."""
+    """Show, compare, combine, export, import, publish, sign and verify mask files."""
 
 
 _EXAMPLES = """\b
@@ -47,5 +48,5 @@ def show(file: Path, as_json: bool) -> None:
     print_counts("kind", masks.counts_by_kind)
 
 
-for command in (card, diff, compose, export, import_scores, sign, verify):
+for command in (card, diff, compose, export, import_scores, publish, sign, verify):
     mask.add_command(command)
