@@ -17,6 +17,7 @@ SMALL = {
     "prompts.erase_pairs": 6,
     "prompts.preserve_pairs": 8,
     "validation_prompts": 2,
+    "call.num_inference_steps": 2,
     "saliency.warm_up": 0,
     "saliency.erase_batches": 1,
     "saliency.preserve_batches": 2,
@@ -47,7 +48,7 @@ def trained(config, folder, device):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"saliency.rounds": 2}, {"method": "gates", "gates.rounds": 2, "gates.steps_per_round": 1, "gates.initial": 0.1}],
+    [{"saliency.rounds": 1}, {"method": "gates", "gates.rounds": 1, "gates.steps_per_round": 2, "gates.initial": 0.1}],
     ids=["saliency", "gates"],
 )
 def test_a_run(device, tmp_path, changes):

@@ -35,16 +35,16 @@ for address in addresses:
 POLICY = "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n  weapons: {masks: [blades]}\n"
 
 
-def run(endpoint, folder, *command):
+def run(endpoint, folder, *command, **more):
     """A process of its own, in a folder: huggingface_hub reads its environment once."""
     cache = {"HF_HUB_CACHE": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    environment = os.environ | {"HF_ENDPOINT": endpoint, **cache}
+    environment = os.environ | {"HF_ENDPOINT": endpoint, **cache, **more}
     return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
 
 
-def ask(endpoint, folder, base, *addresses):
+def ask(endpoint, folder, base, *addresses, **more):
     """What `ASK` prints."""
-    done = run(endpoint, folder, "-c", ASK, base, *addresses)
+    done = run(endpoint, folder, "-c", ASK, base, *addresses, **more)
     assert done.returncode == 0, done.stderr
     return list(map(json.loads, done.stdout.splitlines()))
 
@@ -72,7 +72,8 @@ def test_masks_are_downloaded_once_and_stay_without_the_hub(store, base_transfor
     }
     assert not any("weights.bin" in path for path in asked)
     assert sum(path.endswith("blades.safetensors") for path in asked) <= 2  # its head, and itself
-    again, other = ask(endpoint, tmp_path, base, HERE, OTHER)
+    # Without this variable the library tries for half a minute to connect.
+    again, other = ask(endpoint, tmp_path, base, HERE, OTHER, HF_HUB_OFFLINE="1")
     assert again == found
     command = f"hf download org/masks --revision {COMMIT[::-1]}"
     assert f"cannot be reached, and this commit is not on this machine; get it with: {command}" in other

@@ -148,9 +148,9 @@ def test_a_resumed_run_reads_its_references_instead_of_drawing_them(tmp_path):
 
 def test_the_first_interrupt_waits_for_the_round_and_the_second_does_not(tmp_path):
     """The answer to the key press comes at once, the exit with the checkpoint; the second round lasts for minutes."""
-    for presses, batches in ((1, 6), (2, 400)):
+    for presses, batches in ((1, 5), (2, 800)):
         settings = _changed(
-            **{"batch": 16, "steps": 4, "saliency.preserve_batches": batches},
+            **{"batch": 8, "steps": 4, "saliency.preserve_batches": batches},
             **{"validate_every": 100, "tensorboard": "true"},
         )
         options = [part for setting in settings for part in ("--set", setting)]
