@@ -6,35 +6,31 @@ x are noised pictures of the anchor; the usual loss on the anchor's pictures and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import cycle
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.peers.material import Material, copied, replaced
+from benchmarks.peers.material import Material
 from benchmarks.peers.method import Made, Method, Settings
-from benchmarks.peers.methods.tuning import parameters_of, tune
+from benchmarks.peers.methods.tuning import fine_tuned
 from safeflux.reference.vocabulary import Target
 
 
 def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
     """Fine-tune a copy."""
-    model, base = copied(material.pipe), material.pipe.transformer
-    parameters = parameters_of(model, settings["where"])
     batches = cycle(zip(material.erased(targets, "anchor"), material.kept(targets), strict=True))
 
-    def loss() -> torch.Tensor:
+    def loss(model: torch.nn.Module) -> torch.Tensor:
         erased, kept = next(batches)
         at, elsewhere = material.noised(erased.x0), material.noised(kept.x0)
         with torch.no_grad():
             goal = material.velocity(model, at, erased.anchor)
-            before = material.velocity(base, elsewhere, kept.prompt)
+            before = material.velocity(material.pipe.transformer, elsewhere, kept.prompt)
         ablated = F.mse_loss(material.velocity(model, at, erased.prompt), goal)
         return ablated + settings["preserve"] * F.mse_loss(material.velocity(model, elsewhere, kept.prompt), before)
 
-    tune(parameters, loss, settings["steps"], settings["lr"])
-    return Made(partial(replaced, transformer=model), sum(each.numel() * 4 for each in parameters))
+    return fine_tuned(material, settings, loss)
 
 
 METHOD = Method(

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from safeflux.trainer.sampling.rollout import Condition, rollout
 
-from benchmarks.peers.material import BATCH, Material, Noised, copied, replaced
+from benchmarks.peers.material import BATCH, Material, Noised
 from benchmarks.peers.method import Made, Method, Settings
-from benchmarks.peers.methods.tuning import parameters_of, tune
+from benchmarks.peers.methods.tuning import fine_tuned
 from safeflux.reference.vocabulary import Target
 
 
 def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
     """Fine-tune a copy."""
-    source, model, base = material.source(targets), copied(material.pipe), material.pipe.transformer
-    parameters, empty = parameters_of(model, settings["where"]), material.encode([""] * BATCH)
+    source, base, empty = material.source(targets), material.pipe.transformer, material.encode([""] * BATCH)
 
-    def loss() -> torch.Tensor:
+    def loss(model: torch.nn.Module) -> torch.Tensor:
         condition = material.encode([pair.prompt for pair in material.pairs(source, targets)])
         at = _on_the_way(material, model, condition)
         with torch.no_grad():
@@ -32,8 +30,7 @@ def make(material: Material, targets: Sequence[Target], settings: Settings) -> M
             goal = nothing - settings["eta"] * (ours - nothing)
         return F.mse_loss(material.velocity(model, at, condition), goal)
 
-    tune(parameters, loss, settings["steps"], settings["lr"])
-    return Made(partial(replaced, transformer=model), sum(each.numel() * 4 for each in parameters))
+    return fine_tuned(material, settings, loss)
 
 
 @torch.no_grad()

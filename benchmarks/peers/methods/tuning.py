@@ -1,13 +1,30 @@
-"""Fine-tuning: which parameters, and the loop."""
+"""Transformers that were changed: fine-tuning, and what becomes of the copy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
+from benchmarks.peers.material import Material, copied, replaced
+from benchmarks.peers.method import Made, Settings
+
 TEXT = ("add_k_proj", "add_v_proj", "context_embedder")
 """Where text enters attention: what comes nearest to the keys and values of cross-attention."""
+
+
+def fine_tuned(material: Material, settings: Settings, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Made:
+    """A copy of the transformer, tuned by `where`, `steps` and `lr` of the settings on the loss of that copy."""
+    model = copied(material.pipe)
+    parameters = parameters_of(model, settings["where"])
+    tune(parameters, partial(loss, model), settings["steps"], settings["lr"])
+    return in_place_of(model, parameters)
+
+
+def in_place_of(model: torch.nn.Module, changed: Iterable[torch.Tensor]) -> Made:
+    """Another transformer in the place of the pipeline's; what was changed in it has to be stored."""
+    return Made(partial(replaced, transformer=model), sum(each.numel() * each.element_size() for each in changed))
 
 
 def parameters_of(model: torch.nn.Module, where: str) -> list[torch.nn.Parameter]:

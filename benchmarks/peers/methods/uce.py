@@ -7,12 +7,12 @@ inputs c_i of the concept, a_i of its anchor, and c_r to preserve.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
-from benchmarks.peers.material import BATCH, Material, copied, replaced
+from benchmarks.peers.material import BATCH, Material, copied
 from benchmarks.peers.method import Made, Method, Settings
+from benchmarks.peers.methods.tuning import in_place_of
 from safeflux.reference.vocabulary import Target
 
 PROMPTS = 5 * BATCH
@@ -42,8 +42,7 @@ def make(material: Material, targets: Sequence[Target], settings: Settings) -> M
     for layer, part in ((tokens, "tokens"), (pooled, "pooled")):
         theirs, others, left = (getattr(each, part).flatten(0, -2) for each in (ours, anchors, kept))
         layer.weight.copy_(edited(layer.weight, theirs, others, left, settings))
-    changed = (tokens.weight, pooled.weight)
-    return Made(partial(replaced, transformer=model), sum(each.numel() * 4 for each in changed))
+    return in_place_of(model, (tokens.weight, pooled.weight))
 
 
 METHOD = Method(
