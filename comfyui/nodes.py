@@ -26,7 +26,7 @@ class SafeFluxGuard:
     RETURN_TYPES = ("MODEL",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Offer the policies and stores there are."""
         return {
             "required": {
@@ -37,7 +37,7 @@ class SafeFluxGuard:
         }
 
     @classmethod
-    def IS_CHANGED(cls, policy: str, store: str, **_: Any) -> str:  # noqa: N802
+    def IS_CHANGED(cls, policy: str, store: str, **_: Any) -> str:
         """Run again when the policy, one of its parents or a mask file was changed."""
         return folders.state(policy, store)
 
@@ -65,12 +65,12 @@ class SafeFluxVerify:
     RETURN_NAMES = ("model", "status")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Ask for what to do when the policy is not in force."""
         return {"required": {"model": ("MODEL",), "if_not_guarded": (["stop", "go on"],)}}
 
     @classmethod
-    def IS_CHANGED(cls, **_: Any) -> float:  # noqa: N802
+    def IS_CHANGED(cls, **_: Any) -> float:
         """Look each time: what was true for the last picture need not be for the next."""
         return float("nan")
 
@@ -99,12 +99,12 @@ class SafeFluxReceipt:
     RETURN_NAMES = ("receipt",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """Ask for nothing but the model."""
         return {"required": {"model": ("MODEL",)}}
 
     @classmethod
-    def IS_CHANGED(cls, **_: Any) -> float:  # noqa: N802
+    def IS_CHANGED(cls, **_: Any) -> float:
         """Write one for each run."""
         return float("nan")
 
