@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from safeflux.baking.bake import bake
 from safeflux.checkpoints.checkpoint import Checkpoint
 from safeflux.errors import ModelError
-from safeflux.families.sites import find_sites, parameter_shapes, spans
+from safeflux.families.sites import find_sites, parameter_shapes
 from safeflux.masks.file import save_masks
 from safeflux.masks.mask_set import MaskSet
 from safeflux.model.apply import apply_masks_
 from safeflux.model.weights import fingerprint
 from safeflux.policy.load import Category, Policy
-from tests.helpers.layouts import to_bfl
+from tests.helpers.layouts import sites_that_agree, to_bfl
 
 DIM, MLP = 3072, 12288
 POLICY = Policy(name="blades-only", categories={"weapons": Category(masks=("blades",))})
@@ -55,17 +55,7 @@ def bfl_checkpoint() -> dict[str, torch.Tensor]:
 
 
 def test_the_bfl_table_agrees_with_the_converter_of_diffusers():
-    checkpoint = bfl_checkpoint()
-    sites = find_sites({name: tuple(tensor.shape) for name, tensor in checkpoint.items()}, "bfl")
-    converted = convert_chroma_transformer_checkpoint_to_diffusers(dict(checkpoint))
-    assert find_sites({name: tuple(tensor.shape) for name, tensor in converted.items()}) == sites
-    assert len(sites) == 20
-    for site in sites.values():
-        for ours, theirs in zip(spans(site), spans(site, "bfl"), strict=True):
-            assert ours.axis == theirs.axis
-            here = converted[ours.tensor].narrow(ours.axis, ours.start, site.shape[0])
-            there = checkpoint[theirs.tensor].narrow(theirs.axis, theirs.start, site.shape[0])
-            assert torch.equal(here, there), f"{site.name}: {ours} is not {theirs}"
+    assert len(sites_that_agree(bfl_checkpoint(), convert_chroma_transformer_checkpoint_to_diffusers)) == 20
 
 
 def test_it_is_baked_in_both_layouts_as_a_guard_writes_it(chroma_transformer, make_meta, tmp_path):

@@ -1,6 +1,10 @@
 """Small FLUX models in the layout of Black Forest Labs, put together by hand: what tables must find."""
 
+from collections.abc import Callable
+
 import torch
+
+from safeflux.families.sites import Sites, find_sites, spans
 
 _DOUBLE = {
     "norm1.linear": "img_mod.lin",
@@ -25,6 +29,22 @@ _OUTSIDE = {
     "distilled_guidance_layer.in_proj": "distilled_guidance_layer.in_proj",
     "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
 }
+
+
+def sites_that_agree(
+    checkpoint: dict[str, torch.Tensor], convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Sites:
+    """The sites of a BFL checkpoint, each of which reads the same numbers after diffusers has converted it."""
+    sites = find_sites({name: tuple(tensor.shape) for name, tensor in checkpoint.items()}, "bfl")
+    converted = convert(dict(checkpoint))
+    assert find_sites({name: tuple(tensor.shape) for name, tensor in converted.items()}) == sites
+    for site in sites.values():
+        for ours, theirs in zip(spans(site), spans(site, "bfl"), strict=True):
+            assert ours.axis == theirs.axis
+            here = converted[ours.tensor].narrow(ours.axis, ours.start, site.shape[0])
+            there = checkpoint[theirs.tensor].narrow(theirs.axis, theirs.start, site.shape[0])
+            assert torch.equal(here, there), f"{site.name}: {ours} is not {theirs}"
+    return sites
 
 
 def to_bfl(model: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
