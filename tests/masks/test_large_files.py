@@ -63,8 +63,9 @@ def test_a_small_file_that_names_4_billion_weights_takes_little_memory(huge, tmp
 
 
 def test_an_export_that_would_not_fit_into_memory_is_refused(huge, tmp_path, monkeypatch):
-    found = psutil.virtual_memory()._replace(total=1 << 32)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: found)
+    parts = ["MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "Active", "Inactive", "Shmem"]
+    (tmp_path / "meminfo").write_text("".join(f"{part}: {1 << 22} kB\n" for part in parts))
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))  # where psutil is told to look
     done = CliRunner().invoke(main, ["mask", "export", str(huge[0]), str(tmp_path / "one.npz")])
     assert done.exit_code == 1
     assert "takes 8.6 GB of memory as npz, expected at most 2.1 GB" in done.stderr
