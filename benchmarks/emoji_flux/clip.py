@@ -28,10 +28,8 @@ from safeflux.reference import CLIP_TOKENS
 from safeflux.reference.vocabulary import Concept, Vocabulary, caption, vocabulary, with_article
 
 from .captions import clip_tokenizer, describe
-from .checkpoint import Checkpoint, Every
-from .cpu import FreeCores, faster_dtype
+from .fit import fit
 from .judge import renderings, roughen
-from .optimise import Log, learning_rate
 from .options import out_option, vocabulary_option
 from .scenes import NOTHING, SIZE, Renderer, Scene
 
@@ -40,8 +38,6 @@ HELD_OUT_SEED = 2_000_003
 PATCH = 16
 CAPTIONS = 24
 """How many pictures of a batch have their captions among the texts: long texts cost the most."""
-DECAY_SHARE = 0.6
-CHECKPOINT_SECONDS = 240
 
 
 class SigmoidClip(nn.Module):
@@ -185,30 +181,11 @@ def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: fl
     tokenizer, renderer = clip_tokenizer(out, words), Renderer(out / "art.npz", words)
     model = SigmoidClip(tokenizer)
     training = Training(model, tokenizer, renderer, batch)
-    # Not Muon: its Newton-Schulz steps run in bf16, which takes longer than all the rest on a CPU without bf16 units.
-    adamw = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-    checkpoint = Checkpoint(out / "clip.ckpt", model=model, optimiser=adamw)
-    start = checkpoint.load()
-    dtype, seconds = faster_dtype(lambda: training.loss(start))
-    click.echo(f"clip: from step {start} in {dtype}; seconds of forward and backward: {seconds}")
-    model.zero_grad(set_to_none=True)
-    log, cores, to_save = Log(out / "clip.jsonl"), FreeCores(), Every(CHECKPOINT_SECONDS)
-    for step in range(start, steps):
-        cores.use()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = training.loss(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.param_groups[0]["lr"] = lr * learning_rate(step, steps, DECAY_SHARE)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
-        log.add(step, loss.item(), last=step + 1 == steps)
-        if to_save.is_due() or step + 1 == steps:
-            checkpoint.save(step + 1)
+    hours = fit("clip", out, model, training.loss, steps, lr, decay=0.02)
     model.eval()
     figures = accuracy(model, tokenizer, renderer, 8192)
     export(model, tokenizer, out / "emoji-clip")
-    report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": checkpoint.hours}
+    report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": hours}
     (out / "clip.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))
 

@@ -166,7 +166,7 @@ class Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         rate = learning_rate(self.step, chosen.steps, chosen.decay_share, self.optimisers.begun)
-        self.optimisers.step(chosen.lr * rate)
+        self.optimisers.step(chosen.lr * rate, dtype)
         self.average.update_parameters(self.model)
         return loss.item()
 

@@ -12,7 +12,6 @@ trained on.
 from __future__ import annotations
 
 import json
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch import nn
 from safeflux.reference.judge import Judge
 from safeflux.reference.vocabulary import Vocabulary, vocabulary
 
-from .checkpoint import Checkpoint
+from .fit import fit
 from .options import out_option, vocabulary_option
 from .scenes import NOTHING, Renderer, Scene, random_scene
 
@@ -141,28 +140,16 @@ def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: fl
     torch.manual_seed(SEED)
     words = vocabulary(vocabulary_path)
     renderer, net = Renderer(out / "art.npz", words), JudgeNet(words).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)
-    checkpoint = Checkpoint(out / "judge.ckpt", model=net, optimiser=optimiser, schedule=schedule)
-    start, began = checkpoint.load(), time.monotonic()
-    for step in range(start, steps):
+
+    def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng((SEED, step))
         images, scenes = renderings(renderer, batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(net, roughen(images, rng).to(memory_format=torch.channels_last), scenes)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 100 == 0:
-            click.echo(
-                f"judge step {step} loss {loss:.3f} {(time.monotonic() - began) / (step + 1 - start):.3f} s/step"
-            )
-        if (step + 1) % 400 == 0 or step + 1 == steps:
-            checkpoint.save(step + 1)
+        return loss_of(net, roughen(images, rng).to(memory_format=torch.channels_last), scenes)
+
+    hours = fit("judge", out, net, loss, steps, lr, decay=0.02)
     export(net.eval(), out / "judge.onnx")
     figures = accuracy(Judge(out / "judge.onnx", words), renderer, 8192)
-    report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": checkpoint.hours}
+    report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": hours}
     (out / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))
 

@@ -11,7 +11,6 @@ ones have. Resumes.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from torch import nn
 
 from safeflux.reference.vocabulary import vocabulary
 
-from .checkpoint import Checkpoint
+from .fit import fit
 from .latents import CHANNELS, Codec, pictures
 from .options import out_option, vocabulary_option
 from .scenes import Renderer
@@ -115,29 +114,16 @@ def main(half: str, out: Path, vocabulary_path: Path | None, width: int, steps: 
     vae = vae.to(memory_format=torch.channels_last)
     part: nn.Module = getattr(vae, half)
     loss_of = {"decoder": decoder_loss, "encoder": encoder_loss}[half](vae, codec)
-    optimiser = torch.optim.AdamW(part.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.08)
-    checkpoint = Checkpoint(out / f"vae_{half}.ckpt", part=part, optimiser=optimiser, schedule=schedule)
-    start, began = checkpoint.load(), time.monotonic()
-    for step in range(start, steps):
+
+    def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng((SEED, half == "decoder", step))
         images, _ = pictures(renderer, batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(images.to(memory_format=torch.channels_last), rng)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 50 == 0:
-            click.echo(
-                f"{half} step {step} loss {loss:.4f} {(time.monotonic() - began) / (step + 1 - start):.3f} s/step"
-            )
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            checkpoint.save(step + 1)
+        return loss_of(images.to(memory_format=torch.channels_last), rng)
+
+    hours = fit(f"vae_{half}", out, part, loss, steps, lr, decay=1e-3)
     fix_spread_(vae)
     vae.save_pretrained(out / "vae")
-    report = {"steps": steps, "hours": checkpoint.hours, "psnr_db": quality(vae, codec, renderer, half)}
+    report = {"steps": steps, "hours": hours, "psnr_db": quality(vae, codec, renderer, half)}
     (out / f"vae_{half}.json").write_text(json.dumps(report, indent=1) + "\n")
     click.echo(json.dumps(report))
 
