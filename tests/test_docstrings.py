@@ -18,6 +18,7 @@ MODULES = [
 WITH_EXAMPLES = {
     "safeflux.checkpoints.zero_codes",
     "safeflux.convert.tensor_plan",
+    "safeflux.disk.hub",
     "safeflux.detectors.labels",
     "safeflux.detectors.preprocessing",
     "safeflux.evaluation.fidelity",

@@ -50,7 +50,7 @@ def masks_at(address: str) -> Path:
     """
     pinned = _PINNED.fullmatch(address)
     if pinned is None:
-        raise StoreError(_not_pinned(address))
+        raise StoreError(f"store {address}: {fault_of(address)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -72,10 +72,18 @@ def masks_at(address: str) -> Path:
         ) from error
 
 
-def _not_pinned(address: str) -> str:
+def fault_of(address: str) -> str | None:
+    """What is wrong with the address of a repository of masks, or None.
+
+    Examples:
+        >>> fault_of("hf://org/masks@main").partition(";")[0]
+        "expected hf://ORG/NAME@COMMIT with the 40 digits of a commit, got 'main', which can move"
+    """
+    if _PINNED.fullmatch(address):
+        return None
     repository, _, revision = address.removeprefix(ADDRESS).partition("@")
     what = f"got {revision!r}, which can move" if revision else "got none"
     return (
-        f"store {address}: expected hf://ORG/NAME@COMMIT with the 40 digits of a commit, {what}; commits are listed "
+        f"expected hf://ORG/NAME@COMMIT with the 40 digits of a commit, {what}; commits are listed "
         f"by: git ls-remote https://huggingface.co/{repository or 'ORG/NAME'}"
     )

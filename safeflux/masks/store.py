@@ -70,6 +70,18 @@ class Store:
             if not root.is_dir():
                 raise StoreError(f"store {root}: expected a folder with mask files, found none; check the path")
 
+    def including(self, addresses: Iterable[str]) -> "Store":
+        """Return this store with repositories after it: those that a policy names (`stores`).
+
+        Args:
+            addresses: Each `hf://ORG/NAME@COMMIT`; those that it has already change nothing.
+
+        Raises:
+            StoreError: One is not such an address, or cannot be had.
+        """
+        more = [address for address in addresses if address not in self._given]
+        return Store([*self._given, *more], self.keys) if more else self
+
     def names(self) -> list[str]:
         """Return the sorted names of all mask sets, for any base model."""
         return sorted({path.stem for root in self.roots for path in root.rglob(f"*{_SUFFIX}")})

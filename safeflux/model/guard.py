@@ -80,7 +80,8 @@ def guard(
     effective = load_policy(policy)
     transformer = find_transformer(model)
     check_not_compiled(transformer)
-    turns, masks = turns_of(transformer), open_store(store, keys)
+    turns = turns_of(transformer)
+    masks = open_store(store, keys).including(effective.stores)  # downloads now, not while pictures wait
     admitted = admit(effective, *adapters)
 
     def resolve() -> GuardHandle:

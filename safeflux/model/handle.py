@@ -142,7 +142,8 @@ class GuardHandle:
                 since. The old policy stays in force.
             SafeFluxError: Another of the errors of `guard`; likewise.
         """
-        effective, masks = load_policy(policy), open_store(store)
+        effective = load_policy(policy)
+        masks = open_store(store).including(effective.stores)  # downloads now, not while pictures wait
         with span("swap", policy=effective.name, policy_sha256=effective.digest):
             self._turns.plan(lambda: self._swap(effective, masks))
 

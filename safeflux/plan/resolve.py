@@ -124,12 +124,13 @@ def plan_for(policy: Policy, sites: Sites, base: str, store: Store, *, standing:
         policy: The effective policy.
         sites: The model's sites, by name.
         base: Fingerprint of its base weights.
-        store: Where mask sets are looked up, with the public keys that may have signed them.
+        store: Where mask sets are looked up, besides the policy's `stores`, with the public keys that may have signed
+            them.
         standing: Plans that are already in force on the model and stay so: their masks count against the budget, and
             their budgets apply too.
 
     Raises:
-        StoreError: A mask set that the policy names is in no store.
+        StoreError: A mask set that the policy names is in no store, or a store that it names cannot be had.
         MaskMismatchError: A mask set is for another base model, does not fit, switches nothing off, or does not erase
             what the policy says.
         MaskFileError: A mask file is damaged.
@@ -141,8 +142,9 @@ def plan_for(policy: Policy, sites: Sites, base: str, store: Store, *, standing:
             f"policy {policy.name!r}: keys were given ({', '.join(map(str, store.keys))}), but the policy lists none, "
             "so no signature would be checked; list the key's sha256 under `signatures: {keys: [...]}`, or pass no key"
         )
+    found = store.including(policy.stores)
     categories = {
-        name: _resolve_category(policy, name, category, store, base, sites)
+        name: _resolve_category(policy, name, category, found, base, sites)
         for name, category in policy.categories.items()
     }
     plan = Plan(policy, base, categories, sites, standing)

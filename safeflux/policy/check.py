@@ -83,7 +83,8 @@ def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes
         name: A bundled name, a path, or `-` for the text in `stdin`.
         masks: Opens the store in which its masks are looked up. Only called if needed, since it takes longer than
             everything else: the names of bundled masks say what they erase.
-        has_own: The store holds more than the bundled masks, so an unknown mask is a warning.
+        has_own: The store holds more than the bundled masks, so an unknown mask is a warning. So it is for a policy
+            that names stores.
         stdin: The text for `-`.
     """
     try:
@@ -91,9 +92,10 @@ def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes
     except PolicyFileError as error:
         issues = (Finding("policy-invalid", i.file, i.line, i.column, i.message) for i in error.issues)
         return Checked(name, None, tuple(issues), error)
+    has_own = has_own or bool(policy.stores)
     if not has_own and all(set(part.masks) <= {key, *part.erases} for key, part in policy.categories.items()):
         return Checked(name, policy.digest, (), None)
-    found = mask_findings(policy, masks())
+    found = mask_findings(policy, masks().including(policy.stores))
     return Checked(name, policy.digest, tuple(one for one in found if has_own or one.level == "error"), None)
 
 

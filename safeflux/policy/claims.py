@@ -4,7 +4,7 @@ A mask file states a category and concepts. Its name is arbitrary, so a policy t
 `alcohol` with a copy of the mask of `tobacco`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +39,9 @@ class Claims(Protocol):
 
     def suggest(self, name: str) -> str:
         """The end of a message about a name that the store does not have."""
+
+    def including(self, addresses: Iterable[str]) -> "Claims":
+        """The same with the repositories that a policy names."""
 
 
 def required(name: str, category: Category) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def compare(old: Policy, new: Policy) -> list[Change]:
         *_of_scale(old, new),
         *_of_budget(old, new),
         *_of_signatures(old, new),
+        *_of_stores(old, new),
         *_of_categories(old, new),
     ]
     return [change for change in changes if change.old != change.new]
@@ -97,6 +98,11 @@ def _of_signatures(old: Policy, new: Policy) -> Iterator[Change]:
     else:
         before, after = (f"[{', '.join(keys)}]" if keys else None for keys in (was, now))
         yield Change(key, before, after, Effect.TIGHTENS if now else Effect.RELAXES, _origin(key, new, old))
+
+
+def _of_stores(old: Policy, new: Policy) -> Iterator[Change]:
+    """A store that goes relaxes: its masks may now be other ones, from another commit."""
+    yield from _of_list("stores", old.stores, new.stores, Effect.TIGHTENS, old, new)
 
 
 def _of_categories(old: Policy, new: Policy) -> Iterator[Change]:

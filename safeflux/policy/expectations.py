@@ -88,6 +88,7 @@ def run_policy_test(path: str | os.PathLike[str], masks: Claims) -> list[Outcome
     path = Path(path)
     file, document = read_policy_test(path)
     policy = load_policy(_beside(path, file.policy))
+    masks = masks.including(policy.stores)
     named = Origin(document.file, document.line(("policy",)))
     wrong = [finding for finding in mask_findings(policy, masks) if finding.level == "error"]
     own = Outcome(named, "masks erase what the policy says", "; ".join(map(str, wrong)) or None)

@@ -145,7 +145,7 @@ class _Merge:
         budget = parent.budget if parent else file.budget
         mine, limit = file.budget.max_share_masked, budget.max_share_masked
         share = self._take(("budget", "max_share_masked"), mine, limit, mine > limit)
-        signers = self._signers(file)
+        signers, stores = self._signers(file), self._stores(file)
         if not categories and not self.issues:
             self._report(("categories",), "the policy has no categories, so it would guard against nothing; add one")
         if self.issues:
@@ -159,6 +159,7 @@ class _Merge:
             adapter_max_scale=scale,
             budget=Budget(max_share_masked=share),
             signatures=Signatures(keys=signers),
+            stores=stores,
             categories=categories,
         )
 
@@ -222,6 +223,11 @@ class _Merge:
         is_wider = bool(theirs) and not (mine and set(mine) <= set(theirs))
         signers: tuple[str, ...] = self._take(("signatures", "keys"), mine, theirs, is_wider)
         return signers
+
+    def _stores(self, file: PolicyFile) -> tuple[str, ...]:
+        """The parent's and the child's own, of which one can only add masks: two files of one name are refused."""
+        theirs = self.parent.stores if self.parent else ()
+        return self._take(("stores",), tuple(dict.fromkeys((*theirs, *file.stores))), theirs, is_looser=False)
 
     def _check_pin(self, file: PolicyFile) -> None:
         pin = file.extends.partition("@sha256:")[2]

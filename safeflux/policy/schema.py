@@ -11,15 +11,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from safeflux.disk.canonical import canonical_json
+from safeflux.disk.hub import ADDRESS, fault_of
 
 API_VERSION = "safeflux/v1"
 _MAX_ROWS = 18
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """A name of a policy, category or mask set: lower case, so that it is the same file on every file system."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _pinned(address: str) -> str:
+    if not address.startswith(ADDRESS):
+        raise ValueError(f"{address!r} is no address hf://ORG/NAME@COMMIT; a folder is given where the policy is used")
+    if fault := fault_of(address):
+        raise ValueError(fault)
+    return address
+
+
+_ADDRESS_SCHEMA: dict[str, Any] = {"pattern": r"^hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}$"}
+Address = Annotated[str, AfterValidator(_pinned), Field(json_schema_extra=_ADDRESS_SCHEMA)]
 
 
 class Action(StrEnum):
@@ -130,6 +143,11 @@ class _Body(Strict):
     )
     budget: Budget = Field(Budget(), description="Limits on what all masks together may cost.")
     signatures: Signatures = Field(Signatures(), description="Who must have signed the mask files.")
+    stores: tuple[Address, ...] = Field(
+        (),
+        strict=False,
+        description="Repositories of masks at a commit, hf://ORG/NAME@COMMIT, besides the bundled masks and --store.",
+    )
 
 
 class Versioned(Strict):
@@ -184,10 +202,13 @@ class Policy(_Body):
         content = self.model_dump(mode="json", exclude={"name", "description"})
         content["adapter_allowlist"].sort()
         content["signatures"]["keys"].sort()
+        content["stores"].sort()
         if not self.bounds_scale:  # then the digest is the same as before there was a bound
             del content["adapter_max_scale"]
         if not self.signatures.keys:  # then the digest is the same as before there were signatures
             del content["signatures"]
+        if not self.stores:  # then the digest is the same as before there were stores
+            del content["stores"]
         for name, category in content["categories"].items():
             category["masks"].sort()
             category["erases"].sort()
@@ -218,6 +239,7 @@ class Policy(_Body):
             **({"adapter_max_scale": self.adapter_max_scale} if self.bounds_scale else {}),
             "budget.max_share_masked": self.budget.max_share_masked,
             "signatures.keys": list(self.signatures.keys),
+            **({"stores": list(self.stores)} if self.stores else {}),
         }
         for name, category in self.categories.items():
             flat[f"categories.{name}.action"] = str(category.action)
@@ -239,7 +261,8 @@ class Policy(_Body):
         head = f"Policy {self.name}  sha256:{self.digest}"
         signed = f", masks signed by one of {len(self.signatures.keys)} keys" if self.signatures.keys else ""
         scaled = f" at {self.adapter_max_scale:g} times at most" if self.bounds_scale else ""
-        about = f"adapters {self.adapters}{scaled}, at most {share} of each kind of site masked{signed}"
+        found = f", masks also from {', '.join(self.stores)}" if self.stores else ""
+        about = f"adapters {self.adapters}{scaled}, at most {share} of each kind of site masked{signed}{found}"
         return "\n  ".join([head, about, *(row if len(row) <= 160 else f"{row[:157]}..." for row in rows)])
 
     def __eq__(self, other: object) -> bool:

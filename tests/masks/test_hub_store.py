@@ -49,6 +49,46 @@ def ask(endpoint, folder, base, *addresses, **more):
     return list(map(json.loads, done.stdout.splitlines()))
 
 
+NAMED = POLICY + f"stores: [{HERE!r}]\n"
+GUARD = """
+import sys
+from diffusers import FluxTransformer2DModel
+from safeflux import PolicyPool, guard
+model = FluxTransformer2DModel.from_pretrained("model")
+handle = guard(model, "named.yaml")
+print(handle.verify(deep=True).state, handle.plan.categories["weapons"].stored[0].address)
+handle.undo()
+print(PolicyPool(model, {"one": "named.yaml"}).verify().state)
+"""
+
+
+def test_a_policy_names_the_repository_of_its_masks(store, base_transformer, tmp_path):
+    base_transformer.save_pretrained(tmp_path / "model")
+    (tmp_path / "named.yaml").write_text(NAMED)
+    (tmp_path / "wrong.yaml").write_text(NAMED.replace("weapons:", "alcohol:"))
+    (tmp_path / "test.yaml").write_text(
+        "apiVersion: safeflux/v1\nkind: PolicyTest\npolicy: named.yaml\nexpect: {erases: [weapons]}\n"
+    )
+    masks = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*.safetensors")}
+    safeflux = ("-m", "safeflux", "policy")
+    with serve_hub({"org/masks": masks}) as (endpoint, _):
+        guarded = run(endpoint, tmp_path, "-c", GUARD)
+        checked = run(endpoint, tmp_path, *safeflux, "check", "named.yaml", "wrong.yaml", "--json")
+    assert guarded.stdout.split() == ["GUARDED", HERE, "GUARDED"], guarded.stderr
+    named, wrong = json.loads(checked.stdout)["policies"]
+    assert named["ok"]
+    assert "erase" in wrong["issues"][0]["message"]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    tested = run("http://127.0.0.1:9", tmp_path, *safeflux, "test", "test.yaml", **offline)
+    explained = run("http://127.0.0.1:9", tmp_path, *safeflux, "explain", "named.yaml", **offline)
+    locked = run(
+        "http://127.0.0.1:9", tmp_path, *safeflux, "lock", "named.yaml", "model", "--out", "own.lock", **offline
+    )
+    assert (tested.returncode, explained.returncode, locked.returncode) == (0, 0, 0), tested.stdout + locked.stderr
+    assert HERE in explained.stdout
+    assert json.loads((tmp_path / "own.lock").read_text())["stores"] == [HERE]
+
+
 def test_masks_are_downloaded_once_and_stay_without_the_hub(store, base_transformer, tmp_path):
     base = fingerprint(base_transformer)
     base_transformer.save_pretrained(tmp_path / "model")

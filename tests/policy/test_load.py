@@ -230,6 +230,39 @@ def test_the_scale_of_adapters_tightens(write):
     assert found.startswith("5:20: loosens adapter_max_scale: the parent has 2.0")
 
 
+def test_a_child_adds_stores_and_keeps_those_of_its_parent(write):
+    one, two = (f"hf://org/masks@{digit * 40}" for digit in "12")
+    write(f"stores: ['{one}']\n" + WEAPONS, "base")
+    assert load_policy(write("extends: base.yaml\n")).stores == (one,)
+    child = load_policy(write(f"extends: base.yaml\nstores: ['{two}', '{one}']\n"))
+    assert child.values()["stores"] == [one, two]
+    assert two in repr(child)
+    plain, named = load_policy(write(WEAPONS)), load_policy(write(f"stores: ['{one}']\n" + WEAPONS))
+    assert "stores" not in plain.values()
+    assert plain.digest != named.digest
+    assert [(c.new, c.effect) for c in compare(plain, named)] == [(one, Effect.TIGHTENS)]
+    moved = load_policy(write(f"stores: ['{two}']\n" + WEAPONS))
+    assert {(c.old, c.new): c.effect for c in compare(named, moved)} == {
+        (one, None): Effect.RELAXES,
+        (None, two): Effect.TIGHTENS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("hf://org/masks@main", "got 'main', which can move"),
+        ("hf://org/masks", "with the 40 digits of a commit, got none"),
+        ("masks", "'masks' is no address hf://ORG/NAME@COMMIT; a folder is given where the policy is used"),
+        ("HF://org/masks", "is no address"),
+    ],
+)
+def test_a_store_that_can_move_is_refused(write, address, expected):
+    (found,) = messages(write(f"stores: ['{address}']\n" + WEAPONS))
+    assert found.startswith("4:10: stores.0: ")
+    assert expected in found
+
+
 def test_adapters_tighten_from_a_list_to_none(write):
     write(f"adapters: allowlist\nadapter_allowlist: [{'a' * 64}, {'b' * 64}]\n" + WEAPONS, "base")
     assert load_policy(write(f"extends: base.yaml\nadapter_allowlist: [{'b' * 64}]\n")).adapter_allowlist == ("b" * 64,)

@@ -63,8 +63,8 @@ def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...]
     """Check each POLICY, and print every error with its place.
 
     A POLICY can also be a folder, whose YAML files are all checked, or - for standard input. A mask that does not erase
-    what the policy says is an error; masks are looked up among the bundled ones and in each --store. With --store, an
-    unknown mask is a warning.
+    what the policy says is an error; masks are looked up among the bundled ones, in each --store and in the `stores` of
+    the policy. With either of these, an unknown mask is a warning.
     """
 
     @cache
@@ -120,7 +120,8 @@ def explain(name: str, store: "Store", as_json: bool) -> None:
 
     effective = load_policy(name)
     masks = dict.fromkeys(mask for category in effective.categories.values() for mask in category.masks)
-    metas = {mask: [meta for _, meta in store.metas(mask)] for mask in masks}
+    all_stores = store.including(effective.stores)
+    metas = {mask: [meta for _, meta in all_stores.metas(mask)] for mask in masks}
     if as_json:
         rows = {mask: [about(meta) for meta in found] for mask, found in metas.items()}
         click.echo(json.dumps({**_as_dict(effective), "masks": rows}))

@@ -70,12 +70,13 @@ class PolicyPool:
         Raises:
             SafeFluxError: The errors of `guard`, for any of the policies; the model is as before.
         """
-        effective = _loaded(policies)
+        masks = open_store(store, keys)
+        effective = _loaded(policies, masks)
         if at_once < 1 or patience < 0:
             raise ApplyError(
                 f"expected at_once of at least 1 and patience of at least 0, got {at_once} and {patience:g}"
             )
-        self._model, self._transformer, self._store = model, find_transformer(model), open_store(store, keys)
+        self._model, self._transformer, self._store = model, find_transformer(model), masks
         check_not_compiled(self._transformer)
         self._modules = list(self._transformer.modules())
         self._turns = turns_of(self._transformer)
@@ -214,7 +215,8 @@ class PolicyPool:
                 others, or a write failed. The old policies stay.
             SafeFluxError: Another of the errors of `guard`, for any of the policies; likewise.
         """
-        effective, masks = _loaded(policies), self._store if store is None else open_store(store)
+        masks = self._store if store is None else open_store(store)
+        effective = _loaded(policies, masks)
         with span("replace", policies=", ".join(effective)):
             self._turns.plan(lambda: self._replace(effective, masks))
         self._queue.wake()
@@ -225,7 +227,7 @@ class PolicyPool:
         Raises:
             SafeFluxError: The errors of `replace`, but for those of writes.
         """
-        effective = _loaded(policies)
+        effective = _loaded(policies, self._store)
         return self._turns.plan(lambda: self._plan(effective, self._store))
 
     def _plan(self, policies: Mapping[str, Policy], masks: Store) -> dict[str, Plan]:
@@ -293,7 +295,9 @@ class PolicyPool:
         _log.debug("switch: policy %r of the pool in the place of %r", policy, name)
 
 
-def _loaded(policies: Mapping[str, str | os.PathLike[str] | Policy]) -> dict[str, Policy]:
+def _loaded(policies: Mapping[str, str | os.PathLike[str] | Policy], masks: Store) -> dict[str, Policy]:
     effective = {name: load_policy(policy) for name, policy in policies.items()}
     check_policies(effective)
+    for policy in effective.values():
+        masks.including(policy.stores)  # downloads now, not while pictures wait
     return effective
