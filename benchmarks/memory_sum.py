@@ -27,7 +27,7 @@ def sums(name: str, kinds: tuple[str, ...], recompute: str) -> dict[str, int]:
     profile = load_profile(MODELS[name])
     options = profile.training.model_dump(exclude_none=True) | {"recompute": recompute, "kinds": kinds}
     config = make_config(embedded_options(["weapons"]) | options, "benchmark")
-    memory = memory_of(Shape(profile.transformer), config)
+    memory = memory_of(Shape.of(profile), config)
     return {**asdict(memory), "accelerator": memory.weights + memory.gated_layer + memory.activations}
 
 

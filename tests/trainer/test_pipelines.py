@@ -1,37 +1,54 @@
 """What each family's pipeline prepares: prompts, images, guidance; and the pipelines that are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxKontextPipeline
+from safeflux.trainer.asked.config import make_config
+from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.objective.laid_out import Shape
+from safeflux.trainer.objective.memory import estimate_memory
 from safeflux.trainer.sampling.pipelines import PIPELINES, encode, preparation_of, sampler_of
 from safeflux.trainer.sampling.rollout import rollout
 
 from safeflux.errors import ModelError
+from safeflux.families.sites import find_sites
+from safeflux.profiles.load import load_profile
 from safeflux.reference.model import load_pipeline
 from tests.helpers.tiny import save_tiny
 
+BIG = {"steps": 2, "height": 64, "width": 64}
 SIZE = {"steps": 2, "height": 8, "width": 12}
 
 
-@pytest.mark.parametrize("name", ["emoji-flux", "chroma1-hd"])
-def test_encoded_prompts_draw_what_the_pipeline_draws_of_them(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("emoji-flux", 1.0), ("chroma1-hd", 1.0), ("chroma1-hd", 3.0)],
+)
+def test_encoded_prompts_draw_what_the_pipeline_draws_of_them(name, scale, tmp_path):
     pipe = load_pipeline() if name == "emoji-flux" else load_pipeline(save_tiny(tmp_path / name, name))
-    prompts, guidance = ["a dagger", "a drawing of a cat and a cup"], {"guidance_scale": 1.0}
-    sampler = sampler_of(pipe, steps=2, height=64, width=64, guidance=1.0)
+    prompts, guidance = ["a dagger", "a drawing of a cat and a cup"], {"guidance_scale": scale}
+    sampler = sampler_of(pipe, steps=2, height=64, width=64, guidance=scale, max_sequence_length=20)
+    assert (sampler.cfg is not None) == (scale > 1)
     noise, condition = sampler.noise(2, seed=1), encode(pipe, prompts, 20)
     with torch.no_grad():
         ours = rollout(pipe.transformer, sampler, noise, condition)
     size = {"num_inference_steps": 2, "height": 64, "width": 64, "max_sequence_length": 20}
-    theirs = pipe(prompts, latents=noise, output_type="latent", **size, **guidance).images
+    theirs = pipe(prompt=prompts, latents=noise, output_type="latent", **size, **guidance).images
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     if name == "chroma1-hd":
         assert condition.mask.sum(dim=1).tolist() == [4, 20]  # one of padding too, if any
 
 
-@pytest.mark.parametrize("family", ["flux2", "klein"])
-def test_prompts_of_flux2_are_encoded_and_numbered_as_the_pipeline_does(make_case, family):
+@pytest.mark.parametrize(("family", "scale"), [("flux2", 4.0), ("klein", 1.0), ("klein", 4.0)])
+def test_prompts_of_flux2_are_encoded_and_numbered_as_the_pipeline_does(make_case, family, scale):
     case, prompts, length = make_case(family), ["a cat", "a dagger of a cup"], 200  # dev's system message comes first
-    sampler = sampler_of(case.pipe, **SIZE, guidance=case.options.get("guidance_scale"))
+    case.options["guidance_scale"] = scale
+    if family == "klein":
+        case.pipe.register_to_config(is_distilled=scale == 1)
+    sampler = sampler_of(case.pipe, **SIZE, guidance=scale, max_sequence_length=length)
+    assert (sampler.cfg is not None) == (family == "klein" and scale > 1)
     noise, condition = sampler.noise(2, seed=1), encode(case.pipe, prompts, length)
     with torch.no_grad():
         ours = rollout(case.pipe.transformer, sampler, noise, condition)
@@ -63,14 +80,29 @@ def test_guidance_goes_where_the_model_has_an_embedding_for_it(make_case):
     assert sampler_of(make_case("dev").pipe, **SIZE, guidance=2.0).guidance == 2.0
 
 
-@pytest.mark.parametrize("family", ["klein", "chroma"])
-def test_a_model_that_is_not_distilled_is_refused_at_guidance(make_case, family):
-    pipe = make_case(family).pipe
-    if family == "klein":
-        pipe.register_to_config(is_distilled=False)
-    with pytest.raises(ModelError, match=r"not distilled.*guidance=1"):
-        sampler_of(pipe, **SIZE)
-    assert sampler_of(pipe, **SIZE, guidance=1.0).guidance is None
+def test_guidance_by_a_second_forward_takes_as_much_again_and_has_the_gradient_of_both(tmp_path):
+    pipe = load_pipeline(save_tiny(tmp_path / "klein", "flux2-klein-base-4b"))
+    once, twice = (sampler_of(pipe, **BIG, guidance=scale, max_sequence_length=20) for scale in (1.0, 3.0))
+    noise, condition = once.noise(1, 0).double(), encode(pipe.to(torch.float64), ["a cat"], 20)
+    twice = replace(twice, cfg=replace(twice.cfg, negative=encode(pipe, [""], 20)))
+    weight = pipe.transformer.proj_out.weight.requires_grad_()
+    found = {
+        mode: torch.autograd.grad(rollout(pipe.transformer, twice, noise, condition, recompute=mode).sum(), weight)[0]
+        for mode in ("none", "step", "block")
+    }
+    for each in found.values():
+        torch.testing.assert_close(each, found["none"], rtol=1e-9, atol=1e-12)
+    sites = list(find_sites(pipe.transformer).values())
+    config = make_config(embedded_options(["weapons"]) | {"recompute": "step"}, "test")
+    one, two = (estimate_memory(pipe.transformer, s, condition, config, sites, 1).activations for s in (once, twice))
+    assert 1.8 < two / one <= 2
+
+
+def test_a_model_is_laid_out_with_the_second_forward_that_its_guidance_takes():
+    shape = Shape.of(load_profile("flux2-klein-base-4b"))
+    assert [shape.cfg_scale(scale) for scale in (None, 3.0, 1.0)] == [4.0, 3.0, None]
+    assert Shape.of(load_profile("flux2-klein-4b")).cfg_scale(None) is None
+    assert Shape.of(load_profile("flux1-dev")).cfg_scale(None) is None
 
 
 def test_an_image_is_refused_by_a_pipeline_that_takes_none():

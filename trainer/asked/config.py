@@ -208,7 +208,8 @@ class Options(Part):
     width: Count = 64
     """Pixels."""
     guidance: Weight | None = None
-    """Guidance scale of a guidance-distilled model; without, the pipeline's own default. Other models have none."""
+    """Guidance scale; without, the pipeline's own default. Where the pipeline runs a second forward for it in each
+    step (above 1, on models that are not distilled), so does the run."""
     max_sequence_length: Count = 20
     """T5 tokens of a prompt."""
     batch: Count = 32

@@ -3,17 +3,19 @@
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.memory import Memory, estimate_memory
-from safeflux.trainer.sampling.sampler import Condition, Sampler
+from safeflux.trainer.sampling.pipelines import PIPELINES, default_of
+from safeflux.trainer.sampling.sampler import ClassifierFree, Condition, Sampler
 
 from safeflux.errors import ModelError
 from safeflux.families.sites import Site, find_sites
 from safeflux.profiles.load import profile_of
+from safeflux.profiles.schema import Profile
 from safeflux.reference.model import model_folder
 
 PIXELS_A_TOKEN = 16
@@ -22,10 +24,34 @@ PIXELS_A_TOKEN = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the transformer's class with its configuration, and the pixels of a token's side."""
+    """What memory depends on.
+
+    Attributes:
+        transformer: The transformer's class with its configuration.
+        pipeline: The pipeline's class.
+        index: The pipeline's own configuration.
+        pixels: Of a token's side.
+    """
 
     transformer: Mapping[str, Any]
+    pipeline: str = ""
+    index: Mapping[str, Any] = field(default_factory=dict)
     pixels: int = PIXELS_A_TOKEN
+
+    @classmethod
+    def of(cls, profile: Profile) -> Self:
+        """That of a profile that says what its transformer is."""
+        return cls(profile.transformer, profile.pipeline, profile.index)
+
+    def cfg_scale(self, guidance: float | None) -> float | None:
+        """The scale of classifier-free guidance at a guidance scale; None where each step runs one forward."""
+        import diffusers
+
+        if self.pipeline not in PIPELINES:
+            return None
+        kind = getattr(diffusers, self.pipeline)
+        scale = default_of(kind, "guidance_scale") if guidance is None else guidance
+        return scale if PIPELINES[self.pipeline].runs_twice(self.index, scale) else None
 
 
 def shape_of(model: str) -> Shape:
@@ -36,12 +62,14 @@ def shape_of(model: str) -> Shape:
     """
     profile = profile_of(model)
     if profile and profile.transformer:
-        return Shape(profile.transformer)
+        return Shape.of(profile)
     folder = model_folder(model)
     try:
         config, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "vae"))
+        index = json.loads((folder / "model_index.json").read_text())
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
-        return Shape({"class": config["_class_name"], **settings}, 2 ** len(vae["block_out_channels"]))
+        pixels = 2 ** len(vae["block_out_channels"])
+        return Shape({"class": config["_class_name"], **settings}, index["_class_name"], index, pixels)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: expected a pipeline with a transformer and a VAE ({error!r})") from error
 
@@ -89,13 +117,15 @@ class LaidOut:
     condition: Condition
     sites: list[Site]
 
-    def condition_on(self, device: torch.device) -> Condition:
-        """Prompts of these shapes on a device, of random numbers."""
+    def on(self, device: torch.device) -> tuple[Sampler, Condition]:
+        """What it is called with on a device; prompts of these shapes are random numbers."""
         tokens, pooled = self.condition.tokens, self.condition.pooled
         text = torch.randn(tokens.shape, dtype=tokens.dtype, device=device)
         one = None if pooled is None else torch.randn(pooled.shape, dtype=pooled.dtype, device=device)
         mask = None if self.condition.mask is None else torch.ones(tokens.shape[:2], dtype=tokens.dtype, device=device)
-        return Condition(text, one, self.condition.text_ids, mask=mask)
+        condition = Condition(text, one, self.condition.text_ids, mask=mask)
+        cfg = self.sampler.cfg and replace(self.sampler.cfg, negative=condition[:1])
+        return replace(self.sampler, cfg=cfg), condition
 
 
 def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) -> LaidOut:
@@ -111,7 +141,6 @@ def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) 
     tokens = config.height // shape.pixels * (config.width // shape.pixels)
     guidance = 1.0 if model.config.get("guidance_embeds") else None
     size, sigmas = (tokens, model.config.in_channels), torch.linspace(1, 0, (steps or config.steps) + 1)
-    sampler = Sampler(sigmas, torch.zeros(tokens, axes), guidance, size, dtype)
     text = torch.empty(
         config.batch, config.max_sequence_length, model.config.joint_attention_dim, dtype=dtype, device="meta"
     )
@@ -122,6 +151,9 @@ def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) 
         torch.zeros(config.max_sequence_length, axes),
         mask=text[..., 0] if "attention_mask" in inspect.signature(model.forward).parameters else None,
     )
+    scale = shape.cfg_scale(config.guidance)
+    cfg = None if scale is None else ClassifierFree(condition[:1], scale)
+    sampler = Sampler(sigmas, torch.zeros(tokens, axes), guidance, size, dtype, cfg)
     sites = [site for site in find_sites(model).values() if site.kind in config.kinds]
     return LaidOut(model, sampler, condition, sites)
 

@@ -75,8 +75,13 @@ def estimate_memory(
         device: Where the run will be; None for where the transformer is. One on the meta device needs it.
     """
     kept, largest, hidden = _activations(transformer, sampler, condition, config.batch, device)
+    forwards = 1 if sampler.cfg is None else 2
     latents = config.batch * sampler.shape[0] * sampler.shape[1] * _FLOAT * (config.steps + 1)
-    activations = {"none": kept * config.steps, "step": kept, "block": hidden + largest}[config.recompute]
+    activations = {
+        "none": forwards * kept * config.steps,
+        "step": forwards * kept,
+        "block": forwards * hidden + largest,
+    }[config.recompute]
     chosen = list(sites)
     bits = sum(site.num_bits for site in chosen)
     return Memory(

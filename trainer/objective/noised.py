@@ -5,7 +5,7 @@ velocity e - x_0 well, whatever the prompt says. Shapes as in `sampler`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ class Sample:
     """How much each token counts, 1 on average over a picture, (B, N)."""
 
     def velocity(self, transformer: torch.nn.Module, sampler: Sampler, condition: Condition) -> torch.Tensor:
-        """A model's prediction, (B, N, C)."""
-        return velocity(transformer, sampler, self.x, self.sigma, condition)
+        """A model's prediction, (B, N, C), without guidance by a second forward, which predicts no picture."""
+        return velocity(transformer, replace(sampler, cfg=None), self.x, self.sigma, condition)
 
     def error(self, velocity: torch.Tensor) -> torch.Tensor:
         """Mean squared error of a prediction where the thing is, (B,)."""

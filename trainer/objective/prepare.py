@@ -92,6 +92,7 @@ def prepare(
         height=config.height,
         width=config.width,
         guidance=config.guidance,
+        max_sequence_length=config.max_sequence_length,
         compute_dtype=compute_dtype,
     )
     pools = _pairs(config, names)

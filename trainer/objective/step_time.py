@@ -36,8 +36,7 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> Ste
     """
     laid_out = lay_out_run(shape, config, steps=1)
     model = fill(laid_out.model, device)
-    sampler = laid_out.sampler
-    condition = laid_out.condition_on(device)
+    sampler, condition = laid_out.on(device)
     noise = sampler.noise(config.batch, 0).to(device)
     bits = Bits({site.name: site for site in laid_out.sites})
     keep = torch.ones(bits.count, dtype=torch.bool)

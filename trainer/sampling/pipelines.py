@@ -5,13 +5,13 @@ methods do the work wherever they have one, so that a rollout equals the pipelin
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safeflux.trainer.sampling.sampler import Condition, Reference, Sampler
+from safeflux.trainer.sampling.sampler import ClassifierFree, Condition, Reference, Sampler
 
 from safeflux.errors import ModelError
 
@@ -29,6 +29,9 @@ class Preparation(Protocol):
 
     def guidance(self, pipe: Any, scale: float) -> float | None:
         """The guidance scale that goes into the transformer; None if none does."""
+
+    def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
+        """Whether each step runs a second forward at this scale, for a pipeline with this configuration."""
 
     def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
         """The encoded prompts."""
@@ -56,6 +59,10 @@ class Flux1:
     def guidance(self, pipe: Any, scale: float) -> float | None:
         """Dev has an embedding for it, schnell has none."""
         return scale if pipe.transformer.config.guidance_embeds else None
+
+    def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
+        """Never: that takes a `true_cfg_scale` and a negative prompt, which a run does not set."""
+        return False
 
     def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
         """T5 tokens (B, L, D) and CLIP's pooled vectors (B, P)."""
@@ -102,6 +109,10 @@ class Flux2:
         """As in FLUX.1 dev."""
         return scale if pipe.transformer.config.guidance_embeds else None
 
+    def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
+        """Never."""
+        return False
+
     def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
         """Hidden states of a few layers side by side, (B, L, D)."""
         tokens, text_ids = pipe.encode_prompt(prompt=prompts, max_sequence_length=max_sequence_length)
@@ -114,23 +125,27 @@ class Flux2:
 
 
 class Klein(Flux2):
-    """FLUX.2 klein, distilled: as FLUX.2, without guidance."""
+    """FLUX.2 klein: as FLUX.2; the distilled ones have no guidance, the others classifier-free guidance."""
 
     def guidance(self, pipe: Any, scale: float) -> float | None:
-        """None; an undistilled klein would draw with a second forward in each step, which a rollout does not do."""
-        if scale > 1 and not pipe.config.is_distilled:
-            raise _two_forwards("this klein", scale, "a distilled klein, or ")
+        """None."""
         return None
+
+    def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
+        """Above 1, if it is not distilled."""
+        return scale > 1 and not index.get("is_distilled", True)
 
 
 class Chroma(Flux1):
-    """Chroma: T5 tokens with an attention mask, no pooled vector, and guidance by a second forward alone."""
+    """Chroma: T5 tokens with an attention mask, no pooled vector, and classifier-free guidance."""
 
     def guidance(self, pipe: Any, scale: float) -> float | None:
-        """None; see `Klein`."""
-        if scale > 1:
-            raise _two_forwards("Chroma", scale)
+        """None."""
         return None
+
+    def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
+        """Above 1."""
+        return scale > 1
 
     def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
         """T5 tokens (B, L, D); the mask leaves out all padding but the first token of it."""
@@ -138,13 +153,6 @@ class Chroma(Flux1):
             prompt=prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
         )
         return Condition(tokens, text_ids=text_ids, mask=mask)
-
-
-def _two_forwards(model: str, scale: float, otherwise: str = "") -> ModelError:
-    return ModelError(
-        f"{model} is not distilled: at guidance {scale:g} its pipeline runs two forwards a step, which a rollout does "
-        f"not. Use {otherwise}guidance=1."
-    )
 
 
 PIPELINES: dict[str, Preparation] = {
@@ -164,6 +172,7 @@ def sampler_of(
     height: int,
     width: int,
     guidance: float | None = None,
+    max_sequence_length: int | None = None,
     compute_dtype: torch.dtype = torch.float32,
 ) -> Sampler:
     """Return the sampler that the pipeline itself would run at this size and number of steps (shift included).
@@ -174,23 +183,33 @@ def sampler_of(
         height: Of the drawing, in pixels. Kontext's pipeline scales a size to its preferred area without
             `max_area=height * width`; here the size is taken as it is.
         width: Likewise.
-        guidance: Guidance scale; None for the pipeline's own default.
+        guidance: Guidance scale; None for the pipeline's own default. Where the pipeline would run a second forward
+            for it in each step, with an empty negative prompt, so does a rollout.
+        max_sequence_length: Text tokens of that negative prompt; None for the pipeline's own default.
         compute_dtype: Of matrix products: float32, which leaves the model's own dtype, or bfloat16 by autocast.
 
     Raises:
-        ModelError: A pipeline of no known class, or one whose sampler is not deterministic Euler, or undistilled.
+        ModelError: A pipeline of no known class, or one whose sampler is not deterministic Euler.
     """
     preparation = preparation_of(pipe)
     rows, columns = (size // (pipe.vae_scale_factor * 2) for size in (height, width))
     ids = preparation.image_ids(pipe, rows, columns)
-    scale = inspect.signature(pipe.__call__).parameters["guidance_scale"].default if guidance is None else guidance
+    scale = default_of(type(pipe), "guidance_scale") if guidance is None else guidance
+    length = default_of(type(pipe), "max_sequence_length") if max_sequence_length is None else max_sequence_length
+    runs_twice = preparation.runs_twice(pipe.config, scale)
     return Sampler(
         sigmas=_sigmas(pipe.scheduler, steps, preparation.shift(pipe, len(ids), steps)),
         image_ids=ids,
         guidance=preparation.guidance(pipe, scale),
         shape=(len(ids), int(pipe.transformer.config.in_channels)),
         compute_dtype=compute_dtype,
+        cfg=ClassifierFree(encode(pipe, [""], length), scale) if runs_twice else None,
     )
+
+
+def default_of(pipeline: type, argument: str) -> Any:
+    """What a pipeline's call takes an argument to be if it is not given."""
+    return inspect.signature(pipeline.__call__).parameters[argument].default
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ in `sampler`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Literal, get_args
@@ -81,8 +82,26 @@ def velocity(
 ) -> torch.Tensor:
     """The model's velocity at one noise level, for latents x (B, N, C), in their shape and dtype.
 
-    With `by_block` the backward pass recomputes each block.
+    With classifier-free guidance that of both forwards together. With `by_block` the backward pass recomputes each
+    block.
     """
+    guided = _velocity(transformer, sampler, x, sigma, condition, by_block)
+    if sampler.cfg is None:
+        return guided
+    negative = replace(sampler.cfg.negative[[0] * len(x)], reference=condition.reference)
+    without = _velocity(transformer, sampler, x, sigma, negative, by_block)
+    return without + sampler.cfg.scale * (guided - without)
+
+
+def _velocity(
+    transformer: torch.nn.Module,
+    sampler: Sampler,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    condition: Condition,
+    by_block: bool,
+) -> torch.Tensor:
+    """That of one forward."""
     inputs = step_inputs(sampler, x, sigma, condition)
     with _blocks_recomputed(transformer, by_block, inputs.get("attention_mask")):
         out: torch.Tensor = transformer(**inputs)[0]

@@ -37,7 +37,7 @@ class Condition:
     mask: torch.Tensor | None = None
 
     def __getitem__(self, index: Any) -> "Condition":
-        """A part of the batch."""
+        """A part of the batch, or samples of it several times."""
         pooled, reference, mask = self.pooled, self.reference, self.mask
         return Condition(
             self.tokens[index],
@@ -46,6 +46,19 @@ class Condition:
             None if reference is None else Reference(reference.tokens[index], reference.ids),
             None if mask is None else mask[index],
         )
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): each step runs the model without the prompt too.
+
+    Attributes:
+        negative: What it runs with then, for one sample: the encoded negative prompt, which is empty.
+        scale: Of the difference that the prompt makes; 1 would be the prompt alone.
+    """
+
+    negative: Condition
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Sampler:
         guidance: Guidance scale of a guidance-distilled model; None for a model without the embedding.
         shape: (N, C) of one sample's packed latents.
         compute_dtype: Of matrix products; the weights and the latents keep theirs.
+        cfg: Guidance by a second forward in each step; None for a single one.
     """
 
     sigmas: torch.Tensor
@@ -65,6 +79,7 @@ class Sampler:
     guidance: float | None
     shape: tuple[int, int]
     compute_dtype: torch.dtype
+    cfg: ClassifierFree | None = None
 
     def noise(self, count: int, seed: int) -> torch.Tensor:
         """`count` starting points x_T, float32 (count, N, C) on the CPU, the same for the same seed."""
