@@ -44,6 +44,7 @@ class FreeCores:
     """Keeps torch at as many threads as there are cores free of other processes.
 
     All threads wait for the slowest: one that must share its core with another process made a step ten times as long.
+    A core where only a process of low priority (`nice`) runs counts as free, since that one gives way.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -52,15 +53,17 @@ class FreeCores:
 
     def use(self) -> None:
         """Look again if it is time to, and set the number of threads."""
-        now, idle, own = self._times()
-        then, idle_then, own_then = self._seen
+        now, free, own = self._times()
+        then, free_then, own_then = self._seen
         if now - then >= self._seconds:
-            self._seen = now, idle, own
-            free = (idle - idle_then + own - own_then) / (now - then)
-            torch.set_num_threads(min(max(round(free), 1), self._cores))
+            self._seen = now, free, own
+            usable = (free - free_then + own - own_then) / (now - then)
+            torch.set_num_threads(min(max(round(usable), 1), self._cores))
 
     @staticmethod
     def _times() -> tuple[float, float, float]:
-        """Seconds by the clock, idle seconds of all cores together, and seconds of this process on them."""
-        own = psutil.Process().cpu_times()
-        return time.monotonic(), psutil.cpu_times().idle, own.user + own.system
+        """Seconds by the clock, free seconds of all cores together, and seconds of this process on them."""
+        process, cores = psutil.Process(), psutil.cpu_times()
+        own = process.cpu_times()
+        low = 0.0 if process.nice() > 0 else getattr(cores, "nice", 0.0)  # Windows does not tell
+        return time.monotonic(), cores.idle + low, own.user + own.system
