@@ -129,15 +129,21 @@ def another_class(pipe):
     pipe.__class__ = type("Mine", (type(pipe),), {})
 
 
-@pytest.mark.parametrize("change", [own_prompts, another_class])
-def test_another_class_or_method_of_the_pipeline_itself_is_found(full, store, change):
+def patched_class(pipe):
+    original = type(pipe).__call__
+    type(pipe).__call__ = lambda self, *args, **options: original(self, *args, **options)
+
+
+@pytest.mark.parametrize("change", [own_prompts, another_class, patched_class])
+def test_another_class_call_or_method_of_the_pipeline_itself_is_found(full, store, change, monkeypatch):
+    monkeypatch.setattr(type(full), "__call__", type(full).__call__)  # put back afterwards
     handle = guard(full, BOTH, store=store)
     assert handle.verify().ok
     change(full)
     for deep in (False, True):
         found = handle.verify(deep=deep)
         assert found.state is State.STALE
-        assert "the pipeline's class, or a method" in found.faults[0]
+        assert "the pipeline's class, its call, or a method" in found.faults[0]
     assert guard(full, ALLOW, store=store).verify(deep=True).ok
 
 
