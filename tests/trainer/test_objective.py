@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safeflux.trainer.asked.config import TrainConfig, make_config
+from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.objective.batches import draw_subset
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.losses import distance, erase_loss
 from safeflux.trainer.objective.objective import Objective
@@ -54,7 +56,7 @@ def test_gradients_of_a_subset_are_those_of_plain_autograd(objective, gates, que
         assert slope.loss == pytest.approx(loss, rel=1e-5)
         for row in range(len(NAMES)):
             if row in slope.subset:
-                found = slope.of(row, gates, slope.gradient)
+                found = slope.gradient * dict(slope.others(gates))[row]
                 assert (found - gradient[row]).norm() <= 1e-4 * gradient[row].norm()
             else:
                 assert not gradient[row].any()
@@ -64,7 +66,8 @@ def _plain(objective, gates, question, batch, subset):
     """The same pairs, the gates multiplied inside the graph."""
     stream = (question, 0, batch, 1) if question == "erase" else (question, 0, batch)
     rng = objective._rng(*stream)
-    assert objective._subset(rng, 1 if question == "erase" else int(rng.choice(len(gates), p=[1 / 3] * 3))) == subset
+    must = 1 if question == "erase" else int(rng.choice(len(gates), p=[1 / 3] * 3))
+    assert draw_subset(rng, must, len(gates)) == subset
     if question == "preserve":
         rng.integers(2**62)
     pool = objective._erase[1] if question == "erase" else objective._preserve
@@ -82,6 +85,25 @@ def _plain(objective, gates, question, batch, subset):
         loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, z)
     return loss.item(), gradient
+
+
+def test_parts_of_a_batch_are_batches_of_their_own(config, pipe, objective):
+    """The same pairs under the same masks, in one forward and one backward pass instead of five."""
+    gates = torch.rand(len(NAMES), objective._bits.count, generator=torch.Generator().manual_seed(1)) > 0.2
+    small = config.model_copy(update={"batch": 2})
+    large = config.model_copy(update={"batch": 6, "many": ManyConfig(parts=3)})
+    asked = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    found = []
+    for chosen in (small, large):
+        made = prepare(chosen, pipe, objective._bits, NAMES, torch.float32)
+        found.append([*made.erase_each(0, asked, gates), *made.preserve_each(0, range(5), gates)])
+    for alone, part in zip(*found, strict=True):
+        assert part.subset == alone.subset
+        assert part.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert (part.gradient - alone.gradient).norm() <= 1e-4 * alone.gradient.norm()
+        if alone.projection is not None:
+            assert (part.projection - alone.projection).norm() <= 1e-4 * alone.projection.norm()
+    assert len({slope.subset for slope in found[1]}) > 2
 
 
 @contextmanager
@@ -151,7 +173,7 @@ def test_what_was_spoilt_is_drawn_again_under_the_masks_that_spoilt_it(objective
 
 
 def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
-    subsets = {objective._subset(objective._rng("erase", k), 1) for k in range(60)}
+    subsets = {draw_subset(objective._rng("erase", k), 1, len(NAMES)) for k in range(60)}
     assert all(1 in subset for subset in subsets)
     assert {(1,), (1, 0, 2), (1, 0), (1, 2)} == subsets
 

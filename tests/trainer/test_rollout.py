@@ -133,6 +133,34 @@ def test_gates_of_zero_and_one_are_the_masked_model(make_case, family, dtype, ki
     assert (written - base).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["dev", "flux2"])
+@pytest.mark.parametrize("is_mask", [True, False])
+def test_parts_of_a_batch_under_gates_of_their_own_are_what_each_is_alone(make_case, family, is_mask):
+    case = make_case(family).to(torch.float64)
+    model, first = gated_model(case)
+    both = torch.stack([first, first.flip(0)])
+    both = both > 0.3 if is_mask else both
+    sampler, transformer = sampler_for(case, 2), case.pipe.transformer
+    noise = sampler.noise(2, seed=5).double()
+    with model.under(both) as gates:
+        together = rollout(transformer, sampler, noise, case.condition)
+        gradients = gates.gradient(together.square().sum())
+    for k in range(2):
+        with model.under(both[k]) as gates:
+            alone = rollout(transformer, sampler, noise[k : k + 1], case.condition[k : k + 1])
+            gradient = gates.gradient(alone.square().sum())
+        assert torch.allclose(together[k : k + 1], alone, rtol=1e-12, atol=1e-12)
+        assert (gradients[k] - gradient).norm() <= 1e-9 * gradient.norm()
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_a_batch_that_does_not_divide_into_its_parts_is_an_error(make_case):
+    case = make_case("dev")
+    model, vector = gated_model(case)
+    with model.under(vector.expand(3, -1)), pytest.raises(RuntimeError, match="unflatten"):
+        roll(case, 1, "none")
+
+
 def test_an_unknown_way_of_recomputation_is_an_error(make_case):
     with pytest.raises(ValueError, match=r"expected one of \('none', 'step', 'block'\), got 'blocks'"):
         roll(make_case("schnell"), 1, "blocks")

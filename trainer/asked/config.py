@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safeflux.trainer.asked.erasure import NoisedConfig, TermConfig
+from safeflux.trainer.asked.many import ManyConfig
 
 from safeflux.errors import ConfigError
 from safeflux.packs.templates import BY_KIND, Templates, faults
@@ -197,6 +198,8 @@ class Options(Part):
     """What batches to preserve ask; they have no `bank`."""
     noised: NoisedConfig = NoisedConfig()
     """Of the terms that start from noised pictures."""
+    many: ManyConfig = ManyConfig()
+    """Of runs of many categories."""
     hard_share: Share = 0.7
     """Share of the erase prompts that are drawn by how much is left of their concept, rather than all alike."""
     spoilt_share: Share = 0.7
@@ -237,6 +240,13 @@ class Options(Part):
     def _no_bank(self) -> "Options":
         if self.preserve_terms.bank:
             raise PlacedError(("preserve_terms", "bank"), "expected 0; adversarial embeddings serve erasure alone")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_many(self) -> "Options":
+        is_plain = not (self.erase_terms.takes_things or self.preserve_terms.takes_things)
+        for key, fault in self.many.conflicts(self.batch, is_plain and self.method == "saliency", bool(self.initial)):
+            raise PlacedError(("many", key), fault)
         return self
 
 

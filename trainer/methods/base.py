@@ -21,6 +21,8 @@ class Task:
     may: torch.Tensor
     """Bits of each trained category that can be switched, bool (trained, bits)."""
     processes: Processes
+    places: torch.Tensor | None = None
+    """Indices of the bits that estimates are kept of; all, without. No other is to be switched."""
 
 
 class Method(Protocol):

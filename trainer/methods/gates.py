@@ -82,10 +82,11 @@ class GateMethod:
         gradient = torch.zeros_like(learned)
         erase = [objective.erase(round_, batch, category, gates) for category in range(trained)]
         for category, slope in enumerate(erase):
-            gradient[category] += slope.of(category, gates, slope.gradient)
+            gradient[category] += slope.gradient * dict(slope.others(gates))[category]
         preserve = objective.preserve(round_, batch, gates)
-        for category in (row for row in preserve.subset if row < trained):
-            gradient[category] += self.beta * preserve.of(category, gates, preserve.gradient)
+        for row, others in preserve.others(gates):
+            if row < trained:
+                gradient[row] += self.beta * preserve.gradient * others
         objective.settle(processes)
         self._descend(learned, processes.sum(gradient) / processes.count)
         return processes.mean([slope.loss for slope in erase]), processes.mean([preserve.loss])

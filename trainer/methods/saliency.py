@@ -1,15 +1,16 @@
 """Choose bits by their worth at the current masks, from the end-to-end loss: its gradients, and a price."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from safeflux.trainer.asked.config import SaliencyConfig
+from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.methods.base import Task
 from safeflux.trainer.methods.estimates import PARTS, Smoothed, Sums, share_out, urgency
 from safeflux.trainer.methods.selection import exchange
-from safeflux.trainer.objective.objective import Slope
+from safeflux.trainer.objective.batches import Slope
 
 BETA_START = 8.0
 """Where `beta: auto` starts."""
@@ -34,10 +35,12 @@ class SaliencyMethod:
         beta: Weight of preservation beside erasure.
     """
 
-    def __init__(self, config: SaliencyConfig, task: Task) -> None:
-        self._config, self._task, self.masks = config, task, task.masks
+    def __init__(self, config: SaliencyConfig, task: Task, many: ManyConfig | None = None) -> None:
+        self._config, self._task, self._many, self.masks = config, task, many or ManyConfig(), task.masks
+        self._places = slice(None) if task.places is None else task.places
         smoothing = dict.fromkeys(PARTS, SMOOTHING) | {"price": PRICE_SMOOTHING}
-        self._estimates = [Smoothed(task.masks.shape[1], smoothing) for _ in range(task.trained)]
+        self._kept = task.masks.shape[1] if task.places is None else len(task.places)
+        self._estimates = [Smoothed(self._kept, smoothing) for _ in range(task.trained)]
         self.beta = BETA_START if config.beta == "auto" else config.beta
         self._left, self._spoilt = torch.ones(task.trained), torch.zeros(())
         self._rounds = self._last = 0
@@ -49,10 +52,16 @@ class SaliencyMethod:
 
     def worth(self) -> torch.Tensor:
         """The worth of switching each bit off at the current masks; float32 (trained categories, bits)."""
-        betas = (self.beta / urgency(self._left, self._config.balance)).tolist()
-        floor = self._config.price_floor
-        worth = [known.value.worth(beta, floor) for known, beta in zip(self._estimates, betas, strict=True)]
-        return torch.stack(worth) * self._task.may
+        worth = torch.zeros(self._task.may.shape)
+        for k in range(self._task.trained):
+            worth[k, self._places] = self._worth_of(k)
+        return worth
+
+    def _worth_of(self, category: int) -> torch.Tensor:
+        """The same for one category and the bits that estimates are kept of."""
+        beta = float((self.beta / urgency(self._left, self._config.balance))[category])
+        worth = self._estimates[category].value.worth(beta, self._config.price_floor)
+        return worth * self._task.may[category, self._places]
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`saliency`, `exchange`, or None when all is done."""
@@ -72,9 +81,12 @@ class SaliencyMethod:
         if self._rounds <= self._config.warm_up:
             return losses  # beta rests too: a budget missed while nothing is switched would only wind it up
         self._tune_beta(losses[1])
-        for k, worth in enumerate(self.worth()):
-            count = min(off, on) if is_erased[k] else off
-            self.masks[k] = exchange(self.masks[k], worth, off=count, on=on)
+        for k in range(self._task.trained):
+            is_enough = is_erased[k] or self._left[k] <= self._many.enough
+            before = self.masks[k, self._places]
+            self.masks[k, self._places] = exchange(
+                before, self._worth_of(k), off=min(off, on) if is_enough else off, on=on
+            )
         return losses
 
     def _tune_beta(self, preserve: float) -> None:
@@ -86,40 +98,43 @@ class SaliencyMethod:
 
     def _estimate(self, round_: int) -> tuple[float, float]:
         """Blend one round's estimates in."""
-        chosen, processes = self._config, self._task.processes
-        sums = {part: Sums(self._task.trained, self.masks.shape[1]) for part in PARTS}
+        chosen, processes, objective = self._config, self._task.processes, self._task.objective
+        sums = {part: Sums(self._task.trained, self._kept) for part in PARTS}
         counts = share_out(chosen.erase_batches * self._task.trained, self._left)
-        erased = [
-            processes.mean([self._erase_batch(round_, processes.batch(k), category, sums) for k in range(count)])
-            for category, count in enumerate(counts)
-        ]
-        kept = [self._preserve_batch(round_, processes.batch(k), sums) for k in range(chosen.preserve_batches)]
+        asked = [(processes.batch(k), category) for category, count in enumerate(counts) for k in range(count)]
+        losses: list[list[float]] = [[] for _ in counts]
+        for (_, category), slope in zip(asked, objective.erase_each(round_, asked, self.masks), strict=True):
+            losses[category].append(slope.loss)
+            self._add_erased(slope, category, sums)
+        erased = [processes.mean(some) for some in losses]
+        batches = [processes.batch(k) for k in range(chosen.preserve_batches)]
+        kept = [self._add_kept(slope, sums) for slope in objective.preserve_each(round_, batches, self.masks)]
         for part, total in sums.items():
             for category, mean in total.means(processes).items():
                 self._estimates[category].update(**{part: mean})
-        self._task.objective.settle(processes)
+        objective.settle(processes)
         self._left.mul_(SMOOTHING).add_(torch.tensor(erased), alpha=1 - SMOOTHING)
         return sum(erased) / len(erased), processes.mean(kept)
 
-    def _erase_batch(self, round_: int, batch: int, category: int, sums: Mapping[str, Sums]) -> float:
+    def _add_erased(self, slope: Slope, category: int, sums: Mapping[str, Sums]) -> None:
         """A batch serves its category; to the other masks that are on it shows bits that would bring it back."""
-        slope = self._task.objective.erase(round_, batch, category, self.masks)
-        for row in self._learned(slope):
-            part = "erase" if row == category else "undo"
-            sums[part].add(row, slope.of(row, self.masks, slope.gradient))
+        for row, gradient, _ in self._learned(slope):
+            sums["erase" if row == category else "undo"].add(row, gradient)
+
+    def _add_kept(self, slope: Slope, sums: Mapping[str, Sums]) -> float:
+        """A batch serves every category whose mask is on in it; returns its loss."""
+        for row, gradient, price in self._learned(slope):
+            sums["preserve"].add(row, gradient)
+            sums["price"].add(row, price)
         return slope.loss
 
-    def _preserve_batch(self, round_: int, batch: int, sums: Mapping[str, Sums]) -> float:
-        """A batch serves every category whose mask is on in it."""
-        slope = self._task.objective.preserve(round_, batch, self.masks)
-        assert slope.projection is not None
-        for row in self._learned(slope):
-            sums["preserve"].add(row, slope.of(row, self.masks, slope.gradient))
-            sums["price"].add(row, slope.of(row, self.masks, slope.projection.square()))
-        return slope.loss
-
-    def _learned(self, slope: Slope) -> list[int]:
-        return [row for row in slope.subset if row < self._task.trained]
+    def _learned(self, slope: Slope) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """The learned rows that were on: each with its gradient and, of a batch to preserve, its price."""
+        part = slope.at(self._places)
+        squared = part.gradient if part.projection is None else part.projection.square()
+        for row, others in part.others(self.masks[:, self._places]):
+            if row < self._task.trained:
+                yield row, part.gradient * others, squared * others
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -25,9 +25,10 @@ class Bits:
         return torch.cat([values[name].reshape(-1) for name in self.sites])
 
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The reverse of `join`."""
-        parts = vector.split([site.num_bits for site in self.sites.values()])
-        return {name: part.reshape(site.shape) for (name, site), part in zip(self.sites.items(), parts, strict=True)}
+        """The reverse of `join`; views, which keep the axes before the bits."""
+        parts = vector.split([site.num_bits for site in self.sites.values()], dim=-1)
+        named = zip(self.sites.items(), parts, strict=True)
+        return {name: part.unflatten(-1, site.shape) for (name, site), part in named}
 
     def of_sites(self, names: Collection[str]) -> torch.Tensor:
         """True for the bits of the named sites; bool (bits,)."""

@@ -8,7 +8,11 @@ Arxiv 2507.13386 multiplies weights by gates. The same result needs no masked we
   backward pass, where dL/dz = dL/dW * W for every element.
 
 So a run holds, beside the model, the gates and one layer's temporaries. Gradients leave for the main memory layer by
-layer as they arrive. Tensor shapes: R rows (outputs) and C columns (inputs) of a layer's weight.
+layer as they arrive.
+
+A batch may have several parts of one size, each under gates of its own: a layer's masked matrices are then as many, and
+multiply their parts in one batched product. The rest of the model sees one batch. Tensor shapes: B samples, P parts, R
+rows (outputs) and C columns (inputs) of a layer's weight.
 """
 
 from collections import defaultdict
@@ -37,19 +41,22 @@ class Gates:
 
         Args:
             bits: The bits that the gates are for.
-            vector: One gate per bit, bool or floats (bits,).
+            vector: One gate per bit, bool or floats (bits,), or (P, bits).
             device: Where the model runs.
             learns: Whether gradients of the gates will be asked for.
         """
         self._bits = bits
         self.dtype = torch.promote_types(vector.dtype, torch.float32)
         """Of the gradients: float32, or float64 for gates of float64."""
+        self.shape = vector.shape
+        """(bits,), or (P, bits) for parts of the batch."""
         self.values = bits.split(vector.detach())
-        """Site name -> gates in the site's shape; those of weight sites come to the device layer by layer."""
+        """Site name -> gates in the site's shape, after the axis of parts if there is one; those of weight sites come
+        to the device layer by layer."""
         self.neurons = {
-            name: part.to(device, self.dtype).requires_grad_(learns)
-            for name, part in self.values.items()
-            if part.dim() == 1
+            name: self.values[name].to(device, self.dtype).requires_grad_(learns)
+            for name, site in bits.sites.items()
+            if len(site.shape) == 1
         }
         """Site name -> gates of a neuron site, leaves on the device."""
         self.trigger = torch.zeros((), device=device, requires_grad=learns)
@@ -57,13 +64,13 @@ class Gates:
         self._arrived: dict[str, torch.Tensor] = {}
 
     def gradient(self, loss: torch.Tensor, *, keep_graph: bool = False) -> torch.Tensor:
-        """Return the gradient of a loss by every bit, (bits,) on the CPU.
+        """Return the gradient of a loss by every bit, in the shape of the gates, on the CPU.
 
         Args:
             loss: A scalar of an output that was computed under these gates.
             keep_graph: Whether another gradient of the same output will be asked for.
         """
-        whole = torch.zeros(self._bits.count, dtype=self.dtype)
+        whole = torch.zeros(self.shape, dtype=self.dtype)
         self._arrived = self._bits.split(whole)
         leaves = [self.trigger, *self.neurons.values()]
         found = torch.autograd.grad(loss, leaves, retain_graph=keep_graph, allow_unused=True)
@@ -101,7 +108,8 @@ class GatedModel:
         """Run the model under gates for as long as the context is open, backward passes included.
 
         Args:
-            vector: One gate a bit, bool or floats (bits,): 1 keeps, 0 switches off, anything between is relaxed.
+            vector: One gate a bit, bool or floats (bits,): 1 keeps, 0 switches off, anything between is relaxed. With
+                (P, bits) row k is for the k-th of P equal parts of each batch.
             learns: Whether gradients of the gates will be asked for; without, those of the inputs cost less.
         """
         gates = Gates(self._bits, vector, self._device, learns=learns)
@@ -127,7 +135,7 @@ class _GatedLayer:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         layer = self._layer
         for name, span in self._inputs:
-            x = (x * self._spread(name, span, layer.in_features)).to(x.dtype)
+            x = (x * self._spread(name, span, layer.in_features, x)).to(x.dtype)
         if self._elements:
             if torch.is_autocast_enabled(x.device.type):  # before x is kept, so that the smaller one is
                 x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -135,31 +143,56 @@ class _GatedLayer:
         else:
             y = F.linear(x, layer.weight, layer.bias)
         for name, span in self._outputs:
-            y = (y * self._spread(name, span, layer.out_features)).to(y.dtype)
+            y = (y * self._spread(name, span, layer.out_features, y)).to(y.dtype)
         return y
 
-    def _spread(self, name: str, span: Span, width: int) -> torch.Tensor:
-        """Gates of neurons on the whole axis of a layer, (width,): ones outside of the span."""
+    def _spread(self, name: str, span: Span, width: int, x: torch.Tensor) -> torch.Tensor:
+        """Gates of neurons on the whole axis of a layer, ones outside of the span: (width,), or (B, ..., width)."""
         z = self._gates.neurons[name]
-        return F.pad(z, (span.start, width - span.start - len(z)), value=1.0)
+        whole = F.pad(z, (span.start, width - span.start - z.shape[-1]), value=1.0)
+        if whole.dim() == 1:
+            return whole
+        per_sample = whole.repeat_interleave(len(x) // len(whole), dim=0)
+        return per_sample.view(len(x), *[1] * (x.dim() - 2), width)
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's outputs, x (z * W)^T + b, (B, ..., R)."""
+        masked = self.masked(weight)
+        if masked.dim() == 2:
+            return F.linear(x, masked, bias)
+        y = (self._parts(x) @ masked.mT).view(*x.shape[:-1], len(weight))
+        return y if bias is None else y + bias.to(y.dtype)
 
     def masked(self, weight: torch.Tensor) -> torch.Tensor:
-        """The layer's weight under its gates, (R, C), in its dtype: filled with zeros by masks, scaled by gates."""
-        whole = weight
+        """The layer's weight under its gates, (R, C) or (P, R, C), in its dtype: filled with zeros or scaled."""
+        whole = weight.expand(*self._gates.shape[:-1], *weight.shape)
         for name, span in self._elements:
             z = self._gates.values[name].to(weight.device)
-            rows = slice(span.start, span.start + len(z))
-            part = whole[rows]
+            start, stop = span.start, span.start + z.shape[-2]
+            part = whole[..., start:stop, :]
             scaled = part.masked_fill(~z, 0) if z.dtype == torch.bool else (part * z).to(weight.dtype)
-            whole = scaled if len(z) == len(whole) else torch.cat([whole[: rows.start], scaled, whole[rows.stop :]])
+            rest = whole[..., :start, :], whole[..., stop:, :]
+            whole = scaled if stop - start == len(weight) else torch.cat([rest[0], scaled, rest[1]], dim=-2)
         return whole
+
+    def back(self, grad_y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The gradient of the layer's inputs, (B, ..., C), from that of its outputs."""
+        masked = self.masked(weight).to(grad_y.dtype)
+        if masked.dim() == 2:
+            return grad_y @ masked
+        return (self._parts(grad_y) @ masked).view(*grad_y.shape[:-1], weight.shape[1])
 
     def add_gradient(self, weight: torch.Tensor, x: torch.Tensor, grad_y: torch.Tensor) -> None:
         """Hand on dL/dz = dL/dW * W of each weight site, from the layer's inputs (..., C) and outputs' gradient."""
-        inputs, outputs = x.flatten(0, -2), grad_y.flatten(0, -2)
+        inputs, outputs = self._parts(x), self._parts(grad_y)
         for name, span in self._elements:
-            rows = slice(span.start, span.start + len(self._gates.values[name]))
-            self._gates.add(name, (outputs[:, rows].T @ inputs).to(self._gates.dtype) * weight[rows])
+            rows = slice(span.start, span.start + self._gates.values[name].shape[-2])
+            self._gates.add(name, (outputs[..., rows].mT @ inputs).to(self._gates.dtype) * weight[rows])
+
+    def _parts(self, x: torch.Tensor) -> torch.Tensor:
+        """The samples and tokens in one line, (n, width), or in one for each part, (P, n / P, width)."""
+        parts = self._gates.shape[:-1]
+        return x.unflatten(0, (*parts, -1)).flatten(1, -2) if parts else x.flatten(0, -2)
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -177,7 +210,7 @@ class _MaskedLinear(torch.autograd.Function):
         """See the class."""
         ctx.save_for_backward(x, weight)
         ctx.layer = layer
-        return F.linear(x, layer.masked(weight), bias)
+        return layer.product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -186,5 +219,5 @@ class _MaskedLinear(torch.autograd.Function):
         layer, dtype = ctx.layer, grad_y.dtype
         if ctx.needs_input_grad[1]:
             layer.add_gradient(weight, x.to(dtype), grad_y)
-        grad_x = (grad_y @ layer.masked(weight).to(dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = layer.back(grad_y, weight).to(x.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad_y.new_zeros(()), None, None, None

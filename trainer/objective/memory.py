@@ -86,8 +86,8 @@ def estimate_memory(
     bits = sum(site.num_bits for site in chosen)
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
-        gated_layer=_gated_layer(transformer, chosen),
-        estimates=rows * bits * (_ESTIMATES * _FLOAT + 2) + _GRADIENTS * bits * _FLOAT + bits,
+        gated_layer=_gated_layer(transformer, chosen) * config.many.parts,
+        estimates=rows * bits * (_ESTIMATES * _FLOAT + 2) + (_GRADIENTS * _FLOAT + 1) * bits * config.many.parts,
         activations=activations + latents,
     )
 

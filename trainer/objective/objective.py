@@ -4,63 +4,43 @@ The masks of several categories are combined by AND, which for gates is a produc
 the categories' masks on: a mask must erase alone and beside any others, and the prompts to preserve must survive any
 subset. With z_c the gates of category c and S the subset, the model sees the product of z_c over S, and
     dL/dz_c = dL/d(product) * product of the others in S,
-so that one backward pass serves every category of the subset.
-
-All randomness comes from (seed, round, batch): a batch is the same in every process and after a restart.
+so that one backward pass serves every category of the subset. With parts (`many.parts`) each part of a batch has a
+subset of its own, and all are one forward and one backward pass.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safeflux.trainer.asked.config import TrainConfig
-from safeflux.trainer.asked.erasure import TERMS, Term, TermConfig
+from safeflux.trainer.asked.erasure import TERMS
+from safeflux.trainer.objective.batches import (
+    Drawn,
+    Slope,
+    Stream,
+    draw_subset,
+    draw_term,
+    drawn_uniformly,
+    in_parts,
+    product,
+    rng_of,
+)
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel, Gates
 from safeflux.trainer.objective.hardness import Hardness
 from safeflux.trainer.objective.knowledge import Knowledge
-from safeflux.trainer.objective.losses import distance, erase_loss, random_projection
+from safeflux.trainer.objective.losses import distance, erase_loss
 from safeflux.trainer.objective.references import References
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import rollout
 from safeflux.trainer.sampling.sampler import Sampler
 
-Stream = Literal["erase", "preserve", "gates", "pairs"]
-_STREAMS: tuple[Stream, ...] = ("erase", "preserve", "gates", "pairs")
 FADING = 0.8
 """How much of what was known of pictures is carried over when a batch asks again."""
-_ALONE, _ALL = 0.5, 0.75
-"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
-batch with one mask on serves that one alone, so that a mask would otherwise hardly be seen without others."""
-
-
-@dataclass(frozen=True)
-class Slope:
-    """One batch: its loss, the categories whose masks were on, and gradients by the bits of the AND of these masks."""
-
-    loss: float
-    subset: tuple[int, ...]
-    gradient: torch.Tensor
-    """Of the loss; float32 (bits,)."""
-    projection: torch.Tensor | None = None
-    """Of a random projection of the output, whose square estimates the second order (`random_projection`)."""
-
-    def of(self, category: int, gates: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """A gradient by the product as one by the bits of one category of the subset, (bits,)."""
-        return gradient * _product(gates, [k for k in self.subset if k != category])
-
-
-def _product(gates: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The product of some rows; for bool rows their AND. Ones for no rows."""
-    out = torch.ones(gates.shape[1], dtype=gates.dtype)
-    for row in rows:
-        out = out & gates[row] if out.dtype == torch.bool else out * gates[row]
-    return out
 
 
 class Objective:
@@ -114,26 +94,35 @@ class Objective:
         A part of the batch is drawn by how much was left of each pair when it was last seen. The gradient is of the
         batch as it was drawn; the reported loss is that of pairs drawn uniformly, so that rounds can be compared.
         """
-        rng = self._rng("erase", round_, batch, category)
-        subset, pool = self._subset(rng, category), self._erase[category]
-        term = _drawn_term(self._config.erase_terms, rng)
-        state = TERMS.index(term)
-        weight = self.hard[category].weights(state, self._config.hard_share)
-        indices = pool.draw(rng, self._config.batch, self._masked(subset), weight)
-        product = self._reopened(_product(gates, subset), rng)
+        drawn = self._draw_erase(round_, batch, category, self._config.batch)
+        mask = self._reopened(product(gates, drawn.subset), drawn.rng)
         measure = (
-            partial(self._left_by_name, pool, indices)
-            if term == "named"
-            else self.knowledge.erase(term, category, indices, rng, lambda: self._gated(product, learns=False))
+            partial(self._left_by_name, drawn)
+            if drawn.term == "named"
+            else self.knowledge.erase(
+                drawn.term, category, drawn.indices, drawn.rng, lambda: self._gated(mask, learns=False)
+            )
         )
-        with self._gated(product) as gated:
+        with self._gated(mask) as gated:
             losses = measure()
             gradient = gated.gradient(losses.mean())
-        change = torch.ones(len(indices)) if self._is_relative or term != "named" else pool.change[indices]
-        loss = _drawn_uniformly(losses, weight[indices])
-        self._seen.append((category, state, indices, (losses.detach() / change).tolist()))
-        self._levels_seen.append((category, state, loss))
-        return Slope(loss, subset, gradient)
+        return self._erased(category, drawn, losses.detach(), gradient)
+
+    def erase_each(self, round_: int, asked: Sequence[tuple[int, int]], gates: torch.Tensor) -> Iterator[Slope]:
+        """`erase` for each (batch, category) that is asked for; with parts, each is a part of a batch."""
+        parts = self._config.many.parts
+        if parts == 1:
+            yield from (self.erase(round_, batch, category, gates) for batch, category in asked)
+            return
+        size = self._config.batch // parts
+        for some in in_parts(asked, parts):
+            drawn = [self._draw_erase(round_, batch, category, size) for batch, category in some]
+            with self._gated(torch.stack([product(gates, one.subset) for one in drawn])) as gated:
+                output = self._outputs(drawn).split(size)
+                losses = [self._left(one, part) for one, part in zip(drawn, output, strict=True)]
+                gradients = gated.gradient(torch.stack(losses).mean(dim=1).sum())
+            for (_, category), one, left, gradient in zip(some, drawn, losses, gradients, strict=True):
+                yield self._erased(category, one, left.detach(), gradient)
 
     def preserve(self, round_: int, batch: int, gates: torch.Tensor) -> Slope:
         """The masked output for prompts to preserve against the base output; with the gradient of a projection.
@@ -141,23 +130,36 @@ class Objective:
         Whatever was spoilt when it was last seen is drawn more often: prompts, for each mask that is on alone and for
         several, and masks. The reported loss is that of prompts drawn uniformly.
         """
-        rng, share = self._rng("preserve", round_, batch), self._config.spoilt_share
-        rows = self.spoilt.weights_of_states(len(self.hard), share).double()  # a mask that is not learned has no use
-        subset = self._subset(rng, int(rng.choice(len(rows), p=(rows / rows.sum()).numpy())))
-        signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        state = subset[0] if len(subset) == 1 else len(gates)
-        term = _drawn_term(self._config.preserve_terms, rng)
-        weight = self.spoilt.weights(state, share)
-        indices = self._preserve.draw(rng, self._config.batch, self._masked(subset), weight)
-        outputs = partial(self._by_name, indices) if term == "named" else self.knowledge.preserve(term, indices, rng)
-        with self._gated(_product(gates, subset)) as gated:
+        drawn = self._draw_preserve(round_, batch, self._config.batch)
+        outputs = (
+            partial(self._by_name, drawn)
+            if drawn.term == "named"
+            else self.knowledge.preserve(drawn.term, drawn.indices, drawn.rng)
+        )
+        with self._gated(product(gates, drawn.subset)) as gated:
             output, target = outputs()
             losses = distance(output, target)
             gradient = gated.gradient(losses.mean(), keep_graph=True)
-            projection = gated.gradient(random_projection(output, signs))
-        if term == "named":
-            self._seen.append((len(self.hard), state, indices, losses.tolist()))
-        return Slope(_drawn_uniformly(losses, weight[indices]), subset, gradient, projection)
+            projection = gated.gradient(drawn.projected(output))
+        return self._preserved(drawn, losses.detach(), gradient, projection)
+
+    def preserve_each(self, round_: int, batches: Sequence[int], gates: torch.Tensor) -> Iterator[Slope]:
+        """`preserve` for each batch that is asked for; with parts, each is a part of a batch."""
+        parts = self._config.many.parts
+        if parts == 1:
+            yield from (self.preserve(round_, batch, gates) for batch in batches)
+            return
+        size = self._config.batch // parts
+        for some in in_parts(batches, parts):
+            drawn = [self._draw_preserve(round_, batch, size) for batch in some]
+            with self._gated(torch.stack([product(gates, one.subset) for one in drawn])) as gated:
+                output = self._outputs(drawn)
+                losses = distance(output, torch.cat([one.pool.target[one.indices] for one in drawn])).split(size)
+                gradients = gated.gradient(torch.stack(losses).mean(dim=1).sum(), keep_graph=True)
+                signed = [one.projected(part) for one, part in zip(drawn, output.split(size), strict=True)]
+                projections = gated.gradient(torch.stack(signed).sum())
+            for one, left, *both in zip(drawn, losses, gradients, projections, strict=True):
+                yield self._preserved(one, left.detach(), *both)
 
     def settle(self, processes: Processes) -> None:
         """Note how much was left of the pairs that a round saw, in all processes: the next round draws by it."""
@@ -212,14 +214,54 @@ class Objective:
     def _is_relative(self) -> bool:
         return self._config.erase_loss == "relative"
 
-    def _left_by_name(self, pool: References, indices: list[int]) -> torch.Tensor:
-        """The erasure loss of whole pictures by the pairs' prompts, (B,)."""
-        change = pool.change[indices] if self._is_relative else torch.ones(len(indices))
-        return erase_loss(self._output(pool, indices), pool.target[indices], change)
+    def _draw_erase(self, round_: int, batch: int, category: int, count: int) -> Drawn:
+        rng = self._rng("erase", round_, batch, category)
+        subset, pool = draw_subset(rng, category, len(self._names)), self._erase[category]
+        term = draw_term(self._config.erase_terms, rng)
+        state = TERMS.index(term)
+        weight = self.hard[category].weights(state, self._config.hard_share)
+        indices = pool.draw(rng, count, self._masked(subset), weight)
+        return Drawn(subset, pool, indices, weight[indices], term, state, rng)
 
-    def _by_name(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw_preserve(self, round_: int, batch: int, count: int) -> Drawn:
+        rng, share = self._rng("preserve", round_, batch), self._config.spoilt_share
+        rows = self.spoilt.weights_of_states(len(self.hard), share).double()  # a mask that is not learned has no use
+        must = int(rng.choice(len(rows), p=(rows / rows.sum()).numpy()))
+        subset = draw_subset(rng, must, len(self._names))
+        signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        state = subset[0] if len(subset) == 1 else len(self._names)
+        term = draw_term(self._config.preserve_terms, rng)
+        weight = self.spoilt.weights(state, share)
+        indices = self._preserve.draw(rng, count, self._masked(subset), weight)
+        return Drawn(subset, self._preserve, indices, weight[indices], term, state, rng, signs)
+
+    def _erased(self, category: int, drawn: Drawn, losses: torch.Tensor, gradient: torch.Tensor) -> Slope:
+        """Note what was left, (B,), for the next round."""
+        is_share = self._is_relative or drawn.term != "named"
+        change = torch.ones(len(losses)) if is_share else drawn.pool.change[drawn.indices]
+        loss = drawn_uniformly(losses, drawn.weight)
+        self._seen.append((category, drawn.state, drawn.indices, (losses / change).tolist()))
+        self._levels_seen.append((category, drawn.state, loss))
+        return Slope(loss, drawn.subset, gradient)
+
+    def _preserved(self, drawn: Drawn, losses: torch.Tensor, gradient: torch.Tensor, projection: torch.Tensor) -> Slope:
+        """Note what was spoilt, (B,), for the next round."""
+        if drawn.term == "named":
+            self._seen.append((len(self.hard), drawn.state, drawn.indices, losses.tolist()))
+        return Slope(drawn_uniformly(losses, drawn.weight), drawn.subset, gradient, projection)
+
+    def _left_by_name(self, drawn: Drawn) -> torch.Tensor:
+        """The erasure loss of whole pictures by the pairs' prompts, (B,)."""
+        return self._left(drawn, self._outputs([drawn]))
+
+    def _left(self, drawn: Drawn, output: torch.Tensor) -> torch.Tensor:
+        """The same for pictures that are drawn already, (B, N, C)."""
+        change = drawn.pool.change[drawn.indices] if self._is_relative else torch.ones(len(output))
+        return erase_loss(output, drawn.pool.target[drawn.indices], change)
+
+    def _by_name(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs for prompts to preserve, and the base model's."""
-        return self._output(self._preserve, indices), self._preserve.target[indices]
+        return self._outputs([drawn]), self._preserve.target[drawn.indices]
 
     def _reopened(self, gates: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """The gates with some closed bits open, in a part of the batches."""
@@ -229,34 +271,12 @@ class Objective:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return gates | (torch.rand(gates.shape, generator=generator) < config.reopened)
 
-    def _output(self, pool: References, indices: list[int]) -> torch.Tensor:
-        """The output for some pairs' prompts, on the CPU."""
-        noise, condition = pool.noise[indices].to(self._device), pool.condition(indices)
+    def _outputs(self, parts: Sequence[Drawn]) -> torch.Tensor:
+        """The outputs for the prompts of some parts of a batch, on the CPU."""
+        noise = torch.cat([one.pool.noise[one.indices] for one in parts]).to(self._device)
+        condition = parts[0].pool.encoded.prompts([one.pool.pairs[k] for one in parts for k in one.indices])
         output = rollout(self._transformer, self._sampler, noise, condition, recompute=self._config.recompute)
         return output.cpu()
 
-    def _subset(self, rng: np.random.Generator, must: int) -> tuple[int, ...]:
-        """The rows whose masks are on: `must`, and none, all or some of the others."""
-        others = [k for k in range(len(self._names)) if k != must]
-        kind = rng.random()
-        count = 0 if kind < _ALONE else len(others) if kind < _ALL else int(rng.integers(len(others) + 1))
-        return (must, *sorted(int(k) for k in rng.choice(others, count, replace=False)))
-
     def _rng(self, stream: Stream, *where: int) -> np.random.Generator:
         return rng_of(self._config.seed, stream, *where)
-
-
-def rng_of(seed: int, stream: Stream, *where: int) -> np.random.Generator:
-    """The random numbers of one purpose at one place of a run with this seed."""
-    return np.random.default_rng((seed, _STREAMS.index(stream), *where))
-
-
-def _drawn_term(config: TermConfig, rng: np.random.Generator) -> Term:
-    """What a batch asks; without a choice, no random number is taken."""
-    weights = np.array(config.weights) / sum(config.weights)
-    return TERMS[int(weights.argmax() if weights.max() == 1 else rng.choice(len(TERMS), p=weights))]
-
-
-def _drawn_uniformly(losses: torch.Tensor, weight: torch.Tensor) -> float:
-    """The mean loss of a batch as if its pairs had been drawn uniformly, (batch,) each: by importance weights."""
-    return float(np.average(losses.detach().numpy(), weights=1 / weight.numpy()))

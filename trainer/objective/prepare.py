@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.prompts import Pair, PromptSource
+from safeflux.trainer.objective.batches import rng_of
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.memory import check_memory, estimate_memory
-from safeflux.trainer.objective.objective import Objective, rng_of
+from safeflux.trainer.objective.objective import Objective
 from safeflux.trainer.objective.references import Encoded, References, check_anchors, encode_once, make_references
 from safeflux.trainer.sampling.rollout import sampler_of
 from safeflux.trainer.sampling.sampler import Sampler

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.erasure import NoisedConfig, TermConfig
+from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.asked.prompts import PAIR_SHARE
 from safeflux.trainer.methods.saliency import BETA_START, PRICE_SMOOTHING, SMOOTHING
 
@@ -25,7 +26,7 @@ CONSTANTS: dict[str, dict[str, float]] = {
 """Part of the digest beside the options, since they decide the masks as well; no prompts are dropped. Masks made while
 these were options keep the digest that they were made with."""
 
-ADDED = {"erase_terms": TermConfig(), "preserve_terms": TermConfig(), "noised": NoisedConfig()}
+ADDED = {"erase_terms": TermConfig(), "preserve_terms": TermConfig(), "noised": NoisedConfig(), "many": ManyConfig()}
 """Groups of options that came later; masks made without them keep their digest."""
 
 

@@ -9,9 +9,9 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of, detector_of
 from safeflux.trainer.asked.prompts import Pair, PromptSource
 from safeflux.trainer.methods.estimates import PARTS
+from safeflux.trainer.objective.batches import rng_of
 from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
 from safeflux.trainer.objective.memory import Memory
-from safeflux.trainer.objective.objective import rng_of
 from safeflux.trainer.objective.step_time import StepTime, measure_step
 from safeflux.trainer.run.minimise import STEPS
 from safeflux.trainer.run.session import check_run

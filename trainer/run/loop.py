@@ -88,9 +88,12 @@ class Run:
         self.compute_dtype: torch.dtype = processes.from_first(own_dtype)
         stored = ReferenceFile(folder / REFERENCES, is_writer=processes.is_first)
         self.objective = prepare(config, pipe, self.bits, self._every, self.compute_dtype, drawn=drawn, stored=stored)
-        task = Task(self.objective, masks, len(self.names), may, processes)
+        places = (~masks[: len(self.names)]).any(dim=0).nonzero().flatten() if config.many.within_initial else None
+        task = Task(self.objective, masks, len(self.names), may, processes, places)
         self.method: Method = (
-            SaliencyMethod(config.saliency, task) if config.method == "saliency" else GateMethod(config.gates, task)
+            SaliencyMethod(config.saliency, task, config.many)
+            if config.method == "saliency"
+            else GateMethod(config.gates, task)
         )
         self.round, self.is_erased, self.is_stopped = 0, [False] * len(self.names), False
         self._best, self._score = masks.clone(), UNSEEN

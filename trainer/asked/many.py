@@ -1,0 +1,36 @@
+"""Options of a run that learns many masks at once."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ManyConfig(BaseModel):
+    """A batch in parts, and masks that share their bits: both for the method `saliency`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    parts: Annotated[int, Field(gt=0)] = 1
+    """Equal parts of a batch, each with a category, prompts and masks of its own; it costs as much as a batch of one
+    part. `saliency.erase_batches` and `saliency.preserve_batches` count parts then. Only for the term `named`."""
+    within_initial: bool = False
+    """Only bits that are off in one of the masks to start from may be off. The masks come to share bits, and the run
+    keeps estimates of no others, so that those of a hundred masks fit in memory."""
+    enough: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A category of which no more than this is left, by its erasure loss, gets no more bits off than on."""
+
+    def conflicts(self, batch: int, is_fit: bool, has_initial: bool) -> Iterator[tuple[str, str]]:
+        """Key and fault of what does not go with the rest of a run.
+
+        Args:
+            batch: Prompts a batch.
+            is_fit: Whether the run's method and terms can do with parts.
+            has_initial: Whether it starts from masks.
+        """
+        if batch % self.parts:
+            yield "parts", f"expected a divisor of batch ({batch}), got {self.parts}"
+        if not is_fit and self.parts > 1:
+            yield "parts", f"expected 1 but for the method saliency with the term named alone, got {self.parts}"
+        if self.within_initial and not (has_initial and is_fit):
+            yield "within_initial", "expected masks in initial, and the method saliency with the term named alone"

@@ -1,0 +1,111 @@
+"""What a batch is of: the masks that are on, the pairs that chance has chosen, and what comes of it.
+
+All randomness comes from (seed, round, batch): a batch is the same in every process and after a restart.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from safeflux.trainer.asked.erasure import TERMS, Term, TermConfig
+from safeflux.trainer.objective.losses import random_projection
+from safeflux.trainer.objective.references import References
+
+Stream = Literal["erase", "preserve", "gates", "pairs"]
+_STREAMS: tuple[Stream, ...] = ("erase", "preserve", "gates", "pairs")
+_T = TypeVar("_T")
+_ALONE, _ALL = 0.5, 0.75
+"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
+batch with one mask on serves that one alone, so that a mask would otherwise hardly be seen without others."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What chance has chosen for a batch, or for a part of one."""
+
+    subset: tuple[int, ...]
+    """Rows of the masks that are on."""
+    pool: References
+    indices: list[int]
+    """Pairs of the pool."""
+    weight: torch.Tensor
+    """How likely each of them was to be drawn, (B,)."""
+    term: Term
+    state: int
+    """The row of `Hardness`."""
+    rng: np.random.Generator
+    """For what is still to be drawn."""
+    signs: torch.Generator | None = None
+    """Of the projection of a batch to preserve."""
+
+    def projected(self, output: torch.Tensor) -> torch.Tensor:
+        """A random projection of the outputs of a batch to preserve; a scalar."""
+        assert self.signs is not None
+        return random_projection(output, self.signs)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """One batch: its loss, the categories whose masks were on, and gradients by the bits of the AND of these masks."""
+
+    loss: float
+    subset: tuple[int, ...]
+    gradient: torch.Tensor
+    """Of the loss; float32 (bits,)."""
+    projection: torch.Tensor | None = None
+    """Of a random projection of the output, whose square estimates the second order (`random_projection`)."""
+
+    def others(self, gates: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each row of the subset with the product of the others, (bits,).
+
+        That product times a gradient by the AND of all is the gradient by the bits of the row.
+        """
+        rows = list(self.subset)
+        closed = (~gates[rows]).sum(dim=0) if gates.dtype == torch.bool else None
+        for row in rows:
+            if closed is None:
+                yield row, product(gates, [other for other in rows if other != row])
+            else:
+                yield row, closed == (~gates[row]).to(closed.dtype)
+
+    def at(self, places: torch.Tensor | slice) -> "Slope":
+        """The same for some of the bits alone, by their indices."""
+        projection = None if self.projection is None else self.projection[places]
+        return replace(self, gradient=self.gradient[places], projection=projection)
+
+
+def product(gates: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The product of some rows; for bool rows their AND. Ones for no rows."""
+    chosen = gates[list(rows)]
+    return chosen.all(dim=0) if gates.dtype == torch.bool else chosen.prod(dim=0)
+
+
+def in_parts(asked: Sequence[_T], parts: int) -> Iterator[Sequence[_T]]:
+    """As many batches as it takes, of `parts` parts each; the last may have fewer."""
+    return (asked[k : k + parts] for k in range(0, len(asked), parts))
+
+
+def draw_subset(rng: np.random.Generator, must: int, rows: int) -> tuple[int, ...]:
+    """The rows whose masks are on: `must`, and none, all or some of the others."""
+    others = [k for k in range(rows) if k != must]
+    kind = rng.random()
+    count = 0 if kind < _ALONE else len(others) if kind < _ALL else int(rng.integers(len(others) + 1))
+    return (must, *sorted(int(k) for k in rng.choice(others, count, replace=False)))
+
+
+def draw_term(config: TermConfig, rng: np.random.Generator) -> Term:
+    """What a batch asks; without a choice, no random number is taken."""
+    weights = np.array(config.weights) / sum(config.weights)
+    return TERMS[int(weights.argmax() if weights.max() == 1 else rng.choice(len(TERMS), p=weights))]
+
+
+def drawn_uniformly(losses: torch.Tensor, weight: torch.Tensor) -> float:
+    """The mean loss of a batch as if its pairs had been drawn uniformly, (B,) each: by importance weights."""
+    return float(np.average(losses.numpy(), weights=1 / weight.numpy()))
+
+
+def rng_of(seed: int, stream: Stream, *where: int) -> np.random.Generator:
+    """The random numbers of one purpose at one place of a run with this seed."""
+    return np.random.default_rng((seed, _STREAMS.index(stream), *where))
