@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.asked.prompts import Pair, PromptSource
@@ -20,8 +21,6 @@ from safeflux.trainer.sampling.rollout import Condition, Sampler, encode, rollou
 
 from safeflux.reference.model import EMOJI_FLUX_CALL
 from safeflux.reference.vocabulary import Target
-
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,13 @@ class Material:
         pipe: The embedded model, as `load_pipeline` loads it. Nothing here changes it.
         seed: Of prompts and noises.
         batches: Of pictures, which are drawn once and noised anew in each step: methods go through them in turn.
+        size: Of a batch.
     """
 
     pipe: Any
     seed: int = 0
     batches: int = 12
+    size: int = 16
     sampler: Sampler = field(init=False)
     rng: np.random.Generator = field(init=False)
     noise: torch.Generator = field(init=False)
@@ -83,8 +84,9 @@ class Material:
         """The prompts of mask training for these targets: training words alone, no held-out thing."""
         return PromptSource(make_config(embedded_options([target.name for target in targets]), "benchmark"))
 
-    def pairs(self, source: PromptSource, targets: Sequence[Target], count: int = BATCH) -> list[Pair]:
-        """Prompts of the targets, in turn, and their anchors."""
+    def pairs(self, source: PromptSource, targets: Sequence[Target], count: int | None = None) -> list[Pair]:
+        """A batch, or so many, of prompts of the targets, in turn, and their anchors."""
+        count = self.size if count is None else count
         each = [-(-count // len(targets))] * len(targets)
         found = [source.erase(t.name, self.rng, n) for t, n in zip(targets, each, strict=True)]
         return [pair for some in zip(*found, strict=True) for pair in some][:count]
@@ -118,15 +120,43 @@ class Material:
         """`batches` of prompts to preserve, with their pictures."""
         source, found = self.source(targets), []
         for _ in range(self.batches):
-            condition = self.encode([pair.prompt for pair in source.preserve(self.rng, BATCH)])
+            condition = self.encode([pair.prompt for pair in source.preserve(self.rng, self.size)])
             found.append(Kept(condition, self.pictures(condition)))
         return found
 
-    def noised(self, x0: torch.Tensor) -> Noised:
-        """At noise levels that are logit-normal, as in the model's own training (arXiv 2403.03206)."""
-        sigma = torch.sigmoid(torch.randn(len(x0), generator=self.noise))
+    def noised(self, x0: torch.Tensor, sigma: torch.Tensor | None = None) -> Noised:
+        """At levels s, (B,), or at levels that are logit-normal, as in the model's own training (arXiv 2403.03206)."""
+        if sigma is None:
+            sigma = torch.sigmoid(torch.randn(len(x0), generator=self.noise))
         noise = torch.randn(x0.shape, generator=self.noise)
         return Noised((1 - sigma)[:, None, None] * x0 + sigma[:, None, None] * noise, sigma)
+
+    @torch.no_grad()
+    def on_the_way(
+        self, transformer: torch.nn.Module, condition: Condition, within: tuple[float, float] = (0.0, 1.0)
+    ) -> Noised:
+        """Where a model stands before a random step of the sampler, on its own way from noise.
+
+        Args:
+            transformer: The model.
+            condition: What it draws.
+            within: The part of the steps that the random one is among.
+        """
+        steps = len(self.sampler.sigmas) - 1
+        first, last = (round(share * steps) for share in within)
+        step = int(self.rng.integers(first, max(first + 1, last)))
+        noise = torch.randn(len(condition.tokens), *self.sampler.shape, generator=self.noise)
+        x = rollout(transformer, replace(self.sampler, sigmas=self.sampler.sigmas[: step + 1]), noise, condition)
+        return Noised(x, self.sampler.sigmas[step].expand(len(x)))
+
+    @torch.no_grad()
+    def images(self, x0: torch.Tensor) -> list[Image.Image]:
+        """Latents (B, N, C) as pictures."""
+        pipe, call = self.pipe, EMOJI_FLUX_CALL
+        latents = pipe._unpack_latents(x0, call["height"], call["width"], pipe.vae_scale_factor)
+        latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+        found: list[Image.Image] = pipe.image_processor.postprocess(pipe.vae.decode(latents).sample, output_type="pil")
+        return found
 
     def velocity(self, transformer: torch.nn.Module, at: Noised, condition: Condition) -> torch.Tensor:
         """The model's velocity there, (B, N, C)."""

@@ -6,14 +6,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from contextlib import nullcontext
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.peers.attacking import Attacks, applies
 from benchmarks.peers.material import Material
+from benchmarks.peers.memory import memory_of
 from benchmarks.peers.method import Made, Settings
 from benchmarks.peers.methods import METHODS
 from benchmarks.timing import ran_on
@@ -25,6 +28,10 @@ from safeflux.reference.vocabulary import vocabulary
 
 PICTURES, TIMES = 16, 7
 """Pictures at a time and repetitions, for the time of a picture."""
+KINDS = ("trials", "measured", "made", "times", "composed", "memory", "attacked", "pictures")
+"""What a report has of each method."""
+BASE = "base model"
+"""Stands among the methods that are attacked."""
 
 
 class Report:
@@ -32,8 +39,9 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        empty: dict[str, Any] = {"trials": {}, "measured": {}, "made": {}, "times": {}}
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else empty
+        self.found: dict[str, Any] = {kind: {} for kind in KINDS} | (
+            json.loads(path.read_text()) if path.exists() else {}
+        )
 
     def add(self, kind: str, method: str, key: str, value: dict[str, Any]) -> None:
         """Keep a value."""
@@ -80,7 +88,7 @@ class Peers:
         for settings in grid:
             key = json.dumps(settings)
             if (row := self.report.get("trials", method, key)) is None:
-                figures = self._validation.compare(self._of(method, names, settings).drawing(self.pipe), names)
+                figures = self._validation.compare(self.of(method, names, settings).drawing(self.pipe), names)
                 row = _brief(figures)
                 self.report.add("trials", method, key, row)
             self._say(f"{method} {key}: H {row['harmonic']['value']:.3f}")
@@ -92,7 +100,7 @@ class Peers:
         key, before = " + ".join(names), self.report.get("measured", method, " + ".join(names))
         if before and before["settings"] == settings:
             return
-        made = self._of(method, names, settings)
+        made = self.of(method, names, settings)
         figures = self._bench.compare(made.drawing(self.pipe), names)
         row = {"settings": settings, "targets": list(names), "bytes": made.num_bytes, **_brief(figures)}
         self.report.add("measured", method, key, row)
@@ -101,7 +109,7 @@ class Peers:
     def time(self, method: str, names: Sequence[str], settings: Settings) -> None:
         """The time of a picture under all targets, in units of the base model's; in turn."""
         prompts = ["a cat, noto style, blue background"] * PICTURES
-        made, ratios = self._of(method, names, settings), []
+        made, ratios = self.of(method, names, settings), []
         for _ in range(TIMES):
             began = time.perf_counter()
             draw(self.pipe, prompts, 0)
@@ -112,19 +120,48 @@ class Peers:
                 ratios.append((time.perf_counter() - entered) / (between - began))
         self.report.add("times", method, "picture", {"ratio": statistics.median(ratios), "all": ratios})
 
-    def of_report(self, method: str, names: Sequence[str]) -> Made:
-        """What was measured on these targets."""
-        row = self.report.get("measured", method, " + ".join(names))
-        assert row is not None
-        return self._of(method, names, row["settings"])
+    def remember(self, method: str, names: Sequence[str], settings: Settings) -> None:
+        """The memory that it takes to make the method, unless the report has it with these settings."""
+        before = self.report.get("memory", method, "making")
+        if not before or before["settings"] != settings:
+            self._say(f"{method}: memory")
+            found = {"settings": settings, **memory_of(method, settings, names)}
+            self.report.add("memory", method, "making", found)
 
-    def _of(self, method: str, names: Sequence[str], settings: Settings) -> Made:
-        """Combined from single targets where the method can be, else made together."""
+    def attack(self, method: str, names: Sequence[str], settings: Settings, attacks: Attacks) -> None:
+        """Every attack on every thing, but for those that the report has."""
+        made = self.of(method, names, settings)
+        is_outside = method != BASE and METHODS[method].is_outside
+        for row, of_row in attacks.rows.items():
+            for attack, thing in product(of_row, attacks.things):
+                key = f"{attack.name}/{thing.name}"
+                before = self.report.get("attacked", method, key)
+                is_done = before and before["settings"] == settings and before["targets"] == list(names)
+                if is_done or not applies(attack, made, is_outside):
+                    continue
+                began = time.perf_counter()
+                points = attacks.run(attack, thing, made)
+                facts = {"row": row, "attack": attack.name, "thing": thing.name, "unit": attack.unit}
+                facts |= {"settings": settings, "targets": list(names), "seconds": time.perf_counter() - began}
+                self.report.add("attacked", method, key, {**facts, "points": points})
+                self._say(f"{method}, {key}: {max(point['hits'] / point['n'] for point in points):.2f}")
+
+    def of(self, method: str, names: Sequence[str], settings: Settings) -> Made:
+        """The method for these targets: combined from single ones where it can be, else made together."""
+        if method == BASE:
+            return Made(nullcontext, 0)
         chosen = METHODS[method]
         if chosen.combine is None or len(names) == 1:
             return self._make(method, names, settings)
         parts = [self._make(method, [name], settings) for name in names]
-        return chosen.combine(Material(self.pipe), parts, settings)
+        began = time.perf_counter()
+        made = chosen.combine(Material(self.pipe), parts, settings)
+        self.report.add("composed", method, str(len(names)), {"seconds": time.perf_counter() - began})
+        return made
+
+    def forget(self) -> None:
+        """Let go of what was made."""
+        self._made.clear()
 
     def _make(self, method: str, names: Sequence[str], settings: Settings) -> Made:
         key = json.dumps([method, list(names), dict(settings)])
@@ -135,7 +172,8 @@ class Peers:
             clock, cpu = time.perf_counter(), time.process_time()
             self._made[key] = METHODS[method].make(Material(self.pipe), targets, settings)
             taken = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
-            self.report.add("made", method, key, {"targets": list(names), "settings": dict(settings), **taken})
+            found = {"targets": list(names), "settings": dict(settings), **taken, **self._made[key].facts}
+            self.report.add("made", method, key, found)
         return self._made[key]
 
 

@@ -6,13 +6,11 @@ x is on the way that the model under training takes from noise, by the concept's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from safeflux.trainer.sampling.rollout import Condition, rollout
 
-from benchmarks.peers.material import BATCH, Material, Noised
+from benchmarks.peers.material import Material
 from benchmarks.peers.method import Made, Method, Settings
 from benchmarks.peers.methods.tuning import fine_tuned
 from safeflux.reference.vocabulary import Target
@@ -20,26 +18,17 @@ from safeflux.reference.vocabulary import Target
 
 def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
     """Fine-tune a copy."""
-    source, base, empty = material.source(targets), material.pipe.transformer, material.encode([""] * BATCH)
+    source, base, empty = material.source(targets), material.pipe.transformer, material.encode([""] * material.size)
 
     def loss(model: torch.nn.Module) -> torch.Tensor:
         condition = material.encode([pair.prompt for pair in material.pairs(source, targets)])
-        at = _on_the_way(material, model, condition)
+        at = material.on_the_way(model, condition)
         with torch.no_grad():
             ours, nothing = (material.velocity(base, at, each) for each in (condition, empty))
             goal = nothing - settings["eta"] * (ours - nothing)
         return F.mse_loss(material.velocity(model, at, condition), goal)
 
     return fine_tuned(material, settings, loss)
-
-
-@torch.no_grad()
-def _on_the_way(material: Material, model: torch.nn.Module, condition: Condition) -> Noised:
-    sampler = material.sampler
-    step = int(material.rng.integers(len(sampler.sigmas) - 1))
-    noise = torch.randn(len(condition.tokens), *sampler.shape, generator=material.noise)
-    x = rollout(model, replace(sampler, sigmas=sampler.sigmas[: step + 1]), noise, condition)
-    return Noised(x, sampler.sigmas[step].expand(len(x)))
 
 
 METHOD = Method(

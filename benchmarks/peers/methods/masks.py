@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,23 @@ FOLDER = Path("policies/masks/emoji-flux")
 def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
     """Read the files of the targets, and write them all."""
     paths = [Path(settings["folder"]) / f"{target.name}.safetensors" for target in targets]
-    return _made(compose(*(load_masks(path)[0] for path in paths)), sum(path.stat().st_size for path in paths))
+    return written(compose(*(load_masks(path)[0] for path in paths)), sum(path.stat().st_size for path in paths))
 
 
 def combine(material: Material, parts: Sequence[Made], settings: Settings) -> Made:
     """By elementwise AND."""
-    return _made(compose(*(part.state for part in parts)), sum(part.num_bytes for part in parts))
+    return written(compose(*(part.state for part in parts)), sum(part.num_bytes for part in parts))
 
 
-def _made(masks: MaskSet, num_bytes: int) -> Made:
+def written(masks: MaskSet, num_bytes: int) -> Made:
+    """Masks that are written into the model, in place, while it draws; none leave it as it is."""
+
     @contextmanager
     def drawing(pipe: Any) -> Iterator[Any]:
-        with apply_masks_(pipe.transformer, masks):
+        with apply_masks_(pipe.transformer, masks) if masks else nullcontext():
             yield pipe
 
-    return Made(drawing, num_bytes, masks)
+    return Made(drawing, num_bytes, masks, masks=masks)
 
 
 METHOD = Method(
@@ -43,4 +45,5 @@ METHOD = Method(
     grid=[{"folder": str(FOLDER)}],
     make=make,
     combine=combine,
+    undo="in place, bit for bit",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.peers.material import Material
 from benchmarks.peers.method import Made, Method, Settings
-from benchmarks.peers.methods.calls import called_with
+from benchmarks.peers.methods.calls import Asked, called_with
 from safeflux.packs.emoji import words_of
 from safeflux.reference.vocabulary import Target
 
@@ -25,10 +25,10 @@ def combine(material: Material, parts: Sequence[Made], settings: Settings) -> Ma
 def _made(material: Material, words: list[str], settings: Settings) -> Made:
     tokens, pooled = material.mean(words)
 
-    def more(prompts: list[str]) -> dict[str, Any]:
+    def more(asked: Asked) -> dict[str, Any]:
         return {
-            "negative_prompt_embeds": tokens.expand(len(prompts), -1, -1),
-            "negative_pooled_prompt_embeds": pooled.expand(len(prompts), -1),
+            "negative_prompt_embeds": tokens.expand(asked.count, -1, -1),
+            "negative_pooled_prompt_embeds": pooled.expand(asked.count, -1),
             "true_cfg_scale": settings["scale"],
         }
 
@@ -42,4 +42,6 @@ METHOD = Method(
     grid=[{"scale": scale} for scale in (1.25, 1.5, 2.0, 3.0, 5.0, 7.5)],
     make=make,
     combine=combine,
+    undo="taken off",
+    is_outside=True,
 )

@@ -14,47 +14,42 @@ import torch
 
 from benchmarks.peers.material import Material, replaced
 from benchmarks.peers.method import Made, Method, Settings
+from benchmarks.peers.methods.wrapped import Wrapped
 from safeflux.packs.emoji import words_of
 from safeflux.reference.vocabulary import Target
 
 _MOMENTUM_DECAY = 0.4
 
 
-class Steered(torch.nn.Module):
+class Steered(Wrapped):
     """The transformer, steered away from some texts, each by itself.
 
     Args:
         transformer: The model's.
+        sigmas: Of the sampler.
         tokens: The empty prompt and the conditions, encoded, (1 + K, 1, L, D).
         pooled: Likewise, (1 + K, 1, P).
         settings: `threshold` t, `scale` s, `momentum` m, `warm_up` in steps.
     """
 
-    def __init__(self, transformer: Any, tokens: torch.Tensor, pooled: torch.Tensor, settings: Settings) -> None:
-        super().__init__()
-        self.own, self.config, self._tokens, self._pooled = transformer, transformer.config, tokens, pooled
-        self._settings, self._nu, self._last, self._step = settings, torch.zeros(()), 0.0, 0
-
-    @property
-    def device(self) -> torch.device:
-        """That of the model."""
-        return self._tokens.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the model."""
-        return torch.float32
-
-    def cache_context(self, name: str) -> Any:
-        """The pipeline asks for it around each call."""
-        return self.own.cache_context(name)
+    def __init__(
+        self,
+        transformer: Any,
+        sigmas: torch.Tensor,
+        tokens: torch.Tensor,
+        pooled: torch.Tensor,
+        settings: Settings,
+    ) -> None:
+        super().__init__(transformer, sigmas)
+        self._tokens, self._pooled, self._settings = tokens, pooled, settings
+        self._nu, self._last = torch.zeros(()), -1
 
     def forward(self, **inputs: Any) -> tuple[torch.Tensor]:
         """The steered velocity."""
-        moment = float(inputs["timestep"].flatten()[0])
-        if moment >= self._last:  # a new picture
-            self._nu, self._step = torch.zeros(()), 0
-        self._last = moment
+        step = self.step_of(inputs)
+        if step <= self._last:  # a new picture
+            self._nu = torch.zeros(())
+        self._last = step
         prompt = self.own(**inputs)[0]
         empty, *concepts = (
             self._under(inputs, tokens, pooled) for tokens, pooled in zip(self._tokens, self._pooled, strict=True)
@@ -65,9 +60,8 @@ class Steered(torch.nn.Module):
             difference = prompt - concept
             steer = steer + torch.where(difference < t, (s * difference.abs()).clamp(max=1), 0) * (concept - empty)
         whole = steer + self._settings["momentum"] * self._nu
-        self._nu = _MOMENTUM_DECAY * self._nu + (1 - _MOMENTUM_DECAY) * steer
-        self._step += 1
-        return (prompt - whole if self._step > self._settings["warm_up"] else prompt,)
+        self._nu = (_MOMENTUM_DECAY * self._nu + (1 - _MOMENTUM_DECAY) * steer).detach()
+        return (prompt - whole if step >= self._settings["warm_up"] else prompt,)
 
     def _under(self, inputs: dict[str, Any], tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         count = len(inputs["hidden_states"])
@@ -97,7 +91,7 @@ def _made(material: Material, texts: list[tuple[str, ...]], settings: Settings) 
 
     @contextmanager
     def drawing(pipe: Any) -> Iterator[Any]:
-        with replaced(pipe, Steered(pipe.transformer, tokens, pooled, settings)):
+        with replaced(pipe, Steered(pipe.transformer, material.sampler.sigmas, tokens, pooled, settings)):
             yield pipe
 
     return Made(drawing, sum(len(word.encode()) for words in texts for word in words), texts)
@@ -120,4 +114,6 @@ METHOD = Method(
     ],
     make=make,
     combine=combine,
+    undo="taken off",
+    is_outside=True,
 )

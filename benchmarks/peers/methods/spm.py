@@ -18,59 +18,28 @@ import torch.nn.functional as F
 
 from benchmarks.peers.material import Material, copied
 from benchmarks.peers.method import Made, Method, Settings
-from benchmarks.peers.methods.calls import Called
+from benchmarks.peers.methods.adapters import Adapter
+from benchmarks.peers.methods.calls import Asked, Called
 from benchmarks.peers.methods.tuning import tune
 from safeflux.packs.emoji import words_of
 from safeflux.reference.vocabulary import Target
 
 
-@dataclass(eq=False)
-class Membrane:
-    """An adapter: for each linear layer of the blocks, y + g up (down x), with one factor g a sample.
+@dataclass(eq=False, kw_only=True)
+class Membrane(Adapter):
+    """An adapter of rank one on each linear layer of the blocks; `strength` has one factor a sample.
 
     Attributes:
-        layers: Name -> down, (1, I), and up, (O, 1).
         like: The target's words as pooled vectors of length one, (W, P).
-        strength: Factors g of the next batch, (B,).
     """
 
-    layers: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]
     like: torch.Tensor
-    strength: torch.Tensor
 
     @classmethod
-    def new(cls, model: torch.nn.Module, like: torch.Tensor) -> Membrane:
+    def on_blocks(cls, model: torch.nn.Module, like: torch.Tensor) -> Membrane:
         """One that changes nothing yet."""
-        layers = {}
-        for name, layer in model.named_modules():
-            if isinstance(layer, torch.nn.Linear) and "blocks" in name and "norm" not in name:
-                down = torch.randn(1, layer.in_features) / layer.in_features**0.5
-                layers[name] = torch.nn.Parameter(down), torch.nn.Parameter(torch.zeros(layer.out_features, 1))
-        return cls(layers, like, torch.ones(1))
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """All that is trained."""
-        return [part for pair in self.layers.values() for part in pair]
-
-    @contextmanager
-    def on(self, model: torch.nn.Module) -> Iterator[None]:
-        """In force while the context is open."""
-        with ExitStack() as stack:
-            for name, (down, up) in self.layers.items():
-
-                def add(
-                    _: Any,
-                    given: tuple[torch.Tensor],
-                    out: torch.Tensor,
-                    down: torch.Tensor = down,
-                    up: torch.Tensor = up,
-                ) -> torch.Tensor:
-                    strength = self.strength.view(-1, *[1] * (out.dim() - 1))
-                    return out + strength * F.linear(F.linear(given[0], down), up)
-
-                stack.callback(model.get_submodule(name).register_forward_hook(add).remove)
-            yield
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+        return cls.new(model, [n for n in linear if "blocks" in n and "norm" not in n], 1, like=like)
 
     def nearness(self, pooled: torch.Tensor) -> torch.Tensor:
         """How like prompts are to the target, 0 to 1; (B,) for pooled vectors (B, P)."""
@@ -81,7 +50,7 @@ def make(material: Material, targets: Sequence[Target], settings: Settings) -> M
     """One adapter for all targets given; `combine` takes adapters of one each."""
     base, model = material.pipe.transformer, copied(material.pipe)
     like = _pooled(material, [word for target in targets for word in words_of(target.concepts)])
-    membrane = Membrane.new(model, F.normalize(like, dim=-1))
+    membrane = Membrane.on_blocks(model, F.normalize(like, dim=-1))
     batches = cycle(zip(material.erased(targets, "prompt"), material.kept(targets), strict=True))
 
     def loss() -> torch.Tensor:
@@ -99,19 +68,18 @@ def make(material: Material, targets: Sequence[Target], settings: Settings) -> M
         return missed + settings["anchoring"] * (weight * moved).mean()
 
     tune(membrane.parameters, loss, settings["steps"], settings["lr"])
-    return _made(material, [membrane], settings)
+    return _made([membrane], settings)
 
 
 def combine(material: Material, parts: Sequence[Made], settings: Settings) -> Made:
     """All adapters, each as strong as the prompt is like its target."""
-    return _made(material, [membrane for part in parts for membrane in part.state], settings)
+    return _made([membrane for part in parts for membrane in part.state], settings)
 
 
-def _made(material: Material, membranes: list[Membrane], settings: Settings) -> Made:
-    def set_strength(prompts: list[str]) -> dict[str, Any]:
+def _made(membranes: list[Membrane], settings: Settings) -> Made:
+    def set_strength(asked: Asked) -> dict[str, Any]:
         for membrane in membranes:
-            like = membrane.nearness(_pooled(material, prompts))
-            membrane.strength = like if settings["transport"] else torch.ones(len(prompts))
+            membrane.strength = membrane.nearness(asked.pooled) if settings["transport"] else torch.ones(1)
         return {}
 
     @contextmanager
@@ -121,7 +89,7 @@ def _made(material: Material, membranes: list[Membrane], settings: Settings) -> 
                 stack.enter_context(membrane.on(pipe.transformer))
             yield Called(pipe, set_strength)
 
-    return Made(drawing, sum(each.numel() * 4 for m in membranes for each in m.parameters), membranes)
+    return Made(drawing, sum(membrane.num_bytes for membrane in membranes), membranes)
 
 
 def _pooled(material: Material, texts: list[str]) -> torch.Tensor:
@@ -147,4 +115,6 @@ METHOD = Method(
     ],
     make=make,
     combine=combine,
+    undo="taken off",
+    is_outside=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -16,23 +17,24 @@ TEXT = ("add_k_proj", "add_v_proj", "context_embedder")
 
 def fine_tuned(material: Material, settings: Settings, loss: Callable[[torch.nn.Module], torch.Tensor]) -> Made:
     """A copy of the transformer, tuned by `where`, `steps` and `lr` of the settings on the loss of that copy."""
-    model = copied(material.pipe)
-    parameters = parameters_of(model, settings["where"])
+    model, parameters = copied_for(material, settings["where"])
     tune(parameters, partial(loss, model), settings["steps"], settings["lr"])
     return in_place_of(model, parameters)
 
 
-def in_place_of(model: torch.nn.Module, changed: Iterable[torch.Tensor]) -> Made:
+def in_place_of(model: torch.nn.Module, changed: Iterable[torch.Tensor], state: Any = None) -> Made:
     """Another transformer in the place of the pipeline's; what was changed in it has to be stored."""
-    return Made(partial(replaced, transformer=model), sum(each.numel() * each.element_size() for each in changed))
+    num_bytes = sum(each.numel() * each.element_size() for each in changed)
+    return Made(partial(replaced, transformer=model), num_bytes, state)
 
 
-def parameters_of(model: torch.nn.Module, where: str) -> list[torch.nn.Parameter]:
-    """Those of `text` or of `all` of the model, set to be trained."""
+def copied_for(material: Material, where: str) -> tuple[torch.nn.Module, list[torch.nn.Parameter]]:
+    """A copy of the transformer, and those of its parameters that are to be trained, of `text` or of `all`."""
+    model = copied(material.pipe)
     chosen = [p for name, p in model.named_parameters() if where == "all" or any(part in name for part in TEXT)]
     for parameter in chosen:
         parameter.requires_grad_(True)
-    return chosen
+    return model, chosen
 
 
 def tune(parameters: Iterable[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, lr: float) -> None:

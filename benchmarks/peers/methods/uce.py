@@ -10,30 +10,35 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.peers.material import BATCH, Material, copied
+from benchmarks.peers.material import Material, copied
 from benchmarks.peers.method import Made, Method, Settings
+from benchmarks.peers.methods.closed_form import Term, solve
 from benchmarks.peers.methods.tuning import in_place_of
 from safeflux.reference.vocabulary import Target
 
-PROMPTS = 5 * BATCH
-"""Of the targets, and to preserve, for each batch of pictures that other methods get."""
+PROMPTS = 5
+"""Of the targets, and to preserve, for each picture that other methods get."""
 
 
 def edited(
     weight: torch.Tensor, ours: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
-    """The map W' (O, I), from inputs (n, I); in float64, where the inverse needs it."""
-    w, c, a, r = (each.double() for each in (weight, ours, anchors, kept))
-    share, rest = len(c) / len(r) * settings["preserve"], settings["ridge"] * len(c) * torch.eye(w.shape[1]).double()
-    left = w @ (a.T @ c + share * r.T @ r + rest)
-    right = c.T @ c + share * r.T @ r + rest
-    return torch.linalg.solve(right, left, left=False).to(weight.dtype)
+    """The map W' (O, I), from inputs (n, I)."""
+    c, a, r = (each.double() for each in (ours, anchors, kept))
+    share, ridge = len(c) / len(r) * settings["preserve"], settings["ridge"] * len(c)
+    return solve(
+        [
+            Term(weight, a.T @ c, c.T @ c),
+            Term.kept(weight, r.T @ r, share),
+            Term.kept(weight, torch.eye(weight.shape[1]), ridge),
+        ]
+    )
 
 
 @torch.no_grad()
 def make(material: Material, targets: Sequence[Target], settings: Settings) -> Made:
     """Edit the two maps through which text enters, the tokens' and the pooled vector's."""
-    source, count = material.source(targets), PROMPTS * material.batches
+    source, count = material.source(targets), PROMPTS * material.size * material.batches
     pairs = material.pairs(source, targets, count)
     kept = material.encode([pair.prompt for pair in source.preserve(material.rng, count)])
     ours, anchors = (material.encode([getattr(pair, part) for pair in pairs]) for part in ("prompt", "anchor"))

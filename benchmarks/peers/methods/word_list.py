@@ -8,29 +8,30 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
-from PIL import Image
 
 from benchmarks.peers.material import Material
 from benchmarks.peers.method import Made, Method, Settings
-from safeflux.reference.model import EMOJI_FLUX_CALL
+from benchmarks.peers.methods.calls import Asked, Behind, blocked
 from safeflux.reference.vocabulary import Target
 
 
-class Listed:
+class Listed(Behind):
     """A pipeline behind a list of words."""
 
     def __init__(self, pipe: Any, words: re.Pattern[str]) -> None:
-        self._pipe, self._words = pipe, words
+        super().__init__(pipe)
+        self._words = words
 
-    def __call__(self, *, prompt: list[str], generator: list[Any], **call: Any) -> FluxPipelineOutput:
-        """Draw the prompts that have none of the words."""
-        size = (EMOJI_FLUX_CALL["width"], EMOJI_FLUX_CALL["height"])
-        images = [Image.new("RGB", size, "gray") for _ in prompt]
-        free = [k for k, text in enumerate(prompt) if not self._words.search(text)]
+    def __call__(self, **call: Any) -> FluxPipelineOutput:
+        """Draw the prompts that have none of the words; those that are encoded already have none to be seen."""
+        asked = Asked(self._pipe, call)
+        free = [k for k, text in enumerate(asked.prompts) if not self._words.search(text)]
+        if not asked.prompts or len(free) == asked.count:
+            return FluxPipelineOutput(self._pipe(**call).images)
+        images = [blocked() for _ in asked.prompts]
         if free:
-            generators = [generator[k] for k in free]
-            drawn = self._pipe(prompt=[prompt[k] for k in free], generator=generators, **call).images
-            for k, image in zip(free, drawn, strict=True):
+            some = {"prompt": [asked.prompts[k] for k in free], "generator": [call["generator"][k] for k in free]}
+            for k, image in zip(free, self._pipe(**{**call, **some}).images, strict=True):
                 images[k] = image
         return FluxPipelineOutput(images)
 
@@ -66,4 +67,6 @@ METHOD = Method(
     grid=[{}],
     make=make,
     combine=combine,
+    undo="taken off",
+    is_outside=True,
 )

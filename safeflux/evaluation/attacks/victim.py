@@ -91,6 +91,10 @@ class Victim:
         """The same with another transformer, which may be changed at will."""
         return replace(self, pipe=sibling(self.pipe, type(self.pipe), transformer=transformer))
 
+    def as_kind(self, kind: type) -> Any:
+        """The model as a pipeline of another class of diffusers."""
+        return sibling(self.pipe, kind)
+
 
 def sibling(pipe: Any, kind: type, **others: Any) -> Any:
     """A pipeline of another class of diffusers over the same components, or over others."""

@@ -10,7 +10,7 @@ from safeflux.evaluation.attacks.base import Attack, Cost, Kind, Level, Shot, Si
 from safeflux.evaluation.attacks.kinds import gradients
 from safeflux.evaluation.attacks.registry import register
 from safeflux.evaluation.attacks.things import Thing
-from safeflux.evaluation.attacks.victim import Victim, sibling
+from safeflux.evaluation.attacks.victim import Victim
 
 
 class FromPicture(Attack):
@@ -43,7 +43,7 @@ class FromPicture(Attack):
         neutral = victim.phrases.neutral
         words = [thing.words[0] if self.is_named else neutral[int(rng.integers(len(neutral)))] for _ in starts]
         prompts = [start.template.format(word) for start, word in zip(starts, words, strict=True)]
-        pipe = sibling(victim.pipe, getattr(diffusers, self.pipeline))
+        pipe = victim.as_kind(getattr(diffusers, self.pipeline))
         for strength in self.budgets(size.level):
             images: list[Image.Image] = []
             for start, prompt, seed in zip(starts, prompts, self.seeds(thing, size), strict=True):
