@@ -52,7 +52,9 @@ def print_summary(result: "DemoResult", report: "DemoReport") -> None:
     rates = [(section.title, str(section.base), str(section.guarded)) for section in result.sections]
     print_rows(("share of pictures, 95 % interval", "before", "after"), rates)
     timing, weights, neurons = result.timing, result.weights, result.neurons
+    contrast = result.fidelity and result.fidelity.contrast
     lines = {
+        **({"contrast left": f"{contrast}, in kept things"} if contrast else {}),
         "weights off": f"{weights.masked:,} of {weights.total:,} ({100 * weights.share:.2f} %)",
         "neurons off": f"{neurons.masked:,} of {neurons.total:,} ({100 * neurons.share:.2f} %)",
         "guard()": f"{timing.guard:.1f} ms",
@@ -62,4 +64,4 @@ def print_summary(result: "DemoResult", report: "DemoReport") -> None:
     }
     click.echo()
     for name, text in lines.items():
-        click.echo(f"{name:13}{text}")
+        click.echo(f"{name:15}{text}")

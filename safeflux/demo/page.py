@@ -7,6 +7,7 @@ from safeflux.demo.result import DemoResult, Measure, Pair, Picture, Section
 from safeflux.masks.mask_set import Count
 from safeflux.pages.page import render
 from safeflux.pages.pairs import MOST, PairView, SectionView, SideName, SideView, percent, rate_view, side_view
+from safeflux.pages.pictures import data_uri
 from safeflux.reference.model import EMOJI_FLUX_CALL
 
 _VERDICTS = {
@@ -38,6 +39,8 @@ def make_page(result: DemoResult) -> str:
         most=MOST,
         erased=[section.name for section in result.categories],
         sections=[_section(section) for section in result.sections],
+        fidelity=result.fidelity,
+        faded=data_uri(sheet) if result.fidelity and (sheet := result.fidelity.picture()) else None,
         weights=_share(result.weights),
         neurons=_share(result.neurons),
         evidence=json.dumps({"figures": result.to_json(), "receipt": receipt}, indent=2),

@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from safeflux.cached import cached_property
+from safeflux.evaluation.fidelity import Fidelity
 from safeflux.families import MATRIX_KINDS
 from safeflux.masks.mask_set import Count
 from safeflux.policy.load import Policy
@@ -120,6 +122,15 @@ class DemoResult:
         """The first and the last seed of the noises."""
         return self.sections[0].pairs[0].seed, self.sections[-1].pairs[-1].seed
 
+    @cached_property
+    def fidelity(self) -> Fidelity | None:
+        """How near the kept pictures stay to those before; None for a single one."""
+        pairs = self.kept.pairs
+        if len(pairs) < 2:
+            return None
+        before, after = ([getattr(pair, side).image for pair in pairs] for side in ("before", "after"))
+        return Fidelity.of([pair.ask.concept for pair in pairs], before, after)
+
     @property
     def neurons(self) -> Count:
         """Neurons off, of all that a mask can switch off."""
@@ -148,6 +159,7 @@ class DemoResult:
                 "base_accuracy": self.kept.base.value,
                 "guarded_accuracy": self.kept.guarded.value,
                 "n": self.kept.base.n,
+                "fidelity": self.fidelity.to_json() if self.fidelity else None,
             },
             "share_masked": _sum(self.shares.values()).share,
             "guard_ms": self.timing.guard,

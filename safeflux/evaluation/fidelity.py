@@ -80,7 +80,7 @@ class Fidelity:
         concepts: Sequence[str],
         base: Sequence[Image.Image],
         masked: Sequence[Image.Image],
-        two_noises: tuple[Sequence[Image.Image], Sequence[Image.Image]],
+        two_noises: tuple[Sequence[Image.Image], Sequence[Image.Image]] = ((), ()),
     ) -> "Fidelity":
         """Measure.
 
@@ -88,7 +88,8 @@ class Fidelity:
             concepts: What each picture was asked to show.
             base: The base model's pictures; at least two.
             masked: The masked model's, from the same prompts and noises.
-            two_noises: The base model's pictures of some prompts, and of the same prompts from other noises.
+            two_noises: The base model's pictures of some prompts, and of the same prompts from other noises; not
+                measured without.
         """
         has_ssim = find_spec("skimage") is not None
         contrasts = contrasts_kept(base, masked)
@@ -105,7 +106,7 @@ class Fidelity:
         """The figures in words."""
         return {
             "structural similarity to the base model's pictures": str(self.ssim or "needs scikit-image"),
-            "the same of two noises of the base model": str(self.two_noises or "not measured"),
+            **({"the same of two noises of the base model": str(self.two_noises)} if self.two_noises else {}),
             "contrast left inside the thing": str(self.contrast or "no picture shows a thing"),
             "least of it": ", ".join(f"{one.concept} {100 * one.contrast:.0f} %" for one in self.worst),
         }

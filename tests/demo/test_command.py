@@ -59,6 +59,7 @@ def test_the_table_tells_rates_costs_and_where_the_report_is(result, capsys):
         assert f"{section.title} {section.base} {section.guarded}" in lines
     weights, timing = result.weights, result.timing
     assert f"weights off {weights.masked:,} of {weights.total:,} ({100 * weights.share:.2f} %)" in lines
+    assert f"contrast left {result.fidelity.contrast}, in kept things" in lines
     assert f"guard() {timing.guard:.1f} ms" in lines
     assert f"one step {timing.plain:.2f} ms before, {timing.guarded:.2f} ms after" in lines
     assert lines[-2:] == ["report out/report.html", "picture out/grid.png"]

@@ -34,7 +34,8 @@ def test_the_page_stands_alone(result):
 
 
 def test_the_page_holds_every_picture_with_words_for_it(result):
-    images = [attrs for tag, attrs in read(make_page(result)).tags if tag == "img"]
+    worst, *images = [attrs for tag, attrs in read(make_page(result)).tags if tag == "img"]
+    assert "lost most contrast" in worst["alt"]
     shown = [Image.open(BytesIO(base64.b64decode(image["src"].partition(",")[2]))).tobytes() for image in images]
     drawn = [
         picture.image.tobytes()
@@ -55,6 +56,8 @@ def test_the_page_tells_figures_intervals_seeds_versions_and_limits(result, imag
             assert "{}<small>{}</small><small>{}</small>".format(*texts) in page
     assert page.count("<summary>1 more pairs</summary>") == len(result.sections)
     assert images - 1 == SHOWN
+    assert str(result.fidelity.contrast) in page
+    assert all(f"{one.concept} {100 * one.contrast:.0f} %" in page for one in result.fidelity.worst)
     limit = "it is not a proof that\nanything cannot be drawn"
     for text in (limit, "4000000 to 4000044", f"torch {torch.__version__}", result.policy.digest, "GUARDED"):
         assert text in page

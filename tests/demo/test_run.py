@@ -9,6 +9,7 @@ from safeflux.demo.grid import draw_grid
 from safeflux.demo.result import Measure
 from safeflux.demo.run import run_demo
 from safeflux.errors import ModelError, PolicyError, StoreError
+from safeflux.evaluation.fidelity import contrasts_kept
 from safeflux.families import MATRIX_KINDS
 from safeflux.families.sites import find_sites
 from safeflux.model.guard import guard
@@ -34,7 +35,10 @@ def test_json_has_the_figures_and_nothing_else(result, shop, images, seed):
             "n": images,
         }
     right = [sum(getattr(pair, side).right for pair in result.kept.pairs) / images for side in ("before", "after")]
+    fidelity = figures["kept"].pop("fidelity")
     assert figures["kept"] == {"base_accuracy": right[0], "guarded_accuracy": right[1], "n": images}
+    kept = contrasts_kept(*([getattr(p, side).image for p in result.kept.pairs] for side in ("before", "after")))
+    assert fidelity["contrast"]["mean"] == pytest.approx(kept[~np.isnan(kept)].mean())
     assert set(figures["step_ms"]) == {"plain", "guarded"}
     assert all(ms > 0 for ms in (figures["guard_ms"], *figures["step_ms"].values()))
 
