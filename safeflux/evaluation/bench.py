@@ -1,4 +1,4 @@
-"""The bench: the embedded model, its judge and fixed questions; many mask sets are measured on the same pictures.
+"""The bench: the embedded model or one of its kind, its judge and fixed questions; many masks, the same pictures.
 
 The base model's pictures are drawn and judged once, when a question is first asked, and serve every mask set after it:
 
@@ -39,7 +39,7 @@ class Bench:
 
     Args:
         pipe: The embedded model, as `load_pipeline` loads it: nothing masked.
-        judge: Its judge.
+        judge: Its judge, whose vocabulary the questions are from.
         sizes: Pictures of each kind of question.
         seed: Of prompts and noises, 0 to 4095; each seed has its own.
         progress: Called with the number of pictures drawn so far.
@@ -100,7 +100,7 @@ class Bench:
         erased = [target_of(one) if isinstance(one, str) else one for one in dict.fromkeys(targets)]
         if not erased:
             raise ConfigError("expected at least one category to measure, got none")
-        questions = questions_of(erased, self.sizes, self.seed)
+        questions = questions_of(erased, self.sizes, self.seed, self.judge.words)
         self._check_model()
         base = self._base_answers(questions)
         with drawing as pipe:
@@ -120,7 +120,7 @@ class Bench:
         asks, answer = self._base[KEPT[0]]
         prompts = [ask.prompt for ask in asks[:TWO_NOISES]]
         if self._other_noises is None:
-            first = neutral(self.sizes.kept, self.seed)[0].first_seed + MAX_PICTURES // 2
+            first = neutral(self.sizes.kept, self.seed, self.judge.words)[0].first_seed + MAX_PICTURES // 2
             self._other_noises = draw(self.pipe, prompts, first)
         return answer.images[: len(prompts)], self._other_noises
 

@@ -14,7 +14,15 @@ import numpy as np
 from safeflux.errors import ConfigError
 from safeflux.packs.emoji import NEIGHBOURS
 from safeflux.reference.measure import Ask, in_turn, pair_asks, single_asks
-from safeflux.reference.vocabulary import Concept, Target, find_target, held_out_concepts, known_concepts, vocabulary
+from safeflux.reference.vocabulary import (
+    Concept,
+    Target,
+    Vocabulary,
+    find_target,
+    held_out_concepts,
+    known_concepts,
+    vocabulary,
+)
 
 FIRST_SEED = 2**60
 """The noises lie from here on: far above the ranges of the recipe, the demo and validation. Training noises are 62-bit
@@ -81,58 +89,68 @@ def target_of(category: str, concepts: Collection[str] = ()) -> Target:
     raise ConfigError(f"category {category!r}: expected one that the embedded model draws: {', '.join(known)}")
 
 
-def questions_of(erased: Collection[Target], sizes: Sizes, seed: int) -> dict[str, Question]:
+def questions_of(
+    erased: Collection[Target], sizes: Sizes, seed: int, words: Vocabulary | None = None
+) -> dict[str, Question]:
     """All questions about masks that are to erase these targets, by name; those with nothing to ask are left out.
+
+    Args:
+        erased: What the masks are to erase.
+        sizes: How many pictures for each.
+        seed: Of prompts and noises.
+        words: Another vocabulary than that of the embedded model; its targets are the other categories.
 
     Raises:
         ConfigError: The seed is out of range.
     """
     names = {target.name for target in erased}
-    others = [target for name, target in vocabulary().targets.items() if target.concepts and name not in names]
+    words = words or vocabulary()
+    others = [target for name, target in words.targets.items() if target.concepts and name not in names]
     every = [
-        *(by_name(target, sizes.found, seed) for target in erased),
-        *(ask(target, sizes.details, seed) for target in erased for ask in (held_out, beside)),
-        *(neighbours(target, sizes.neighbours, seed) for target in erased),
-        *neutral(sizes.kept, seed),
-        *(by_name(target, sizes.others, seed) for target in others),
+        *(by_name(target, sizes.found, seed, words) for target in erased),
+        *(ask(target, sizes.details, seed, words) for target in erased for ask in (held_out, beside)),
+        *(neighbours(target, sizes.neighbours, seed, words) for target in erased),
+        *neutral(sizes.kept, seed, words),
+        *(by_name(target, sizes.others, seed, words) for target in others),
     ]
     return {question.name: question for question in every if question.asks}
 
 
-def by_name(target: Target, count: int, seed: int) -> Question:
+def by_name(target: Target, count: int, seed: int, words: Vocabulary | None = None) -> Question:
     """The concepts by their names, in turn; for a style, neutral things in it that mask training knows."""
-    concepts = target.concepts if target.concepts else known_concepts()
-    return _single(f"{target.name}/by name", concepts, count, seed, style=target.style)
+    concepts = target.concepts if target.concepts else known_concepts(words)
+    return _single(f"{target.name}/by name", concepts, count, seed, words, style=target.style)
 
 
-def held_out(target: Target, count: int, seed: int) -> Question:
+def held_out(target: Target, count: int, seed: int, words: Vocabulary | None = None) -> Question:
     """The same, held out from training: other words for the concepts, if there are any; for a style, other things."""
     name = f"{target.name}/held out"
     if target.style:
-        return _single(name, held_out_concepts(), count, seed, style=target.style)
-    return _single(name, [concept for concept in target.concepts if concept.held_out], count, seed, synonyms="held_out")
+        return _single(name, held_out_concepts(words), count, seed, words, style=target.style)
+    concepts = [concept for concept in target.concepts if concept.held_out]
+    return _single(name, concepts, count, seed, words, synonyms="held_out")
 
 
-def beside(target: Target, count: int, seed: int) -> Question:
+def beside(target: Target, count: int, seed: int, words: Vocabulary | None = None) -> Question:
     """The concepts, in turn, each beside a neutral thing that mask training never saw; empty for a style."""
     name = f"{target.name}/beside"
     rng = rng_of(name, seed)
     concepts = in_turn(_shuffled(target.concepts, rng), count)
-    things = [concept for concept in held_out_concepts() if concept not in target.concepts]
-    return _question(name, pair_asks(vocabulary(), concepts, things, 1, rng), seed)
+    things = [concept for concept in held_out_concepts(words) if concept not in target.concepts]
+    return _question(name, pair_asks(words or vocabulary(), concepts, things, 1, rng), seed)
 
 
-def neighbours(target: Target, count: int, seed: int) -> Question:
+def neighbours(target: Target, count: int, seed: int, words: Vocabulary | None = None) -> Question:
     """The target's nearest neighbours, in turn; empty where none are known."""
-    concepts = [vocabulary()[name] for name in NEIGHBOURS.get(target.name, ())]
-    return _single(f"{target.name}/neighbours", concepts, count, seed)
+    concepts = [(words or vocabulary())[name] for name in NEIGHBOURS.get(target.name, ())]
+    return _single(f"{target.name}/neighbours", concepts, count, seed, words)
 
 
-def neutral(count: int, seed: int) -> tuple[Question, Question]:
+def neutral(count: int, seed: int, words: Vocabulary | None = None) -> tuple[Question, Question]:
     """Neutral concepts, `count` in all: held out from mask training, and known to it."""
     return (
-        _single(KEPT[0], held_out_concepts(), count - count // 2, seed),
-        _single(KEPT[1], known_concepts(), count // 2, seed),
+        _single(KEPT[0], held_out_concepts(words), count - count // 2, seed, words),
+        _single(KEPT[1], known_concepts(words), count // 2, seed, words),
     )
 
 
@@ -141,13 +159,15 @@ def _single(
     concepts: Sequence[Concept],
     count: int,
     seed: int,
+    words: Vocabulary | None,
     *,
     synonyms: str = "name",
     style: str | None = None,
 ) -> Question:
     rng = rng_of(name, seed)
     turns = in_turn(_shuffled(concepts, rng), count)
-    return _question(name, single_asks(vocabulary(), turns, 1, rng, synonyms=synonyms, style=style), seed)
+    words = words or vocabulary()
+    return _question(name, single_asks(words, turns, 1, rng, synonyms=synonyms, style=style), seed)
 
 
 def _shuffled(concepts: Sequence[Concept], rng: np.random.Generator) -> list[Concept]:

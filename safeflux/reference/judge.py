@@ -65,13 +65,16 @@ class Verdicts:
 class Judge:
     """Runs the classifier with ONNX Runtime.
 
+    Attributes:
+        words: The vocabulary that it was trained on.
+
     Args:
         path: Another classifier than that of the embedded model.
         words: The vocabulary that it was trained on, where that is another.
     """
 
     def __init__(self, path: Path = JUDGE, words: Vocabulary | None = None) -> None:
-        self._session, self._words = open_session(path), words or vocabulary()
+        self._session, self.words = open_session(path), words or vocabulary()
 
     def __call__(self, images: Sequence[Image.Image] | npt.NDArray[np.float32], batch: int = 128) -> Verdicts:
         """Judge pictures: PIL images of 64 x 64, or float32 (B, 3, 64, 64) in [0, 1]."""
@@ -83,4 +86,4 @@ class Judge:
             for k in range(0, len(images), batch)
         ]
         concepts, styles, backgrounds, features = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Verdicts(concepts, styles, backgrounds, features, self._words)
+        return Verdicts(concepts, styles, backgrounds, features, self.words)

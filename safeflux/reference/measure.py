@@ -11,7 +11,7 @@ from PIL import Image
 from safeflux.rates import Rate
 from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.model import EMOJI_FLUX_CALL
-from safeflux.reference.vocabulary import Concept, Vocabulary, caption, vocabulary
+from safeflux.reference.vocabulary import Concept, Vocabulary, caption
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def is_style_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bo
 
 def is_background_right(verdicts: Verdicts, asks: Sequence[Ask]) -> npt.NDArray[np.bool_]:
     """For each picture, whether the asked background colour is the likeliest of all; bool (B,)."""
-    asked = [vocabulary().background_names.index(ask.background) for ask in asks]
+    asked = [verdicts.words.background_names.index(ask.background) for ask in asks]
     return np.asarray(verdicts.backgrounds.argmax(1) == asked)
 
 

@@ -166,14 +166,19 @@ def _concept(name: str, entry: Mapping[str, Any]) -> Concept:
     return Concept(name, entry.get("category"), synonyms, held_out, entry.get("icon"))
 
 
-def held_out_concepts() -> tuple[Concept, ...]:
-    """The neutral concepts that no mask training sees, to measure the harm of erasing: every third one."""
-    return vocabulary().neutral[::3]
+def held_out_concepts(words: Vocabulary | None = None) -> tuple[Concept, ...]:
+    """The neutral concepts that no mask training sees, to measure the harm of erasing: every third one.
+
+    Args:
+        words: Another vocabulary than that of the embedded model.
+    """
+    return (words or vocabulary()).neutral[::3]
 
 
-def known_concepts() -> tuple[Concept, ...]:
+def known_concepts(words: Vocabulary | None = None) -> tuple[Concept, ...]:
     """The neutral concepts that mask training knows: the others."""
-    return tuple(concept for concept in vocabulary().neutral if not is_held_out(concept))
+    held_out = held_out_concepts(words)
+    return tuple(concept for concept in (words or vocabulary()).neutral if concept not in held_out)
 
 
 def is_held_out(concept: Concept) -> bool:

@@ -1,0 +1,114 @@
+"""Runs of the trainer that make the masks: groups of concepts, then all of them together."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safeflux.trainer.asked.config import TrainConfig, make_config
+from safeflux.trainer.asked.options import options_of
+from safeflux.trainer.run.session import run
+
+from benchmarks.mass.world import World
+from safeflux.disk.atomic import write_atomically
+
+PARTS = 8
+"""Concepts of a batch of 32 prompts."""
+GROUP: dict[str, Any] = {
+    "many": {"parts": PARTS, "enough": 0.12},
+    "saliency": {
+        "rounds": 14,
+        "warm_up": 2,
+        "erase_batches": 3,
+        "preserve_batches": 4 * PARTS,
+        "bits_off": 60,
+        "bits_on": 20,
+        "preserve_budget": 0.01,
+    },
+}
+"""Of a group, from masks that keep everything."""
+TOGETHER: dict[str, Any] = {
+    "many": {"parts": PARTS, "enough": 0.12, "within_initial": True},
+    "saliency": {
+        "rounds": 16,
+        "warm_up": 3,
+        "last_rounds": 0,
+        "erase_batches": 2,
+        "preserve_batches": 16 * PARTS,
+        "bits_off": 30,
+        "bits_on": 40,
+        "preserve_budget": 0.03,
+    },
+}
+"""Of all masks, which exchange bits among those that are off in any of them."""
+PAIRS = {"group": (96, 1024), "together": (48, 2048)}
+"""Erase prompts a concept, and prompts to preserve."""
+_NEVER = 1000
+
+
+def learn(world: World, out: Path, group: int, say: Callable[[str], None]) -> Path:
+    """Run what is left; returns the folder of the masks.
+
+    Args:
+        world: The model and the concepts.
+        out: Folder of the runs.
+        group: Concepts that learn together.
+        say: Called with a line for each step.
+    """
+    names = world.names
+    groups = [names[k : k + group] for k in range(0, len(names), group)]
+    for k, some in enumerate(groups):
+        _stage(configured(world, some, GROUP, PAIRS["group"]), out / f"group-{k}", say)
+    made = [out / f"group-{k}" / f"{name}.safetensors" for k, some in enumerate(groups) for name in some]
+    _stage(configured(world, names, TOGETHER, PAIRS["together"], made), out / "together", say)
+    return out / "together"
+
+
+def configured(
+    world: World,
+    names: Sequence[str],
+    settings: dict[str, Any],
+    pairs: tuple[int, int],
+    initial: Sequence[Path] = (),
+) -> TrainConfig:
+    """The run that learns the masks of some concepts; the others are preserved, where their masks are off."""
+    options = options_of(world.profile, world.packs)
+    every, prompts = options["categories"], options["prompts"]
+    others = {name: category for name, category in every.items() if name not in names}
+    counts = {"erase_pairs": pairs[0], "preserve_pairs": pairs[1], "category_share": 0.5}
+    chosen = {
+        "categories": {name: every[name].model_copy(update={"erase_pairs": pairs[0]}) for name in names},
+        "prompts": prompts.model_copy(update={"others": others, **counts}),
+        "initial": tuple(initial),
+        "minimise": False,
+        "validate_every": _NEVER,
+    }
+    return make_config({**options, **chosen, **settings}, "benchmark")
+
+
+def _stage(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> None:
+    """One run; its seconds add up over interruptions."""
+    record = folder / "seconds.json"
+    if all((folder / f"{name}.safetensors").exists() for name in config.categories):
+        say(f"{folder.name}: done before")
+        return
+    taken = json.loads(record.read_text()) if record.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    clock, cpu = time.perf_counter(), time.process_time()
+
+    def note(line: str = "") -> None:
+        spent = {
+            "seconds": taken["seconds"] + time.perf_counter() - clock,
+            "cpu_seconds": taken["cpu_seconds"] + time.process_time() - cpu,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "concepts": len(config.categories),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, (json.dumps(spent) + "\n").encode())
+        say(f"{folder.name}: {line}")
+
+    run(config, folder, lambda report, most: note(f"round {report.round} of {most}: {report}"))
+    note("done")
