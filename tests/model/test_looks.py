@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.transformers import transformer_flux
 from torch.overrides import TorchFunctionMode
 
 from safeflux.model.guard import guard
@@ -81,7 +82,39 @@ class Drawing(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
-def test_what_neither_look_sees(transformer, base_transformer, store, inputs, forward, monkeypatch):
+def patched(space, name):
+    """Puts a function of its own in the place of one that forwards call by name."""
+
+    def change(patch):
+        own = getattr(space, name)
+        patch.setattr(space, name, lambda *args, **options: own(*args, **options))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        patched(torch.nn.functional, "linear"),
+        patched(torch.nn.functional, "scaled_dot_product_attention"),
+        patched(torch, "cat"),
+        patched(transformer_flux, "dispatch_attention_fn"),
+        patched(transformer_flux, "apply_rotary_emb"),
+    ],
+)
+def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, monkeypatch, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    with monkeypatch.context() as patch:
+        change(patch)
+        for deep in (False, True):
+            found = handle.verify(deep=deep)
+            assert found.state is State.STALE
+            assert "which is now tests.model.test_looks.patched" in found.faults[0]
+    assert handle.verify().ok
+
+
+def test_what_neither_look_sees(transformer, base_transformer, store, inputs, forward):
     """Named in docs/serving.md as limits: whoever runs code in the process can draw past any guard."""
     base = forward(base_transformer)
     handle = guard(transformer, BOTH, store=store)
@@ -99,12 +132,6 @@ def test_what_neither_look_sees(transformer, base_transformer, store, inputs, fo
 
     instead = {p.data_ptr(): originals[name] for name, p in transformer.named_parameters()}
     with Drawing(instead):
-        assert not torch.equal(forward(transformer), masked)
-        assert both_say_guarded()
-
-    linear = torch.nn.functional.linear
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "linear", lambda value, *rest: 2 * linear(value, *rest))
         assert not torch.equal(forward(transformer), masked)
         assert both_say_guarded()
 

@@ -5,8 +5,8 @@ classes of torch and diffusers, accelerate's hooks, diffusers' hooks (offload, l
 quantisers. Anything else can draw with other weights than those that are read, and so nobody can tell what it draws.
 A copy of a model with such hooks is that too: Python copies no function, so its forward may lead to the first model.
 
-`snapshot` notes by identity what can change without a change of class, and judges nothing. Neither looks into
-functions: a patched `torch.nn.functional`, a dispatch mode or a `functional_call` is not seen.
+`snapshot` notes by identity what can change without a change of class, and judges nothing. Neither sees a
+dispatch mode or a `functional_call`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.modules.module as torch_module
 
+from safeflux.model.watch.called import called_by, foreign_calls
 from safeflux.model.watch.known import (
     Within,
     foreign_methods,
@@ -51,6 +52,7 @@ def strangers(root: torch.nn.Module) -> list[str]:
         kinds |= dict.fromkeys(type(each) for each in (module, *_helpers(vars(module))))
     bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object)
     found += [f"{name_of(base)}.{method}" for base in bases for method in foreign_methods(base)]
+    found += foreign_calls(called_by(makers.values()))
     return [f"{what} is not known here, and may draw with other weights" for what in found]
 
 

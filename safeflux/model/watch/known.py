@@ -17,6 +17,8 @@ _HELPERS = ("builtins", "contextlib", "functools", "huggingface_hub", "typing_ex
 """Packages whose decorators they use."""
 _DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "typing_extensions"}
 """Packages of what else their code may hold: settings, locks, numbers."""
+_KERNELS = {"aiter", "flash_attn", "flash_attn_interface", "kernels", "sageattention", "xformers"}
+"""Packages of attention kernels that diffusers calls: they get queries, keys and values, and hold no weights."""
 _METHODS = (types.MethodType, types.BuiltinMethodType)
 _BOUND = (*_METHODS, functools.partial)
 _CONTAINERS = (list, tuple, set, frozenset)
@@ -35,8 +37,7 @@ def is_known(call: Any, within: Within) -> bool:
     What it holds is followed through partials, methods, closures and containers, and through what objects call that
     lie in these: a forward that wraps another one is known only if that one is.
     """
-    inmost = _inmost(call)
-    return is_from_known(_written_in(inmost)) and not any(_is_foreign(each, within) for each in reached_by(call))
+    return is_from_known(_written_in(inmost(call))) and not any(_is_foreign(each, within) for each in reached_by(call))
 
 
 def reached_by(call: Any) -> Iterator[Any]:
@@ -49,6 +50,13 @@ def reached_by(call: Any) -> Iterator[Any]:
             seen[id(thing)] = thing
             yield thing
             left += _held_by(thing)
+
+
+def is_known_to_call(call: Any) -> bool:
+    """Whether a function that known code calls by name is known too, or an attention kernel, and holds nothing else."""
+    return not any(_is_foreign(each, ()) for each in reached_by(call)) or (
+        isinstance(call, types.FunctionType) and _written_in(call).partition(".")[0] in _KERNELS
+    )
 
 
 def is_of(call: Any, module: torch.nn.Module) -> bool:
@@ -113,7 +121,7 @@ def _written_in(function: Any) -> str:
     return str(home)
 
 
-def _inmost(call: Any) -> Any:
+def inmost(call: Any) -> Any:
     """The function that does the work, inside of partials, methods and compilers."""
     while True:
         inner = uncompiled_call(getattr(call, "__func__", call))

@@ -4,7 +4,7 @@ They hold no masks. But an adapter of a text encoder, an embedding that was lear
 concept that the transformer does not draw for its own words. So each part is noted when the transformer is guarded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safeflux.errors import ModelError
 from safeflux.model.adapters import Admitted, check_adapters
 from safeflux.model.watch.forward import strangers
-from safeflux.model.watch.known import is_known
+from safeflux.model.watch.known import foreign_methods, is_known, name_of
 from safeflux.model.watch.sample import Sample
 from safeflux.model.watch.snapshot import Snapshot
 from safeflux.policy.load import Adapters, Policy
@@ -69,6 +69,7 @@ class Rest:
         }
         self._settings = {name: _settings(part) for name, part in self._then.items()}
         self._own_calls = self._seen_calls = _own_calls(model)
+        self._foreign = set(self._foreign_methods())
         self._seen: list[tuple[str, Any, Snapshot | None]] | None = None
 
     @property
@@ -106,11 +107,20 @@ class Rest:
         calls = _own_calls(self._model)
         if self._names and not _draw_alike(self._own_calls, calls):
             unknown.append("the pipeline's class, its call, or a method of its own, is another one than at the guard")
+        patched = dict.fromkeys(each for each in self._foreign_methods() if each not in self._foreign)
+        unknown.extend(f"{each} is not known here, and was not there at the guard" for each in patched)
         for name, part in now.items():
             if part is not None:
                 self._look(name, part, policy, admitted, broken, unknown)
         self._seen, self._seen_calls = None if broken or unknown else seen, calls
         return [f"{each}, and policy {policy.name!r} says `adapters: {policy.adapters}`" for each in broken], unknown
+
+    def _foreign_methods(self) -> Iterator[str]:
+        """Name what the classes of the pipeline, and of its parts that are no modules, do that is not known code."""
+        parts = [self._model, *(getattr(self._model, name, None) for name in self._names)] if self._names else []
+        kinds = dict.fromkeys(type(part) for part in parts if not isinstance(part, torch.nn.Module | None))
+        for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object):
+            yield from (f"{name_of(base)}.{method}" for method in foreign_methods(base))
 
     def _look(
         self, name: str, part: Any, policy: Policy, admitted: Admitted, broken: list[str], unknown: list[str]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.modules.module as torch_module
 
 from safeflux.model.forward_values import Values
+from safeflux.model.watch.called import Places, called_by
 from safeflux.model.watch.forward import HOOKS, OWN, makers_of
 
 _PARTS = [itemgetter(name) for name in ("_parameters", "_modules", *HOOKS)]
@@ -64,6 +65,7 @@ class Snapshot:
         self._calls = [(kind, kind.forward, kind.__call__) for kind in kinds]
         processors = {type(held) for held, name in zip(self._own, self._own_names, strict=True) if name == "processor"}
         self._processors = [(kind, kind.__call__) for kind in processors]
+        self._called = Places(called_by(modules))
         self._global = [list(hooks.values()) for hooks in _GLOBAL]
         values = now or Values(root)
         tensors = values.sources()
@@ -98,6 +100,7 @@ class Snapshot:
             and all(kind.forward is forward and kind.__call__ is call for kind, forward, call in self._calls)
             and all(kind.__call__ is call for kind, call in self._processors)
             and all(layer.merged_adapters == names and _scales(layer) == was for layer, names, was in self._fused)
+            and self._called.are_unchanged()
             and [list(hooks.values()) for hooks in _GLOBAL] == self._global
         )
 

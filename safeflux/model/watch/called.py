@@ -1,0 +1,134 @@
+"""Which functions a module's code calls by name, and which of them are not known.
+
+A forward looks `F.linear`, `apply_rotary_emb` or its attention backend up by name each time it runs. Whoever puts
+another function there draws with other weights, and no module changes.
+"""
+
+import types
+from collections.abc import Iterable, Iterator
+from functools import cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+
+from safeflux.model.watch.known import inmost, is_from_known, is_known_to_call, name_of
+
+_FOLLOWED = ("diffusers", "transformers", "torch.nn")
+"""Packages into whose functions the search goes on; what these call of others is looked at, and not what that calls."""
+Space = dict[str, Any]
+
+
+class Called(NamedTuple):
+    """A function, and where it is looked up."""
+
+    space: Space
+    """Of a module of Python."""
+    name: str
+    held: Any
+
+    def __str__(self) -> str:
+        """`torch.nn.functional.linear, which is now __main__.mine,`."""
+        return f"{self.space.get('__name__')}.{self.name}, which is now {name_of(self.held)},"
+
+
+def called_by(modules: Iterable[torch.nn.Module]) -> list[Called]:
+    """Return what the forwards and attention processors of modules call by name, and what that calls."""
+    found: dict[tuple[int, str], Called] = {}
+    left = list(_starts(modules))
+    seen: set[types.CodeType] = set()
+    while left:
+        function = inmost(left.pop())
+        if isinstance(function, types.FunctionType) and function.__code__ not in seen and _is_followed(function):
+            seen.add(function.__code__)
+            for called in _called_of(function):
+                found[id(called.space), called.name] = called
+                left.append(called.held)
+    return list(found.values())
+
+
+class Places:
+    """What stands at the places of some calls, for the question whether it still does."""
+
+    def __init__(self, calls: Iterable[Called]) -> None:
+        """Note them."""
+        by_space: dict[int, list[Called]] = {}
+        for called in calls:
+            by_space.setdefault(id(called.space), []).append(called)
+        groups = by_space.values()
+        self._spaces = [group[0].space for group in groups]
+        # With a single name a getter returns no tuple.
+        self._getters = [itemgetter(*(called.name for called in group), group[0].name) for group in groups]
+        self._held = [(*(called.held for called in group), group[0].held) for group in groups]
+
+    def are_unchanged(self) -> bool:
+        """Whether the same functions are there.
+
+        Raises:
+            KeyError: One is gone.
+        """
+        return [get(space) for get, space in zip(self._getters, self._spaces, strict=True)] == self._held
+
+
+def foreign_calls(calls: Iterable[Called]) -> Iterator[str]:
+    """Name the functions that are not known."""
+    patched = (called for called in calls if not isinstance(called.held, types.BuiltinFunctionType))
+    return (str(called) for called in patched if not is_known_to_call(called.held))
+
+
+def _starts(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
+    processors: dict[type, Any] = {}
+    kinds: dict[Any, None] = dict.fromkeys(map(type, modules))
+    yield from (kind.forward for kind in kinds)
+    for module in modules:
+        if (forward := vars(module).get("forward")) is not None:
+            yield forward
+        if (processor := vars(module).get("processor")) is not None:
+            processors[type(processor)] = processor
+    for processor in processors.values():
+        yield type(processor).__call__
+    yield from _backends(processors.values())
+
+
+def _backends(processors: Iterable[Any]) -> Iterator[Any]:
+    """The attention of diffusers that is in use: all of them, and those of processors that name one."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    names = {getattr(processor, "_attention_backend", None) for processor in processors} - {None}
+    names.add(_AttentionBackendRegistry._active_backend)
+    known = _AttentionBackendRegistry._backends
+    yield from (known[name] for name in map(AttentionBackendName, names) if name in known)
+
+
+def _called_of(function: types.FunctionType) -> Iterator[Called]:
+    names = _names(function.__code__)
+    for space in _spaces(function.__globals__, names):
+        for name in names:
+            held = space.get(name)
+            if callable(held) and not isinstance(held, type | torch.nn.Module):
+                yield Called(space, name, held)
+
+
+def _spaces(own: Space, names: frozenset[str]) -> Iterator[Space]:
+    """A function's globals, and those of the known modules that it reaches by name: `torch`, `torch.nn`."""
+    left, seen = [own], set[int]()
+    while left:
+        space = left.pop()
+        if id(space) in seen:
+            continue
+        seen.add(id(space))
+        yield space
+        inside = (space.get(name) for name in names)
+        left += [vars(each) for each in inside if isinstance(each, types.ModuleType) and is_from_known(each.__name__)]
+
+
+@cache
+def _names(code: types.CodeType) -> frozenset[str]:
+    """All names that a function looks up outside of itself, those of functions within it too."""
+    inside = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return frozenset(code.co_names).union(*map(_names, inside))
+
+
+def _is_followed(function: types.FunctionType) -> bool:
+    home = str(function.__globals__.get("__name__"))
+    return any(home == package or home.startswith(f"{package}.") for package in _FOLLOWED)
