@@ -347,3 +347,13 @@ def test_of_many_attacks_and_budgets_the_worst_counts_over_all_things():
 
     units = dict([unit("case", "a", 4, 0), unit("case", "b", 0, 1), unit("order", "a", 3, 0), unit("order", "b", 2, 0)])
     assert attacked({"attacked": {"UCE": units}}, "UCE") == {"prompts": Rate(5, 8)}
+
+
+@pytest.mark.slow
+def test_weights_of_hidden_neurons_are_chosen_in_single_blocks_not_those_of_attention(pipe, target):
+    method = METHODS["FIA"]
+    made = method.make(Material(pipe, size=4), [target], {**method.grid[-1], "pictures": 4})
+    width = pipe.transformer.inner_dim
+    found = [made.masks[f"single_transformer_blocks.{k}.proj_out:image"] for k in range(2)]
+    assert all(keep[:, :width].all() and not keep[:, width:].all() for keep in found)
+    assert made.num_bytes == 4 * made.masks.count.masked

@@ -9,12 +9,14 @@ and of its layer. Of several targets' choices, those that at least alpha of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safeflux.trainer.sampling.rollout import Condition
 
 from benchmarks.peers.material import Material, Noised
@@ -23,6 +25,14 @@ from benchmarks.peers.methods.looking import seen
 from benchmarks.peers.methods.masks import written
 from safeflux.masks.mask_set import MaskSet
 from safeflux.reference.vocabulary import Target
+
+
+class Layer(NamedTuple):
+    """The site of a matrix, and the first of its columns that takes hidden neurons."""
+
+    site: str
+    first: int
+
 
 Chosen = Mapping[str, torch.Tensor]
 """Site -> whether a weight is chosen, (O, I)."""
@@ -83,51 +93,65 @@ def _made(parts: Sequence[Chosen], settings: Settings) -> Made:
 
 def _chosen(material: Material, target: Target, settings: Settings) -> Chosen:
     base, source = material.pipe.transformer, material.source([target])
-    names = _layers(base, settings["where"])
-    steps: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    layers = _layers(base, settings["where"])
+    steps: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     pairs = material.pairs(source, [target], settings["pictures"])
     noise = torch.randn(len(pairs), *material.sampler.shape, generator=material.noise)
     runs = [
-        _energies(material, names, noise, material.encode([getattr(pair, part) for pair in pairs]))
+        _energies(material, layers, noise, material.encode([getattr(pair, part) for pair in pairs]))
         for part in ("prompt", "anchor")
     ]
     for concept, anchor in zip(*runs, strict=True):
-        for name in names:
+        for name in layers:
             steps[name].append(saliency(concept[name], anchor[name]))
-    return {f"{name}:{names[name]}": choose(each, settings["r1"], settings["r2"]) for name, each in steps.items()}
+    found = {name: choose(each, settings["r1"], settings["r2"]) for name, each in steps.items()}
+    return {layers[name].site: F.pad(chosen, (layers[name].first, 0)) for name, chosen in found.items()}
 
 
-def _energies(material: Material, names: Mapping[str, str], noise: torch.Tensor, condition: Condition) -> Any:
+def _energies(
+    material: Material, layers: Mapping[str, Layer], noise: torch.Tensor, condition: Condition
+) -> Iterator[dict[str, torch.Tensor]]:
     """Step by step along the sampler: layer -> U."""
     base, x = material.pipe.transformer, noise
-    for sigma, following in zip(material.sampler.sigmas[:-1], material.sampler.sigmas[1:], strict=True):
-        with seen(base, names) as found:
+    for sigma, following in pairwise(material.sampler.sigmas):
+        with seen(base, layers) as found:
             x = x + (following - sigma) * material.velocity(base, Noised(x, sigma.expand(len(x))), condition)
-        yield {name: energy(base.get_submodule(name).weight, *both) for name, both in found.items()}
+        yield {
+            name: energy(
+                base.get_submodule(name).weight[:, layer.first :], found[name][0][..., layer.first :], found[name][1]
+            )
+            for name, layer in layers.items()
+        }
 
 
-def _layers(model: Any, where: str) -> dict[str, str]:
-    """The second feed-forward matrices of one stream or of both -> the kind of site that they are."""
-    kinds = {"ff": "image", "ff_context": "weight"}
-    blocks, streams = range(len(model.transformer_blocks)), ("ff", "ff_context") if where == "both" else (where,)
-    return {f"transformer_blocks.{k}.{stream}.net.2": kinds[stream] for k in blocks for stream in streams}
+def _layers(model: Any, where: str) -> dict[str, Layer]:
+    """Of the text's stream, of both streams, or of all blocks; single blocks have attention's columns first."""
+    streams = {"ff_context": "weight"} | ({} if where == "text" else {"ff": "image"})
+    found = {}
+    for k in range(len(model.transformer_blocks)):
+        names = {f"transformer_blocks.{k}.{stream}.net.2": kind for stream, kind in streams.items()}
+        found |= {name: Layer(f"{name}:{kind}", 0) for name, kind in names.items()}
+    for k, block in enumerate(model.single_transformer_blocks if where == "all" else ()):
+        name = f"single_transformer_blocks.{k}.proj_out"
+        found[name] = Layer(f"{name}:image", block.proj_out.out_features)
+    return found
 
 
 METHOD = Method(
     paper="arXiv 2601.06163",
-    carried="the second matrix of the feed-forwards of blocks of two streams, of the text's, of the picture's or of "
-    "both; the anchor's prompts are the base prompts; all steps of the sampler count. Of one target alone nothing is "
+    carried="the second matrix of feed-forwards of the text's stream, of both streams, or of all blocks; the anchor's "
+    "prompts are the base prompts; all steps of the sampler count. Of one target alone nothing is "
     "shared, and all of its choice is off. Uncertain: how the two halves of A are put on one scale; S is divided by "
     "its largest value in the layer",
     grid=[
         {"where": where, "pictures": 16, "r1": 0.05, "r2": r2, "agnostic": agnostic}
         for where, r2, agnostic in (
-            ("both", 0.007, 0.6),
             ("both", 0.03, 0.6),
             ("both", 0.1, 0.6),
-            ("ff_context", 0.03, 0.6),
-            ("ff_context", 0.1, 0.6),
-            ("both", 0.2, 0.6),
+            ("text", 0.1, 0.6),
+            ("all", 0.03, 0.6),
+            ("all", 0.1, 0.6),
+            ("all", 0.2, 0.6),
         )
     ],
     make=make,
