@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ def gradient(model: Flux2Transformer2DModel, kinds: tuple[str, ...], pixels: int
     )
     condition = Condition(torch.randn(1, text, width, dtype=torch.bfloat16), None, torch.zeros(text, axes))
     options = embedded_options(["weapons"]) | {"batch": 1, "steps": steps, "recompute": "block", "kinds": kinds}
-    predicted = estimate_memory(model, sampler, condition, make_config(options, "benchmark"), sites.values(), rows=0)
+    predicted = estimate_memory(model, sampler, condition, make_config(options, "benchmark"), sites.values(), rows=1)
     bits = Bits(sites)
     with (
         fast_math(torch.device("cpu"), torch.bfloat16),
@@ -58,7 +59,8 @@ def gradient(model: Flux2Transformer2DModel, kinds: tuple[str, ...], pixels: int
         found = gates.gradient(output.square().mean())
     if not found.isfinite().all():
         raise SystemExit("the gradient is not finite")
-    return predicted
+    # Here the gradient is in memory, and a copy of it while it is looked through for what is not finite.
+    return replace(predicted, masks=bits.count * (1 + 2 * found.itemsize))
 
 
 @click.command(help=__doc__)

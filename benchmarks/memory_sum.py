@@ -28,7 +28,7 @@ def sums(name: str, kinds: tuple[str, ...], recompute: str) -> dict[str, int]:
     options = profile.training.model_dump(exclude_none=True) | {"recompute": recompute, "kinds": kinds}
     config = make_config(embedded_options(["weapons"]) | options, "benchmark")
     memory = memory_of(Shape.of(profile), config)
-    return {**asdict(memory), "accelerator": memory.weights + memory.gated_layer + memory.activations}
+    return {**asdict(memory), "accelerator": memory.total - memory.masks}
 
 
 @click.command(help=__doc__)

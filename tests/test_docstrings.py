@@ -38,6 +38,7 @@ WITH_EXAMPLES = {
     "safeflux.trainer.methods.estimates",
     "safeflux.trainer.objective.hardness",
     "safeflux.trainer.objective.noised",
+    "safeflux.trainer.objective.vectors",
     "safeflux.evaluation.metrics",
     "safeflux.packs.templates",
     "safeflux.pages.pairs",

@@ -3,21 +3,44 @@
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 """Errors of file systems without hard links."""
 
 
 def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> None:
-    """Write a file that gets its name only once all bytes are on disk; on any failure nothing is left behind.
-
-    A file that is replaced keeps its permissions; a new one gets the default ones of the process (umask).
+    """Write a file that gets its name only once all bytes are on disk; see `written_atomically`.
 
     Args:
         target: The file.
         data: Its content.
         overwrite: Replace a file of this name.
+
+    Raises:
+        FileExistsError: The target exists, and `overwrite` is False.
+        OSError: The folder does not exist or cannot be written to, or the disk is full; an older file is unchanged.
+    """
+    with written_atomically(target, overwrite=overwrite) as file:
+        file.write(data)
+
+
+@contextmanager
+def written_atomically(target: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that gets its name only once the block has ended and all bytes are on disk.
+
+    On any failure nothing is left behind. A file that is replaced keeps its permissions; a new one gets the default
+    ones of the process (umask).
+
+    Args:
+        target: The file.
+        overwrite: Replace a file of this name.
+
+    Yields:
+        The file to write to.
 
     Raises:
         FileExistsError: The target exists, and `overwrite` is False.
@@ -29,7 +52,7 @@ def write_atomically(target: Path, data: bytes, *, overwrite: bool = True) -> No
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o666
     try:
         with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         put(partial, target, overwrite)

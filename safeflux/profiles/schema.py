@@ -31,7 +31,7 @@ class Memory(Strict):
     """The memory of a training run with these settings and one mask, in GB, as `safeflux train` sums it."""
 
     accelerator: Gigabytes = Field(description="Weights, the largest gated layer, activations.")
-    main: Gigabytes = Field(description="The estimates of every bit, in the main memory.")
+    main: Gigabytes = Field(description="The masks, in the main memory; the estimates of every bit lie on the disk.")
 
 
 class Speech(Strict):

@@ -67,8 +67,8 @@ def test_the_memory_is_the_sum_that_a_run_makes(name):
     profile = load_profile(name)
     options = profile.training.model_dump(exclude_none=True)
     memory = memory_of(Shape.of(profile), make_config(embedded_options(["weapons"]) | options, "test"))
-    assert profile.memory.main == pytest.approx(memory.estimates / 1e9, abs=0.06)
-    needed = memory.weights + memory.gated_layer + memory.activations
+    assert profile.memory.main == pytest.approx(memory.masks / 1e9, abs=0.06)
+    needed = memory.total - memory.masks
     assert profile.memory.accelerator == pytest.approx(needed / 1e9, abs=0.06)
 
 

@@ -50,8 +50,8 @@ def test_the_command_prints_it_for_any_model_and_fails_where_it_does_not_fit(tmp
 
 
 @pytest.mark.parametrize(("free", "fits"), [((10, 5), True), ((9, 5), False), ((10, 4), False)])
-def test_on_an_accelerator_the_estimates_are_apart(free, fits):
-    memory = Memory(weights=6, gated_layer=1, estimates=5, activations=3)
+def test_on_an_accelerator_the_masks_are_apart(free, fits):
+    memory = Memory(weights=6, gated_layer=1, masks=5, activations=3, estimates=90)
     assert DryRun(memory, free, True, (1, 2), None, {}, None, {}).fits is fits
     full = DryRun(memory, (10, 5), True, (3, 2), None, {}, None, {})
     assert (full.fits, "choose an --out on a larger disk" in str(full)) == (False, True)
@@ -81,11 +81,12 @@ def test_a_measured_step_takes_longer_with_its_gradient_and_foretells_the_disk(t
     planned = plan_run(["weapons"], None, [*SETTINGS, "batch=8"], {})
     step = measure_step(shape_of("emoji-flux"), planned, torch.device("cpu"))
     assert 0 < step.forward < step.gradient
-    needed, free = dry_run(planned, tmp_path / "a" / "b").disk
-    assert 0 < needed < free
+    needs = dry_run(planned, tmp_path / "a" / "b")
+    assert 0 < needs.memory.estimates < needs.disk[0] < needs.disk[1]
+    assert not list(tmp_path.iterdir())
     run(planned, tmp_path / "run", lambda report, most: None)
     kept = sum((tmp_path / "run" / name).stat().st_size for name in (CHECKPOINT, REFERENCES))
-    assert 0.4 < kept / needed < 1  # there is room for two checkpoints
+    assert 0.4 < kept / (needs.disk[0] - needs.memory.estimates) < 1  # there is room for two checkpoints
 
 
 def test_a_model_that_is_not_here_is_summed_up_by_its_profile(tmp_path, monkeypatch):

@@ -9,13 +9,20 @@ from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
 from safeflux.trainer.objective.memory import Memory, check_memory, estimate_memory
+from safeflux.trainer.objective.vectors import PIECE, Vectors
+from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.loop import Run
+from safeflux.trainer.run.planning import plan_run
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import encode, rollout, sampler_of
 from safeflux.trainer.sampling.sampler import Reference
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from safeflux.errors import TrainError
 from safeflux.families.sites import find_sites
 from safeflux.reference.model import load_pipeline
+from tests.helpers.runs import SETTINGS
 
 
 def test_activations_are_what_autograd_saves():
@@ -69,9 +76,50 @@ def test_an_image_to_edit_is_counted():
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_sum_and_the_way_out():
-    memory = Memory(weights=10**9, gated_layer=10**9, estimates=10**9, activations=10**18)
+    memory = Memory(weights=10**9, gated_layer=10**9, masks=10**9, activations=10**18, estimates=10**19)
     with pytest.raises(
         TrainError, match=r"needs about 1000000002.0 GB more.*activations 1000000000.00 GB.*recompute=block"
     ):
         check_memory(memory, torch.device("cpu"))
     check_memory(Memory(1, 1, 1, 1), torch.device("cpu"))
+
+
+class Results(TorchDispatchMode):
+    """The bytes of each storage among the results of all operations, by its address."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self.sizes[storage.data_ptr()] = max(self.sizes.get(storage.data_ptr(), 0), storage.nbytes())
+        return out
+
+
+def test_a_round_holds_no_number_for_every_bit_in_the_main_memory(tmp_path, monkeypatch):
+    """A whole round of two categories, its checkpoint included: what is as long as the bits lies in files."""
+    pipe, make = load_pipeline(), Vectors.zeros
+    known = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
+
+    def zeros(self, *shape, dtype=torch.float32):
+        made = make(self, *shape, dtype=dtype)
+        known.add(made.untyped_storage().data_ptr())
+        return made
+
+    monkeypatch.setattr(Vectors, "zeros", zeros)
+    training = Run(plan_run(["weapons", "alcohol"], None, SETTINGS, {}), pipe, tmp_path, Processes())
+    with Results() as results:
+        report = next(training.rounds())
+    assert all(report.masked.values())
+    assert max(size for place, size in results.sizes.items() if place not in known) <= PIECE * 4
+    assert training.bits.count > PIECE
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.pt",
+        "log.csv",
+        "log.jsonl",
+        "references.cache",
+    ]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from safeflux.trainer.objective.objective import Objective
+from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 from safeflux.trainer.processes import Processes
 
 
@@ -23,6 +24,8 @@ class Task:
     processes: Processes
     places: torch.Tensor | None = None
     """Indices of the bits that estimates are kept of; all, without. No other is to be switched."""
+    vectors: Vectors = IN_MEMORY
+    """Makes the estimates."""
 
 
 class Method(Protocol):
@@ -40,8 +43,8 @@ class Method(Protocol):
     def most(self) -> int:
         """Rounds at most."""
 
-    def worth(self) -> torch.Tensor:
-        """The worth of switching each bit off, the larger the better; float32 (trained categories, bits)."""
+    def worth(self, category: int) -> torch.Tensor:
+        """The worth of switching off each bit of a trained category, the larger the better; float32 (bits,)."""
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """The name of the next round's phase, given which categories are erased; None when all rounds are done."""

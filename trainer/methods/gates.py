@@ -8,6 +8,7 @@ and both trajectories of a step. The mask keeps the bits with a > 0.
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ class GateMethod:
         """Rounds, all of which are run: the best validated masks are the result."""
         return self._config.rounds
 
-    def worth(self) -> torch.Tensor:
+    def worth(self, category: int) -> torch.Tensor:
         """A gate is the more closed the smaller its log alpha is."""
-        return -self._log_alpha.detach() * self._task.may
+        return -self._log_alpha.detach()[category] * self._task.may[category]
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`gates`, or None after the last round."""
@@ -117,5 +118,5 @@ class GateMethod:
         """The reverse of `state_dict`."""
         with torch.no_grad():
             self._log_alpha.copy_(state["log_alpha"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # not the file that the state may be mapped from
         self._lambda, self._rounds = state["lambda"], state["rounds"]

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +11,9 @@ from safeflux.trainer.asked.config import SaliencyConfig
 from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.methods.base import Task
 from safeflux.trainer.methods.estimates import PARTS, Smoothed, Sums, share_out, urgency
-from safeflux.trainer.methods.selection import exchange
+from safeflux.trainer.methods.selection import exchange_
 from safeflux.trainer.objective.batches import Slope
+from safeflux.trainer.objective.vectors import pieces
 
 BETA_START = 8.0
 """Where `beta: auto` starts."""
@@ -37,10 +40,9 @@ class SaliencyMethod:
 
     def __init__(self, config: SaliencyConfig, task: Task, many: ManyConfig | None = None) -> None:
         self._config, self._task, self._many, self.masks = config, task, many or ManyConfig(), task.masks
-        self._places = slice(None) if task.places is None else task.places
         smoothing = dict.fromkeys(PARTS, SMOOTHING) | {"price": PRICE_SMOOTHING}
         self._kept = task.masks.shape[1] if task.places is None else len(task.places)
-        self._estimates = [Smoothed(self._kept, smoothing) for _ in range(task.trained)]
+        self._estimates = [Smoothed(self._kept, smoothing, task.vectors) for _ in range(task.trained)]
         self.beta = BETA_START if config.beta == "auto" else config.beta
         self._left, self._spoilt = torch.ones(task.trained), torch.zeros(())
         self._rounds = self._last = 0
@@ -50,18 +52,22 @@ class SaliencyMethod:
         """Rounds at most."""
         return self._config.rounds + self._config.last_rounds
 
-    def worth(self) -> torch.Tensor:
-        """The worth of switching each bit off at the current masks; float32 (trained categories, bits)."""
-        worth = torch.zeros(self._task.may.shape)
-        for k in range(self._task.trained):
-            worth[k, self._places] = self._worth_of(k)
-        return worth
+    def worth(self, category: int) -> torch.Tensor:
+        """The worth of switching off each bit of a category at the current masks; float32 (bits,)."""
+        worth = self._worth_of(category)
+        if self._task.places is None:
+            return worth
+        whole = self._task.vectors.zeros(self.masks.shape[1])
+        whole[self._task.places] = worth
+        return whole
 
     def _worth_of(self, category: int) -> torch.Tensor:
-        """The same for one category and the bits that estimates are kept of."""
+        """The same for the bits that estimates are kept of."""
         beta = float((self.beta / urgency(self._left, self._config.balance))[category])
-        worth = self._estimates[category].value.worth(beta, self._config.price_floor)
-        return worth * self._task.may[category, self._places]
+        worth = self._estimates[category].worth(beta, self._config.price_floor)
+        for piece, may in pieces(worth, self._at(self._task.may[category])):
+            piece *= may
+        return worth
 
     def phase(self, is_erased: Sequence[bool]) -> str | None:
         """`saliency`, `exchange`, or None when all is done."""
@@ -83,10 +89,9 @@ class SaliencyMethod:
         self._tune_beta(losses[1])
         for k in range(self._task.trained):
             is_enough = is_erased[k] or self._left[k] <= self._many.enough
-            before = self.masks[k, self._places]
-            self.masks[k, self._places] = exchange(
-                before, self._worth_of(k), off=min(off, on) if is_enough else off, on=on
-            )
+            keep = exchange_(self._at(self.masks[k]), self._worth_of(k), off=min(off, on) if is_enough else off, on=on)
+            if self._task.places is not None:
+                self.masks[k, self._task.places] = keep
         return losses
 
     def _tune_beta(self, preserve: float) -> None:
@@ -99,42 +104,63 @@ class SaliencyMethod:
     def _estimate(self, round_: int) -> tuple[float, float]:
         """Blend one round's estimates in."""
         chosen, processes, objective = self._config, self._task.processes, self._task.objective
-        sums = {part: Sums(self._task.trained, self._kept) for part in PARTS}
         counts = share_out(chosen.erase_batches * self._task.trained, self._left)
         asked = [(processes.batch(k), category) for category, count in enumerate(counts) for k in range(count)]
         losses: list[list[float]] = [[] for _ in counts]
-        for (_, category), slope in zip(asked, objective.erase_each(round_, asked, self.masks), strict=True):
-            losses[category].append(slope.loss)
-            self._add_erased(slope, category, sums)
+        with self._blended("erase", *(["undo"] if self._task.trained > 1 else [])) as sums:
+            for (_, category), slope in zip(asked, objective.erase_each(round_, asked, self.masks), strict=True):
+                losses[category].append(slope.loss)
+                self._add_erased(slope, category, sums)
         erased = [processes.mean(some) for some in losses]
         batches = [processes.batch(k) for k in range(chosen.preserve_batches)]
-        kept = [self._add_kept(slope, sums) for slope in objective.preserve_each(round_, batches, self.masks)]
-        for part, total in sums.items():
-            for category, mean in total.means(processes).items():
-                self._estimates[category].update(**{part: mean})
+        with self._blended("preserve", "price") as sums:
+            slopes = objective.preserve_each(round_, batches, self.masks)
+            kept = list(map(partial(self._add_kept, sums=sums), slopes))  # which lets go of each before the next
         objective.settle(processes)
         self._left.mul_(SMOOTHING).add_(torch.tensor(erased), alpha=1 - SMOOTHING)
         return sum(erased) / len(erased), processes.mean(kept)
 
+    @contextmanager
+    def _blended(self, *parts: str) -> Iterator[dict[str, Sums]]:
+        """Sums for the batches of a block; their means over all processes are blended in after it."""
+        sums = {part: Sums(self._task.trained, self._kept, self._task.vectors) for part in parts}
+        yield sums
+        for part, total in sums.items():
+            for category, mean in total.means(self._task.processes):
+                self._estimates[category].update(part, mean)
+
     def _add_erased(self, slope: Slope, category: int, sums: Mapping[str, Sums]) -> None:
         """A batch serves its category; to the other masks that are on it shows bits that would bring it back."""
-        for row, gradient, _ in self._learned(slope):
-            sums["erase" if row == category else "undo"].add(row, gradient)
+        of_row = {row: sums["erase" if row == category else "undo"] for row in self._learned(slope)}
+        self._add(slope, (slope.gradient, of_row))
 
     def _add_kept(self, slope: Slope, sums: Mapping[str, Sums]) -> float:
         """A batch serves every category whose mask is on in it; returns its loss."""
-        for row, gradient, price in self._learned(slope):
-            sums["preserve"].add(row, gradient)
-            sums["price"].add(row, price)
+        assert slope.projection is not None
+        rows = self._learned(slope)
+        gradient = slope.gradient, dict.fromkeys(rows, sums["preserve"])
+        self._add(slope, gradient, (slope.projection.square_(), dict.fromkeys(rows, sums["price"])))
         return slope.loss
 
-    def _learned(self, slope: Slope) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """The learned rows that were on: each with its gradient and, of a batch to preserve, its price."""
-        part = slope.at(self._places)
-        squared = part.gradient if part.projection is None else part.projection.square()
-        for row, others in part.others(self.masks[:, self._places]):
-            if row < self._task.trained:
-                yield row, part.gradient * others, squared * others
+    def _learned(self, slope: Slope) -> list[int]:
+        return [row for row in slope.subset if row < self._task.trained]
+
+    def _add(self, slope: Slope, *parts: tuple[torch.Tensor, Mapping[int, Sums]]) -> None:
+        """Add values by the AND of a batch's masks, (bits,), to the sums of the learned rows that were on."""
+        start = 0
+        for gates, *values in pieces(self._at(self.masks), *(self._at(whole) for whole, _ in parts)):
+            for row, others in slope.others(gates):
+                for piece, (_, sums) in zip(values, parts, strict=True):
+                    if row in sums:
+                        sums[row].add(row, start, piece * others)
+            start += gates.shape[-1]
+        for _, sums in parts:
+            for row, one in sums.items():
+                one.count(row)
+
+    def _at(self, vector: torch.Tensor) -> torch.Tensor:
+        """The bits that estimates are kept of: the vector itself, (..., bits), or a copy of some."""
+        return vector if self._task.places is None else vector[..., self._task.places]
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -150,8 +176,9 @@ class SaliencyMethod:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
-        self.masks, self.beta = state["masks"], state["beta"]
-        self._left, self._spoilt = state["left"], state["spoilt"]
+        self.masks.copy_(state["masks"])
+        self.beta = state["beta"]
+        self._left, self._spoilt = state["left"].clone(), state["spoilt"].clone()
         for estimates, saved in zip(self._estimates, state["estimates"], strict=True):
             estimates.load_state_dict(saved)
         self._rounds, self._last = state["rounds"], state["last"]

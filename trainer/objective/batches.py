@@ -4,7 +4,7 @@ All randomness comes from (seed, round, batch): a batch is the same in every pro
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -58,28 +58,31 @@ class Slope:
     """Of a random projection of the output, whose square estimates the second order (`random_projection`)."""
 
     def others(self, gates: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """Each row of the subset with the product of the others, (bits,).
+        """Each row of the subset with the product of the others, (bits,), or () where there is no other.
 
-        That product times a gradient by the AND of all is the gradient by the bits of the row.
+        That product times a gradient by the AND of all is the gradient by the bits of the row. `gates` are those of all
+        bits, or of the same part of them.
         """
         rows = list(self.subset)
-        closed = (~gates[rows]).sum(dim=0) if gates.dtype == torch.bool else None
+        if len(rows) == 1:
+            yield rows[0], torch.ones((), dtype=gates.dtype)
+            return
+        closed = (~gates[rows]).sum(dim=0, dtype=torch.int32) if gates.dtype == torch.bool else None
         for row in rows:
             if closed is None:
                 yield row, product(gates, [other for other in rows if other != row])
             else:
                 yield row, closed == (~gates[row]).to(closed.dtype)
 
-    def at(self, places: torch.Tensor | slice) -> "Slope":
-        """The same for some of the bits alone, by their indices."""
-        projection = None if self.projection is None else self.projection[places]
-        return replace(self, gradient=self.gradient[places], projection=projection)
-
 
 def product(gates: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The product of some rows; for bool rows their AND. Ones for no rows."""
-    chosen = gates[list(rows)]
-    return chosen.all(dim=0) if gates.dtype == torch.bool else chosen.prod(dim=0)
+    """The product of some rows; for bool rows their AND. That of one row is a view of it."""
+    if len(rows) == 1:
+        return gates[rows[0]]
+    out = gates[rows[0]].clone()
+    for row in rows[1:]:
+        out.mul_(gates[row])
+    return out
 
 
 def in_parts(asked: Sequence[_T], parts: int) -> Iterator[Sequence[_T]]:

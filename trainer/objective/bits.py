@@ -20,27 +20,30 @@ class Bits:
         """How many bits there are."""
         return sum(site.num_bits for site in self.sites.values())
 
-    def join(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Site name -> tensor in the site's shape, into one vector."""
-        return torch.cat([values[name].reshape(-1) for name in self.sites])
-
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The reverse of `join`; views, which keep the axes before the bits."""
+        """Site name -> the site's part of a vector, in the site's shape: views, which keep the axes before the bits."""
         parts = vector.split([site.num_bits for site in self.sites.values()], dim=-1)
         named = zip(self.sites.items(), parts, strict=True)
         return {name: part.unflatten(-1, site.shape) for (name, site), part in named}
 
-    def of_sites(self, names: Collection[str]) -> torch.Tensor:
-        """True for the bits of the named sites; bool (bits,)."""
-        return self.join({name: torch.full(site.shape, name in names) for name, site in self.sites.items()})
+    def mark_(self, row: torch.Tensor, names: Collection[str]) -> None:
+        """Write into a bool vector (bits,) which bits belong to the named sites."""
+        for name, part in self.split(row).items():
+            part.fill_(name in names)
+
+    def write_(self, row: torch.Tensor, masks: MaskSet) -> None:
+        """Write a mask set into a bool vector (bits,); sites that it does not name are kept."""
+        for name, part in self.split(row).items():
+            if name in masks:
+                part.copy_(torch.from_numpy(masks[name]))
+            else:
+                part.fill_(True)
 
     def keep_of(self, masks: MaskSet) -> torch.Tensor:
-        """The bits of a mask set as one bool vector; sites that it does not name are kept."""
-        whole = {
-            name: torch.from_numpy(masks[name]) if name in masks else torch.ones(site.shape, dtype=torch.bool)
-            for name, site in self.sites.items()
-        }
-        return self.join(whole)
+        """The bits of a mask set as one bool vector."""
+        keep = torch.empty(self.count, dtype=torch.bool)
+        self.write_(keep, masks)
+        return keep
 
     def masks_of(self, keep: torch.Tensor) -> MaskSet:
         """The mask set of a bool vector, without the sites that it keeps whole."""

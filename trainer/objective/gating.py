@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safeflux.trainer.objective.bits import Bits
+from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 
 from safeflux.families.sites import Site, Span, spans
 
@@ -36,7 +37,15 @@ def gated(site: Site) -> list[Span]:
 class Gates:
     """The gates of one subset of masks, and what collects their gradients."""
 
-    def __init__(self, bits: Bits, vector: torch.Tensor, device: torch.device, *, learns: bool = True) -> None:
+    def __init__(
+        self,
+        bits: Bits,
+        vector: torch.Tensor,
+        device: torch.device,
+        *,
+        learns: bool = True,
+        vectors: Vectors = IN_MEMORY,
+    ) -> None:
         """Split the gates by site.
 
         Args:
@@ -44,8 +53,9 @@ class Gates:
             vector: One gate per bit, bool or floats (bits,), or (P, bits).
             device: Where the model runs.
             learns: Whether gradients of the gates will be asked for.
+            vectors: Makes the gradients.
         """
-        self._bits = bits
+        self._bits, self._vectors = bits, vectors
         self.dtype = torch.promote_types(vector.dtype, torch.float32)
         """Of the gradients: float32, or float64 for gates of float64."""
         self.shape = vector.shape
@@ -70,7 +80,7 @@ class Gates:
             loss: A scalar of an output that was computed under these gates.
             keep_graph: Whether another gradient of the same output will be asked for.
         """
-        whole = torch.zeros(self.shape, dtype=self.dtype)
+        whole = self._vectors.zeros(*self.shape, dtype=self.dtype)
         self._arrived = self._bits.split(whole)
         leaves = [self.trigger, *self.neurons.values()]
         found = torch.autograd.grad(loss, leaves, retain_graph=keep_graph, allow_unused=True)
@@ -87,14 +97,15 @@ class Gates:
 class GatedModel:
     """A frozen transformer whose sites can be gated; nothing of it is written to."""
 
-    def __init__(self, transformer: torch.nn.Module, bits: Bits) -> None:
+    def __init__(self, transformer: torch.nn.Module, bits: Bits, vectors: Vectors = IN_MEMORY) -> None:
         """Find the layers that carry gates.
 
         Args:
             transformer: A FLUX transformer of diffusers, whose parameters take no gradients.
             bits: The sites that may be masked.
+            vectors: Makes the gradients.
         """
-        self._bits = bits
+        self._bits, self._vectors = bits, vectors
         self._device = next(transformer.parameters()).device
         self._layers: dict[torch.nn.Module, list[tuple[Site, Span]]] = defaultdict(list)
         for site in bits.sites.values():
@@ -112,7 +123,7 @@ class GatedModel:
                 (P, bits) row k is for the k-th of P equal parts of each batch.
             learns: Whether gradients of the gates will be asked for; without, those of the inputs cost less.
         """
-        gates = Gates(self._bits, vector, self._device, learns=learns)
+        gates = Gates(self._bits, vector, self._device, learns=learns, vectors=self._vectors)
         try:
             for layer, places in self._layers.items():
                 layer.forward = _GatedLayer(layer, places, gates)

@@ -4,7 +4,7 @@ Activations are counted by running one sampling step with fake tensors, which ha
 saves as many bytes of them as of real ones. The rest is arithmetic.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -26,8 +26,11 @@ from safeflux.model.weights import named_weights
 _FLOAT = 4
 _GRADIENTS = 2
 """Vectors of float32 for a batch: its gradient and that of the projection."""
-_ESTIMATES = 3
-"""Vectors of float32 that the method `saliency` holds a category; `gates` holds log alpha and two moments of Adam."""
+_SUMS = 2
+"""Vectors of float32 in which the method `saliency` sums up a round's batches of one kind, a category."""
+_GATES = 13
+"""Vectors of float32 that the method `gates` holds a category at the end of a step: log alpha, its gradient, two
+moments of Adam and a temporary one, the gates with what autograd keeps of their draw, and the gradient by them."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,28 @@ class Memory:
     """The transformer."""
     gated_layer: int
     """What the largest gated layer needs while it runs: its mask, its masked matrix, and the gradients of both."""
-    estimates: int
-    """The estimates of every bit, the masks, and the gradients of a batch; float32 and bool, in the main memory."""
+    masks: int
+    """The masks, one byte a bit, and a layer's gradient on its way to the estimates; in the main memory. The method
+    `gates` has its gates there too."""
     activations: int
     """Activations that the backward pass keeps at a time."""
+    estimates: int = 0
+    """Not memory: files of the run's folder with the estimates of every bit and the gradients of a batch. The system
+    keeps of them in memory what else is free."""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """All but the files."""
+        return {name: size for name, size in asdict(self).items() if name != "estimates"}
 
     @property
     def total(self) -> int:
-        """All together."""
-        return sum(asdict(self).values())
+        """All together, without the files."""
+        return sum(self.parts.values())
 
     def __str__(self) -> str:
         """In GB, the largest first."""
-        parts = sorted(asdict(self).items(), key=lambda item: -item[1])
+        parts = sorted(self.parts.items(), key=lambda item: -item[1])
         return ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f} GB" for name, size in parts)
 
 
@@ -83,13 +95,37 @@ def estimate_memory(
         "block": forwards * hidden + largest,
     }[config.recompute]
     chosen = list(sites)
-    bits = sum(site.num_bits for site in chosen)
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         gated_layer=_gated_layer(transformer, chosen) * config.many.parts,
-        estimates=rows * bits * (_ESTIMATES * _FLOAT + 2) + (_GRADIENTS * _FLOAT + 1) * bits * config.many.parts,
+        masks=_masks(chosen, config, rows),
         activations=activations + latents,
+        estimates=_estimates(sum(site.num_bits for site in chosen), config, rows),
     )
+
+
+def estimated_parts(config: TrainConfig) -> int:
+    """Of a run by the method `saliency`: vectors of float32 that it keeps from round to round, a category."""
+    return 3 if len(config.categories) == 1 else 4  # a category by itself has no other whose work it could undo
+
+
+def _masks(sites: Sequence[Site], config: TrainConfig, rows: int) -> int:
+    """In the main memory: the masks, the products of several for a batch, and these with some bits open again."""
+    bits, parts = sum(site.num_bits for site in sites), config.many.parts
+    of_a_bit = rows + (parts if parts > 1 else rows > 1) + bool(config.noised.reopened)
+    if config.method == "gates":
+        of_a_bit += rows * _GATES * _FLOAT
+    return bits * of_a_bit + max((site.num_bits for site in sites), default=0) * _FLOAT * parts
+
+
+def _estimates(bits: int, config: TrainConfig, rows: int) -> int:
+    """In files: estimates, a round's sums, gradients, the best masks, and which bits may be switched."""
+    trained = len(config.categories)
+    parts = config.many.parts
+    vectors = _GRADIENTS * (parts if parts == 1 else 2 * parts)  # parts are let go of when the next have come
+    if config.method == "saliency":
+        vectors += trained * (estimated_parts(config) + _SUMS)
+    return bits * (vectors * _FLOAT + rows + trained)
 
 
 def _gated_layer(transformer: torch.nn.Module, sites: Iterable[Site]) -> int:
@@ -108,9 +144,9 @@ def check_memory(memory: Memory, device: torch.device) -> None:
     """
     rest, main = memory.gated_layer + memory.activations, main_memory().free  # the weights are loaded already
     if device.type == "cuda":
-        needed = {f"on {device}": (rest, torch.cuda.mem_get_info(device)[0]), "": (memory.estimates, main)}
+        needed = {f"on {device}": (rest, torch.cuda.mem_get_info(device)[0]), "": (memory.masks, main)}
     else:
-        needed = {"": (rest + memory.estimates, main)}
+        needed = {"": (rest + memory.masks, main)}
     for where, (bytes_needed, free) in needed.items():
         if bytes_needed > free:
             raise TrainError(

@@ -34,6 +34,7 @@ from safeflux.trainer.objective.hardness import Hardness
 from safeflux.trainer.objective.knowledge import Knowledge
 from safeflux.trainer.objective.losses import distance, erase_loss
 from safeflux.trainer.objective.references import References
+from safeflux.trainer.objective.vectors import IN_MEMORY, PIECE, Vectors
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import rollout
@@ -63,6 +64,7 @@ class Objective:
         names: Sequence[str],
         erase: Sequence[References],
         preserve: References,
+        vectors: Vectors = IN_MEMORY,
     ) -> None:
         """Take the references that `prepare.prepare` made; nothing is drawn here.
 
@@ -74,10 +76,11 @@ class Objective:
             names: The category of each row of gates; those of the configuration first.
             erase: The pairs of each category of the configuration, with the outputs of the base model.
             preserve: The same for the prompts to preserve.
+            vectors: Makes the gradients.
         """
         self._config, self._bits, self._names = config, bits, tuple(names)
         self._transformer, self._sampler = transformer, sampler
-        self._model = GatedModel(transformer, bits)
+        self._model = GatedModel(transformer, bits, vectors)
         self._device = next(transformer.parameters()).device
         self._erase, self._preserve = list(erase), preserve
         self.variance = float(self._preserve.target.var(dim=0).mean())
@@ -269,7 +272,10 @@ class Objective:
         if not config.reopened or gates.dtype != torch.bool or rng.random() >= config.reopened_batches:
             return gates
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return gates | (torch.rand(gates.shape, generator=generator) < config.reopened)
+        out = gates.clone()
+        for part in out.split(PIECE):
+            part |= torch.rand(part.shape, generator=generator) < config.reopened
+        return out
 
     def _outputs(self, parts: Sequence[Drawn]) -> torch.Tensor:
         """The outputs for the prompts of some parts of a batch, on the CPU."""

@@ -19,6 +19,7 @@ from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.memory import check_memory, estimate_memory
 from safeflux.trainer.objective.objective import Objective
 from safeflux.trainer.objective.references import Encoded, References, check_anchors, encode_once, make_references
+from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 from safeflux.trainer.sampling.rollout import sampler_of
 from safeflux.trainer.sampling.sampler import Sampler
 from safetensors import SafetensorError, safe_open
@@ -70,6 +71,7 @@ def prepare(
     *,
     drawn: Drawn = lambda done, total: None,
     stored: ReferenceFile | None = None,
+    vectors: Vectors = IN_MEMORY,
 ) -> Objective:
     """Let the base model draw all references of a run, or read those that an earlier start has kept.
 
@@ -81,6 +83,7 @@ def prepare(
         compute_dtype: Of matrix products.
         drawn: See `Drawn`.
         stored: The file that keeps the outputs; none are kept without it.
+        vectors: Makes the gradients.
 
     Raises:
         ConfigError: A prompt and its anchor are the same to the model.
@@ -114,7 +117,7 @@ def prepare(
             tensors = [tensor for pool in references for tensor in (pool.target, pool.change)]
             tensors += [pool.own for pool in references[:-1] if pool.own is not None]
             stored.write(inputs, tensors)
-    return Objective(config, pipe.transformer, sampler, bits, names, references[:-1], references[-1])
+    return Objective(config, pipe.transformer, sampler, bits, names, references[:-1], references[-1], vectors)
 
 
 def _pairs(config: TrainConfig, names: Sequence[str]) -> list[list[Pair]]:

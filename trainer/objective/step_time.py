@@ -9,6 +9,7 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
 from safeflux.trainer.objective.laid_out import Shape, fill, lay_out_run
+from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 from safeflux.trainer.sampling.precision import compute_dtype, fast_math
 from safeflux.trainer.sampling.rollout import rollout
 
@@ -24,7 +25,7 @@ class StepTime:
     gradient: float
 
 
-def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> StepTime:
+def measure_step(shape: Shape, config: TrainConfig, device: torch.device, vectors: Vectors = IN_MEMORY) -> StepTime:
     """Run one step of a batch, and one with its gradient, by the clock.
 
     The memory of a run is needed, but for its estimates.
@@ -33,6 +34,7 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> Ste
         shape: The model.
         config: The run.
         device: Where it will be.
+        vectors: Makes the gradient.
     """
     laid_out = lay_out_run(shape, config, steps=1)
     model = fill(laid_out.model, device)
@@ -47,7 +49,7 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device) -> Ste
             rollout(model, sampler, noise, condition)
 
     def gradient() -> None:
-        with GatedModel(model, bits).under(keep) as gates:
+        with GatedModel(model, bits, vectors).under(keep) as gates:
             output = rollout(model, sampler, noise, condition, recompute=config.recompute)
             gates.gradient(output.float().square().mean())
 

@@ -2,9 +2,9 @@
 
 import json
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
@@ -13,7 +13,7 @@ from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.asked.prompts import PAIR_SHARE
 from safeflux.trainer.methods.saliency import BETA_START, PRICE_SMOOTHING, SMOOTHING
 
-from safeflux.disk.atomic import write_atomically
+from safeflux.disk.atomic import written_atomically
 from safeflux.errors import ConfigError
 
 CHECKPOINT = "checkpoint.pt"
@@ -49,6 +49,8 @@ def config_digest(config: TrainConfig) -> str:
 def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The state that a run in this folder was in after its last round; None for a folder without a run.
 
+    Its tensors are mapped from the file, which is never in memory as a whole: copy what is to be kept.
+
     Raises:
         ConfigError: The folder holds a run of another configuration, or its checkpoint cannot be read.
     """
@@ -56,7 +58,10 @@ def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        with ZipFile(path) as file:  # mapped tensors are not checked when they are loaded
+            if damaged := file.testzip():
+                raise BadZipFile(f"{damaged} is damaged")
+        state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
         digest = state["config"]
     except Exception as error:  # torch.load raises whatever zip, pickle and its own reader raise
         raise ConfigError(
@@ -77,6 +82,5 @@ def write_checkpoint(folder: Path, config: TrainConfig, state: dict[str, Any]) -
     Raises:
         OSError: The disk is full, or the folder cannot be written to.
     """
-    buffer = BytesIO()
-    torch.save({"config": config_digest(config), **state}, buffer)
-    write_atomically(folder / CHECKPOINT, buffer.getvalue())
+    with written_atomically(folder / CHECKPOINT) as file:
+        torch.save({"config": config_digest(config), **state}, file)

@@ -8,11 +8,11 @@ import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of, detector_of
 from safeflux.trainer.asked.prompts import Pair, PromptSource
-from safeflux.trainer.methods.estimates import PARTS
 from safeflux.trainer.objective.batches import rng_of
 from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
-from safeflux.trainer.objective.memory import Memory
+from safeflux.trainer.objective.memory import Memory, estimated_parts
 from safeflux.trainer.objective.step_time import StepTime, measure_step
+from safeflux.trainer.objective.vectors import Vectors
 from safeflux.trainer.run.minimise import STEPS
 from safeflux.trainer.run.session import check_run
 
@@ -22,8 +22,6 @@ EXAMPLES = 3
 """Prompts that are shown, with their anchors, a category."""
 _KEPT = 2
 """Outputs of the base model that are kept for each prompt, at most: for its anchor, and by itself."""
-_OF_A_BIT = 4 * len(PARTS) + 3
-"""Bytes of a checkpoint a bit and category: the estimates in float32, the masks and the best of them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class DryRun:
         memory: By part.
         free: Bytes where the model runs, and in the main memory; the same where that is one.
         is_apart: Whether the model runs on an accelerator with memory of its own.
-        disk: Bytes that the run folder takes, and those that are free there.
+        disk: Bytes that the run folder takes at most, the files of estimates among them, and those that are free there.
         minutes: The time; None where the model is too large to measure a step.
         prompts: Category -> erase prompts; under `preserved` the prompts to preserve.
         detector: The spec of what validates; None for nothing.
@@ -105,10 +103,10 @@ class DryRun:
     @property
     def fits_memory(self) -> bool:
         """Whether the free memory suffices."""
-        model = self.memory.weights + self.memory.gated_layer + self.memory.activations
         if self.is_apart:
-            return model <= self.free[0] and self.memory.estimates <= self.free[1]
-        return model + self.memory.estimates <= self.free[1]
+            model = self.memory.total - self.memory.masks
+            return model <= self.free[0] and self.memory.masks <= self.free[1]
+        return self.memory.total <= self.free[1]
 
     def __str__(self) -> str:
         """For people, a line a fact."""
@@ -118,7 +116,8 @@ class DryRun:
         lines = [
             f"memory     {self.memory}",
             f"free       {f'{device} on the accelerator, ' if self.is_apart else ''}{main} in the main memory",
-            f"disk       {needed}, {left} free",
+            f"disk       {needed}, {left} free; {self.memory.estimates / 1e9:.2f} GB of it are estimates, which the "
+            "system keeps in memory as far as some is free",
             f"minutes    {self.minutes or 'not measured: the model does not fit'}",
             f"prompts    {counts}; the base model draws each once",
             f"validation {self.detector or 'none: no detector is named (--detector)'}",
@@ -145,7 +144,7 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun:
     Raises:
         SafeFluxError: The first thing that is wrong.
     """
-    check_run(config, folder, needs_model=False)
+    given = check_run(config, folder, needs_model=False)
     is_apart = torch.cuda.is_available()
     device = torch.device("cuda" if is_apart else "cpu")
     main = main_memory().free
@@ -157,19 +156,21 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun:
     }
     shape = shape_of(config.model)
     prompts = {**counts, "preserved": config.prompts.preserve_pairs}
+    memory = memory_of(shape, config, len(config.categories) + len(given.fixed), device)
+    existing = _existing(folder)
     needs = DryRun(
-        memory_of(shape, config, len(config.categories), device),
+        memory,
         free,
         is_apart,
-        (_disk(config, sum(prompts.values())), shutil.disk_usage(_existing(folder)).free),
+        (_disk(config, sum(prompts.values())) + memory.estimates, shutil.disk_usage(existing).free),
         None,
         prompts,
         detector_of(config),
         examples,
     )
-    return (
-        replace(needs, minutes=Minutes.of(config, measure_step(shape, config, device))) if needs.fits_memory else needs
-    )
+    if not needs.fits:
+        return needs
+    return replace(needs, minutes=Minutes.of(config, measure_step(shape, config, device, Vectors(existing))))
 
 
 def _disk(config: TrainConfig, prompts: int) -> int:
@@ -177,7 +178,9 @@ def _disk(config: TrainConfig, prompts: int) -> int:
     run = lay_out_run(shape_of(config.model), config)
     tokens, channels = run.sampler.shape
     bits = sum(site.num_bits for site in run.sites)
-    return prompts * _KEPT * tokens * channels * 4 + 2 * bits * len(config.categories) * _OF_A_BIT
+    kept = estimated_parts(config) if config.method == "saliency" else 3  # log alpha and two moments of Adam
+    of_a_bit = 4 * kept + 2  # in float32, beside the masks and the best of them
+    return prompts * _KEPT * tokens * channels * 4 + 2 * bits * len(config.categories) * of_a_bit
 
 
 def _existing(folder: Path) -> Path:

@@ -7,6 +7,7 @@ those that come nearest. A run that was killed resumes and ends with the same bi
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safeflux.trainer.methods.gates import GateMethod
 from safeflux.trainer.methods.saliency import SaliencyMethod
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.prepare import Drawn, ReferenceFile, prepare
+from safeflux.trainer.objective.vectors import Vectors, share_masked
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.blind import Eyes, Plateau
 from safeflux.trainer.run.checkpoint import REFERENCES, read_checkpoint, write_checkpoint
@@ -81,22 +83,36 @@ class Run:
         named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}.union(*chosen.values())
         self.bits = Bits({name: site for name, site in sites.items() if name in named})
         starts = [initial.get(name, MaskSet({})) for name in self.names]
-        masks = torch.stack([self.bits.keep_of(start) for start in (*starts, *fixed.values())])
-        may = torch.stack([self.bits.of_sites(names) for names in chosen.values()])
+        self.vectors = Vectors(folder)
+        masks = torch.empty(len(starts) + len(fixed), self.bits.count, dtype=torch.bool)
+        for row, start in zip(masks, (*starts, *fixed.values()), strict=True):
+            self.bits.write_(row, start)
+        may = self.vectors.zeros(len(self.names), self.bits.count, dtype=torch.bool)
+        for row, own in zip(may, chosen.values(), strict=True):
+            self.bits.mark_(row, own)
         self._every = (*self.names, *fixed)
         own_dtype = state["compute_dtype"] if state else compute_dtype(config.precision, processes.device)
         self.compute_dtype: torch.dtype = processes.from_first(own_dtype)
         stored = ReferenceFile(folder / REFERENCES, is_writer=processes.is_first)
-        self.objective = prepare(config, pipe, self.bits, self._every, self.compute_dtype, drawn=drawn, stored=stored)
+        self.objective = prepare(
+            config,
+            pipe,
+            self.bits,
+            self._every,
+            self.compute_dtype,
+            drawn=drawn,
+            stored=stored,
+            vectors=self.vectors,
+        )
         places = (~masks[: len(self.names)]).any(dim=0).nonzero().flatten() if config.many.within_initial else None
-        task = Task(self.objective, masks, len(self.names), may, processes, places)
+        task = Task(self.objective, masks, len(self.names), may, processes, places, self.vectors)
         self.method: Method = (
             SaliencyMethod(config.saliency, task, config.many)
             if config.method == "saliency"
             else GateMethod(config.gates, task)
         )
         self.round, self.is_erased, self.is_stopped = 0, [False] * len(self.names), False
-        self._best, self._score = masks.clone(), UNSEEN
+        self._best, self._score = self.vectors.copy_of(masks), UNSEEN
         if state:
             self._resume(state)
 
@@ -113,6 +129,10 @@ class Run:
     def sets(self, masks: torch.Tensor) -> dict[str, MaskSet]:
         """Category -> its row of bits as a mask set; the trained ones first."""
         return {name: self.bits.masks_of(row) for name, row in zip(self._every, masks, strict=True)}
+
+    def num_off(self, masks: torch.Tensor) -> dict[str, int]:
+        """Trained category -> how many bits of its row are off."""
+        return {name: len(row) - int(row.count_nonzero()) for name, row in zip(self.names, masks, strict=False)}
 
     def rounds(
         self, begins: Callable[[int], None] = lambda round_: None, stops: Callable[[], bool] = lambda: False
@@ -161,8 +181,8 @@ class Run:
             erase_loss=losses[0],
             preserve_loss=losses[1],
             beta=self.method.beta,
-            masked={name: int((~row).count_nonzero()) for name, row in zip(self.names, masks, strict=False)},
-            share_masked=float((~masks.all(dim=0)).float().mean()),
+            masked=self.num_off(masks),
+            share_masked=share_masked(masks),
             found=dict(zip(self.names, seen.found, strict=True)) if seen else None,
             right=seen.right if seen else None,
             known=dict(zip(self.names, seen.known, strict=True)) if seen and seen.known else None,
@@ -182,7 +202,8 @@ class Run:
         self.is_erased = seen.is_erased(*targets)
         score, trained = seen.score(*targets), self.method.masks[: len(self.names)]
         if score > self._score and not trained.all(dim=1).any():  # a mask that keeps every bit is no result
-            self._best, self._score = self.method.masks.clone(), score
+            self._best.copy_(self.method.masks)
+            self._score = score
         return seen
 
     def _save(self, report: RoundReport) -> None:
@@ -207,8 +228,9 @@ class Run:
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
-        self.objective.load_state_dict(state["objective"])
+        self.objective.load_state_dict(deepcopy(state["objective"]))  # its tensors are mapped from the file
         self.round, self.is_erased = state["round"], state["is_erased"]
-        self._best, self._score = state["best"], tuple(state["score"])
+        self._best.copy_(state["best"])
+        self._score = tuple(state["score"])
         if self._plateau:
             self._plateau.state = state.get("plateau", ())

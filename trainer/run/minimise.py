@@ -49,17 +49,21 @@ def minimise(
     """
     off = (~keep).nonzero().flatten()
     order = off[worth[off].argsort()]
+
+    def without(count: int) -> torch.Tensor:
+        smaller = keep.clone()
+        smaller[order[:count]] = True
+        return smaller
+
     curve = [Point(len(off), *look(keep))]
-    best, low, high = keep, 0, len(order)
+    low, high = 0, len(order)
     for _ in range(steps):
         middle = (low + high) // 2
         if middle in (low, high):
             break
-        tried = keep.clone()
-        tried[order[:middle]] = True
-        curve.append(Point(len(order) - middle, *look(tried)))
+        curve.append(Point(len(order) - middle, *look(without(middle))))
         if curve[-1].found <= target:
-            best, low = tried, middle
+            low = middle
         else:
             high = middle
-    return best, curve
+    return without(low), curve

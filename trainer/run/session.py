@@ -12,6 +12,7 @@ import yaml
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import detector_of
 from safeflux.trainer.objective.references import read_image
+from safeflux.trainer.objective.vectors import share_masked
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.blind import Eyes
 from safeflux.trainer.run.checkpoint import read_checkpoint
@@ -210,18 +211,16 @@ def _release(pipe: Any) -> None:
 
 def _minimise(training: Run, masks: torch.Tensor, phase: Progress) -> tuple[torch.Tensor, dict[str, list[Point]]]:
     """Make the mask of each erased category smaller in turn, beside the others as they stand; all must stay erased."""
-    validator, worth, target, curves = training.validator, training.method.worth(), training.config.target_found, {}
+    validator, target, curves = training.validator, training.config.target_found, {}
     assert validator is not None
     sets = training.sets(masks)
     gone = [name for name in training.names if found(validator, name, sets) <= target]
-    masks = masks.clone()
+    masks = training.vectors.copy_of(masks)
     for k, name in enumerate(training.names):
         phase("making the masks smaller", k, len(training.names))
 
-        def look(row: torch.Tensor, k: int = k, name: str = name) -> tuple[float, float]:
-            tried = masks.clone()
-            tried[k] = row
-            sets = training.sets(tried)
+        def look(row: torch.Tensor, name: str = name) -> tuple[float, float]:
+            sets = {**training.sets(masks), name: training.bits.masks_of(row)}
             left = found(validator, name, sets)
             if left <= target:  # else there is no need to look at the others
                 every = compose(*sets.values())
@@ -229,7 +228,7 @@ def _minimise(training: Run, masks: torch.Tensor, phase: Progress) -> tuple[torc
             return left, right(validator, [name], sets)
 
         if name in gone:
-            masks[k], curves[name] = minimise(masks[k], worth[k], look, target)
+            masks[k], curves[name] = minimise(masks[k], training.method.worth(k), look, target)
     return masks, curves
 
 
@@ -249,9 +248,9 @@ def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
     return Result(
         paths={name: training.folder / f"{name}.safetensors" for name in training.names},
         sha256=sha256,
-        masked={name: int((~row).count_nonzero()) for name, row in zip(training.names, masks, strict=False)},
+        masked=training.num_off(masks),
         bits=training.bits.count,
-        share_masked=float((~masks.all(dim=0)).float().mean()),
+        share_masked=share_masked(masks),
         validation=seen,
         reaches_target=training.reaches_target,
         precision=str(training.compute_dtype).removeprefix("torch."),
