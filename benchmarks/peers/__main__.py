@@ -12,8 +12,9 @@ The report is REPORT/peers.json with every figure, peers.md with a row for each 
 with all columns, and peers.png with the same prompts and noises by each method. An interrupted run resumes: what has
 been measured stands in the report.
 
-A whole run takes an estimated 15 hours of one core: an hour for a method that is trained for all targets together, two
-for one that is trained for each by itself, minutes for the others, and in all half an hour for quick attacks.
+A whole run takes an estimated 18 hours of one core: 9 of training, 6 of pictures, 13,000 for each method, 2 more for
+those of SLD, whose steps are many calls of the model, and half an hour of quick attacks. With --only, methods may be
+run on different days.
 """
 
 from __future__ import annotations
