@@ -19,7 +19,7 @@ from safeflux.disk.atomic import write_atomically
 PARTS = 8
 """Concepts of a batch of 32 prompts."""
 GROUP: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12},
+    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9},
     "saliency": {
         "rounds": 14,
         "warm_up": 2,

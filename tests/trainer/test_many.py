@@ -16,6 +16,7 @@ NAMES = ["tobacco", "drugs"]
 IN_PARTS = [*SETTINGS, "batch=4", "many.parts=2", "saliency.rounds=2", "saliency.erase_batches=2"]
 
 
+@pytest.mark.slow  # three runs of the trainer
 def test_masks_learned_in_parts_are_repaired_within_their_bits_and_a_repair_resumes(tmp_path):
     def train(folder, settings, given, **options):
         return run(plan_run(NAMES, None, settings, given), tmp_path / folder, lambda report, most: None, **options)

@@ -176,6 +176,7 @@ def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
     subsets = {draw_subset(objective._rng("erase", k), 1, len(NAMES)) for k in range(60)}
     assert all(1 in subset for subset in subsets)
     assert {(1,), (1, 0, 2), (1, 0), (1, 2)} == subsets
+    assert {draw_subset(objective._rng("erase", k), 1, len(NAMES), alone=1) for k in range(60)} == {(1,)}
 
 
 def test_what_a_mask_of_the_subset_erases_is_not_to_be_preserved(objective):

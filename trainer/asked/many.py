@@ -17,6 +17,9 @@ class ManyConfig(BaseModel):
     within_initial: bool = False
     """Only bits that are off in one of the masks to start from may be off. The masks come to share bits, and the run
     keeps estimates of no others, so that those of a hundred masks fit in memory."""
+    alone: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the batches, or of their parts, with a single mask on. Of the others half have all masks on, and half
+    random ones. Masks of which several are always on together come to lean on each other."""
     enough: Annotated[float, Field(ge=0, le=1)] = 0.0
     """A category of which no more than this is left, by its erasure loss, gets no more bits off than on."""
 

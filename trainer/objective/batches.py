@@ -16,9 +16,6 @@ from safeflux.trainer.objective.references import References
 Stream = Literal["erase", "preserve", "gates", "pairs"]
 _STREAMS: tuple[Stream, ...] = ("erase", "preserve", "gates", "pairs")
 _T = TypeVar("_T")
-_ALONE, _ALL = 0.5, 0.75
-"""Shares of the batches (cumulative) with one mask on and with all on; the others have a random number of them on. A
-batch with one mask on serves that one alone, so that a mask would otherwise hardly be seen without others."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,15 @@ def in_parts(asked: Sequence[_T], parts: int) -> Iterator[Sequence[_T]]:
     return (asked[k : k + parts] for k in range(0, len(asked), parts))
 
 
-def draw_subset(rng: np.random.Generator, must: int, rows: int) -> tuple[int, ...]:
-    """The rows whose masks are on: `must`, and none, all or some of the others."""
+def draw_subset(rng: np.random.Generator, must: int, rows: int, alone: float = 0.5) -> tuple[int, ...]:
+    """The rows whose masks are on: `must`, and none, all or some of the others.
+
+    A batch with one mask on serves that one alone, so that a mask would otherwise hardly be seen without others: the
+    share `alone` of the batches has none of the others on, and half of the rest all of them.
+    """
     others = [k for k in range(rows) if k != must]
     kind = rng.random()
-    count = 0 if kind < _ALONE else len(others) if kind < _ALL else int(rng.integers(len(others) + 1))
+    count = 0 if kind < alone else len(others) if kind < (1 + alone) / 2 else int(rng.integers(len(others) + 1))
     return (must, *sorted(int(k) for k in rng.choice(others, count, replace=False)))
 
 
