@@ -5,7 +5,7 @@ another function there draws with other weights, and no module changes.
 """
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Called(NamedTuple):
         return f"{self.space.get('__name__')}.{self.name}, which is now {name_of(self.held)},"
 
 
-def called_by(modules: Iterable[torch.nn.Module]) -> list[Called]:
+def called_by(modules: Collection[torch.nn.Module]) -> list[Called]:
     """Return what the forwards and attention processors of modules call by name, and what that calls."""
     found: dict[tuple[int, str], Called] = {}
     left = list(_starts(modules))
@@ -76,7 +76,7 @@ def foreign_calls(calls: Iterable[Called]) -> Iterator[str]:
     return (str(called) for called in patched if not is_known_to_call(called.held))
 
 
-def _starts(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
+def _starts(modules: Collection[torch.nn.Module]) -> Iterator[Any]:
     processors: dict[type, Any] = {}
     kinds: dict[Any, None] = dict.fromkeys(map(type, modules))
     yield from (kind.forward for kind in kinds)
