@@ -61,7 +61,7 @@ FAST = {"MCE": {"lr": 4.0}, "FIA": {"pictures": 4}}
 """Settings with which little is enough; gates begin at 3, and those below 0 are closed."""
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_changes_pictures_while_it_is_on_and_leaves_the_model_as_it_was(name, pipe, target, base):
     method = METHODS[name]
@@ -205,7 +205,7 @@ def test_salient_weights_are_those_with_the_largest_gradients_every_time():
     assert found.tolist() == [True, False, False, False]
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_tuning_of_salient_weights_leaves_the_others(pipe, target):
     method = METHODS["ANT"]
     settings = {**method.grid[3], "steps": 1, "maps": 1, "share": 0.1}
@@ -305,7 +305,7 @@ def report(pipe, tmp_path_factory):
     return folder, peers.report.found, said
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_a_list_of_words_stops_prompts_but_neither_a_new_word_nor_other_weights(report):
     _, found, _ = report
     ours, base = attacked(found, "word list"), attacked(found, BASE)
@@ -316,14 +316,14 @@ def test_a_list_of_words_stops_prompts_but_neither_a_new_word_nor_other_weights(
     assert not any("one-step" in key for key in found["attacked"]["word list"])
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_a_run_that_is_started_again_does_nothing_twice(report):
     _, _, said = report
     assert len([line for line in said if "paraphrase" in line]) == 2
     assert len([line for line in said if line.startswith("word list, tobacco")]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_the_page_has_all_columns_and_what_each_method_is(report):
     folder, found, _ = report
     page, (row,) = (folder / "peers.html").read_text(), measured(found)
@@ -349,7 +349,7 @@ def test_of_many_attacks_and_budgets_the_worst_counts_over_all_things():
     assert attacked({"attacked": {"UCE": units}}, "UCE") == {"prompts": Rate(5, 8)}
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_weights_of_hidden_neurons_are_chosen_in_single_blocks_not_those_of_attention(pipe, target):
     method = METHODS["FIA"]
     made = method.make(Material(pipe, size=4), [target], {**method.grid[-1], "pictures": 4})
