@@ -6,6 +6,7 @@ import pytest
 import torch
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.objective import vectors
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
 from safeflux.trainer.objective.memory import Memory, check_memory, estimate_memory
@@ -111,6 +112,7 @@ def test_a_round_holds_no_number_for_every_bit_in_the_main_memory(tmp_path, monk
         return made
 
     monkeypatch.setattr(Vectors, "zeros", zeros)
+    monkeypatch.setattr(vectors, "SMALL", 0)
     training = Run(plan_run(["weapons", "alcohol"], None, SETTINGS, {}), pipe, tmp_path, Processes())
     with Results() as results:
         report = next(training.rounds())

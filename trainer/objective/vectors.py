@@ -1,8 +1,8 @@
 """Vectors with a number for every bit: gigabytes each where the single weights of a real model are masked.
 
-They lie in files without a name in the run's folder, mapped into memory. The system keeps as much of them in memory as
-is free and writes the rest to disk; whatever ends the process, nothing of them is left. Arithmetic goes through them
-piece by piece, so that no intermediate result is as large as they are.
+Those that are large lie in files without a name in the run's folder, mapped into memory. The system keeps as much of
+them in memory as is free and writes the rest to disk; whatever ends the process, nothing of them is left. Arithmetic
+goes through them piece by piece, so that no intermediate result is as large as they are.
 """
 
 import math
@@ -16,6 +16,8 @@ import torch
 
 PIECE = 1 << 20
 """Numbers that are worked on at a time."""
+SMALL = 1 << 26
+"""Bytes of a vector up to which it stays in memory, where it is faster to make."""
 _WRITTEN = 1 << 24
 
 
@@ -27,21 +29,23 @@ class Vectors:
         self._folder = folder
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Zeros in a file of their own, which goes when the tensor does; its bytes on the disk are reserved at once.
+        """Zeros, of more than `SMALL` bytes in a file of their own, which goes when the tensor does.
+
+        Its bytes on the disk are reserved at once.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written to.
         """
-        if self._folder is None:
+        size = math.prod(shape) * dtype.itemsize
+        if self._folder is None or size <= SMALL:
             return torch.zeros(shape, dtype=dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
-        size = math.prod(shape) * dtype.itemsize
         with TemporaryFile(dir=self._folder) as file:
             _reserve(file.fileno(), size)
             return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
 
     def copy_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor on the CPU, in a file of its own.
+        """A copy of a tensor on the CPU, where `zeros` puts it.
 
         Raises:
             OSError: As `zeros`.
