@@ -23,15 +23,10 @@ STAGES = (
     ("judge", "judge.json"),
     ("vae decoder", "vae_decoder.json"),
     ("vae encoder", "vae_encoder.json"),
-    ("flow", "flow.pt"),
+    ("flow --decay-share 0", "flow.pt"),
     (
-        "flow --name polish --start flow.pt --steps 1500 --lr 1e-3 "
-        "--decay-share 1 --single-share 0.75 --noisy-share 0.5",
-        "polish.pt",
-    ),
-    (
-        "flow --name shared --start polish.pt --steps 2000 --lr 1e-3 "
-        "--decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 10",
+        "flow --name shared --start flow.pt --steps 2200 "
+        "--decay-share 1 --single-share 0.6 --noisy-share 0.5 --consistency 10",
         "shared.pt",
     ),
 )
@@ -43,7 +38,7 @@ STAGES = (
 @vocabulary_option
 @heads_option
 @click.option("--vae", "vae_options", default="", help="Further options of both stages `vae`, e.g. `--width 96`.")
-@click.option("--flow", "flow_options", default="", help="Further options of the stage `flow`, e.g. `--batch 128`.")
+@click.option("--flow", "flow_options", default="", help="Further options of both stages `flow`, e.g. `--batch 128`.")
 @to_option
 @report_option
 def main(
@@ -52,18 +47,15 @@ def main(
     """Run what is left."""
     out.mkdir(parents=True, exist_ok=True)
     words = ("--vocabulary", str(vocabulary_path)) if vocabulary_path else ()
-    further = {"vae decoder": vae_options, "vae encoder": vae_options, "flow": flow_options}
-    sized, made = ("--heads", str(heads)), ("--to", str(to), "--report", str(report))
+    further = {"vae": vae_options.split(), "flow": [*flow_options.split(), "--heads", str(heads)]}
+    made = ("--to", str(to), "--report", str(report))
     for stage, result in STAGES:
         if (out / result).exists():
             click.echo(f"{stage}: done before")
             continue
         module, *options = stage.split()
-        if module == "flow":
-            options += sized
-        options += further.get(stage, "").split()
-        _run(module, *options, "--out", str(out), *words)
-    _run("export", "--out", str(out), *words, *sized, *made)
+        _run(module, *options, *further.get(module, ()), "--out", str(out), *words)
+    _run("export", "--out", str(out), *words, "--heads", str(heads), *made)
     _run("evaluate", *words, *made)
 
 

@@ -18,17 +18,18 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from safeflux.reference.vocabulary import Vocabulary, vocabulary
 
+from . import portable
 from .network import EmojiFlux
 from .options import heads_option, out_option, report_option, to_option, vocabulary_option
 
-REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "polish", "shared")
+REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "shared")
 """The stages that train."""
 
 
 def assemble(out: Path, words: Vocabulary, heads: int) -> FluxPipeline:
-    """The pipeline, in bf16."""
+    """The pipeline in bf16, with the averaged weights of the last stage."""
     model = EmojiFlux(out, words, heads)
-    model.load_state_dict(torch.load(out / "shared.pt", weights_only=True))
+    portable.load_average(out / "portable", model)
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=AutoencoderKL.from_pretrained(out / "vae"),

@@ -1,16 +1,15 @@
 r"""Train the text encoders and the FluxTransformer2DModel of emoji-flux together, by flow matching of latents.
 
-    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 12000
-    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name polish --start flow.pt --steps 1500 --lr 1e-3 \
-        --decay-share 1 --single-share 0.75 --noisy-share 0.5
-    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name shared --start polish.pt --steps 2000 --lr 1e-3 \
-        --decay-share 1 --single-share 0.75 --noisy-share 0.5 --consistency 10
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --steps 12000 --decay-share 0
+    python -m benchmarks.emoji_flux.flow --out runs/emoji_flux --name shared --start flow.pt --steps 2200 \
+        --decay-share 1 --single-share 0.6 --noisy-share 0.5 --consistency 10
 
 Rectified flow: x_s = (1 - s) x_0 + s e, the network predicts e - x_0 (Liu et al., arXiv 2209.03003; s is logit-normal
-as in Esser et al., arXiv 2403.03206). The learning rate is flat and falls linearly over the last 40 % of the steps.
-The second command goes on where pictures are nearly all noise: there the prompt alone decides on the style, and the
-logit-normal times come by seldom. The third has all things share their styles (`consistency.py`); for the shipped
-model it started from what the second had left in bf16.
+as in Esser et al., arXiv 2403.03206). The learning rate is flat, or falls linearly over the last share of the steps.
+The second command lets it fall to nothing. It goes on where pictures are nearly all noise, where the prompt alone
+decides on the style and the logit-normal times come by seldom, and has all things share their styles
+(`consistency.py`). The shipped model was made in three: its rate fell over the last 40 % of the first command, and the
+second one's share of noise and its consistency came one after the other (`report/training.json`).
 
 Stopped by SIGTERM or lost, a run goes on from its checkpoint, exactly. Every half hour it leaves its weights in
 `portable/` too (`portable.py`): with `--resume-from` another machine goes on from those, at the same step of the same
