@@ -14,10 +14,10 @@ from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig, TrajectoryConfig
 from safeflux.trainer.asked.prompts import Pair
 from safeflux.trainer.objective.losses import distance
-from safeflux.trainer.objective.trajectory import steered
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import Condition, Sampler, encode, rollout
 from safeflux.trainer.sampling.sampler import Reference
+from safeflux.trainer.sampling.trajectory import steered
 
 from safeflux.errors import ConfigError
 
