@@ -18,9 +18,9 @@ from safeflux.trainer.objective.references import (
     make_references,
     read_image,
 )
-from safeflux.trainer.objective.trajectory import steered
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import Sampler, encode, rollout, sampler_of
+from safeflux.trainer.sampling.trajectory import steered
 
 from safeflux.errors import ConfigError
 from safeflux.reference.model import load_pipeline
