@@ -18,7 +18,17 @@ DECAY_SHARE = 0.6
 
 
 def fit(
-    name: str, out: Path, model: nn.Module, loss: Callable[[int], torch.Tensor], steps: int, lr: float, decay: float
+    name: str,
+    out: Path,
+    model: nn.Module,
+    loss: Callable[[int], torch.Tensor],
+    steps: int,
+    lr: float,
+    decay: float,
+    *,
+    max_norm: float = 1.0,
+    dtype: torch.dtype | None = None,
+    save_every: float = CHECKPOINT_SECONDS,
 ) -> float:
     """Train in place, or go on from the checkpoint, and return the hours that it took in all.
 
@@ -32,20 +42,25 @@ def fit(
         steps: Of the whole run.
         lr: Highest learning rate.
         decay: AdamW's weight decay.
+        max_norm: The norm that gradients are clipped to; infinite to leave them.
+        dtype: Of matrix products; None for the one that is faster here.
+        save_every: Seconds between checkpoints.
     """
     optimisers = Optimisers(model, lr, decay)
     checkpoint = Checkpoint(out / f"{name}.ckpt", model=model, optimisers=optimisers)
     start = checkpoint.load()
-    dtype, seconds = faster_dtype(lambda: loss(start))
-    model.zero_grad(set_to_none=True)
-    click.echo(f"{name}: from step {start} in {dtype}; seconds of forward and backward: {seconds}")
-    log, cores, to_save = Log(out / f"{name}.jsonl"), FreeCores(), Every(CHECKPOINT_SECONDS)
+    if dtype is None:
+        dtype, seconds = faster_dtype(lambda: loss(start))
+        model.zero_grad(set_to_none=True)
+        click.echo(f"{name}: seconds of forward and backward: {seconds}")
+    click.echo(f"{name}: from step {start} in {dtype}")
+    log, cores, to_save = Log(out / f"{name}.jsonl"), FreeCores(), Every(save_every)
     for step in range(start, steps):
         cores.use()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             value = loss(step)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimisers.step(lr * learning_rate(step, steps, DECAY_SHARE), dtype)
         log.add(step, value.item(), last=step + 1 == steps)
         if to_save.is_due() or step + 1 == steps:

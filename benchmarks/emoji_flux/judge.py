@@ -12,6 +12,7 @@ trained on.
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: fl
         images, scenes = renderings(renderer, batch, rng)
         return loss_of(net, roughen(images, rng).to(memory_format=torch.channels_last), scenes)
 
-    hours = fit("judge", out, net, loss, steps, lr, decay=0.02)
+    hours = fit("judge", out, net, loss, steps, lr, decay=0.02, max_norm=math.inf)
     export(net.eval(), out / "judge.onnx")
     figures = accuracy(Judge(out / "judge.onnx", words), renderer, 8192)
     report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": hours}
