@@ -8,7 +8,8 @@ from safeflux.errors import ModelError, StoreError
 
 ADDRESS = "hf://"
 """How the address of a repository with masks begins: `hf://ORG/NAME@COMMIT`."""
-_PINNED = re.compile(rf"{ADDRESS}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})")
+PINNED = rf"{ADDRESS}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})"
+"""The pattern of such an address: repository, and commit."""
 _MASKS = ("*.safetensors", "*.sig", "*.json", "*.md")
 
 
@@ -48,7 +49,7 @@ def masks_at(address: str) -> Path:
     Raises:
         StoreError: The address is another one; or the repository cannot be reached and was not downloaded before.
     """
-    pinned = _PINNED.fullmatch(address)
+    pinned = re.fullmatch(PINNED, address)
     if pinned is None:
         raise StoreError(f"store {address}: {fault_of(address)}")
     from huggingface_hub import snapshot_download
@@ -79,7 +80,7 @@ def fault_of(address: str) -> str | None:
         >>> fault_of("hf://org/masks@main").partition(";")[0]
         "expected hf://ORG/NAME@COMMIT with the 40 digits of a commit, got 'main', which can move"
     """
-    if _PINNED.fullmatch(address):
+    if re.fullmatch(PINNED, address):
         return None
     repository, _, revision = address.removeprefix(ADDRESS).partition("@")
     what = f"got {revision!r}, which can move" if revision else "got none"

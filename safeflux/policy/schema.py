@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from safeflux.disk.canonical import canonical_json
-from safeflux.disk.hub import ADDRESS, fault_of
+from safeflux.disk.hub import ADDRESS, PINNED, fault_of
 
 API_VERSION = "safeflux/v1"
 _MAX_ROWS = 18
@@ -31,7 +31,7 @@ def _pinned(address: str) -> str:
     return address
 
 
-_ADDRESS_SCHEMA: dict[str, Any] = {"pattern": r"^hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}$"}
+_ADDRESS_SCHEMA: dict[str, Any] = {"pattern": f"^{PINNED}$"}
 Address = Annotated[str, AfterValidator(_pinned), Field(json_schema_extra=_ADDRESS_SCHEMA)]
 
 

@@ -114,6 +114,16 @@ def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, mo
     assert handle.verify().ok
 
 
+def test_an_attention_kernel_may_stand_there(transformer, store, monkeypatch):
+    """As its package is used: `F.scaled_dot_product_attention = sageattn`."""
+    handle = guard(transformer, BOTH, store=store)
+    kernel = {"__name__": "sageattention.core", "own": torch.nn.functional.scaled_dot_product_attention}
+    exec("def sageattn(*args, **options): return own(*args, **options)", kernel)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kernel["sageattn"])
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+
+
 def test_what_neither_look_sees(transformer, base_transformer, store, inputs, forward):
     """Named in docs/serving.md as limits: whoever runs code in the process can draw past any guard."""
     base = forward(base_transformer)

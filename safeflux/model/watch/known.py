@@ -53,7 +53,7 @@ def reached_by(call: Any) -> Iterator[Any]:
 
 
 def is_known_to_call(call: Any) -> bool:
-    """Whether a function that known code calls by name is known too, or an attention kernel, and holds nothing else."""
+    """Whether a function that known code calls by name is known and holds only what is, or is an attention kernel."""
     return not any(_is_foreign(each, ()) for each in reached_by(call)) or (
         isinstance(call, types.FunctionType) and _written_in(call).partition(".")[0] in _KERNELS
     )
