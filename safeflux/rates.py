@@ -1,10 +1,11 @@
-"""Shares with their intervals: the one way in which every figure of the project is reported."""
+"""Shares and means with their intervals: the one way in which every figure of the project is reported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 Z = 1.959963984540054
 """Two-sided 95 % of the normal distribution."""
@@ -55,6 +56,31 @@ class Rate:
         """Count the true ones."""
         hits = [bool(value) for value in values]
         return cls(sum(hits), len(hits))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with the normal 95 % interval of the mean."""
+
+    value: float
+    interval: tuple[float, float]
+    n: int
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating[Any]]) -> "Mean":
+        """The mean of at least two values (B,)."""
+        middle = float(values.mean())
+        spread = Z * float(values.std(ddof=1)) / len(values) ** 0.5
+        return cls(middle, (middle - spread, middle + spread), len(values))
+
+    def __str__(self) -> str:
+        """`0.912 (0.905 to 0.919, n = 1000)`."""
+        low, high = self.interval
+        return f"{self.value:.3f} ({low:.3f} to {high:.3f}, n = {self.n})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Value, interval and count."""
+        return {"mean": self.value, "interval_95": list(self.interval), "n": self.n}
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,13 @@ class Detector(Protocol):
         columns = [self.place_of(name) for name in names]
         return np.asarray(self(images)[np.arange(len(columns)), columns] > self.thresholds[columns])
 
+    def features(self, images: Sequence[Image.Image]) -> npt.NDArray[np.floating[Any]] | None:
+        """What its scores come from, (B, D): pictures that look alike to it lie near each other there.
+
+        None where that is not known.
+        """
+        return None
+
     def place_of(self, name: str) -> int:
         """The column of a concept.
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from safeflux.detectors.base import Detector, Scores, Wanted, activate, same_threshold
 from safeflux.errors import ConfigError
-from safeflux.reference.judge import Judge
+from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.vocabulary import vocabulary
 
 SIZE = 64
@@ -32,9 +33,16 @@ class JudgeDetector(Detector):
 
     def __call__(self, images: Sequence[Image.Image]) -> Scores:
         """Score B pictures, float32 (B, concepts): each concept by itself, a style against the likeliest other one."""
-        verdicts = self._judge([image.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images])
+        verdicts = self._verdicts(images)
         ahead = [verdicts.styles[:, k] - np.delete(verdicts.styles, k, axis=1).max(axis=1) for k in self._styles]
         return activate(np.column_stack([verdicts.concepts, *ahead]), "sigmoid")
+
+    def features(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """The activations before the judge's last layer, float32 (B, D)."""
+        return self._verdicts(images).features
+
+    def _verdicts(self, images: Sequence[Image.Image]) -> Verdicts:
+        return self._judge([image.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images])
 
 
 def open_judge(argument: str, wanted: Wanted) -> JudgeDetector:

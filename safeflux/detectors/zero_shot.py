@@ -56,6 +56,11 @@ class ZeroShotDetector(Detector):
             parts.append(np.asarray(odds[:, : len(self.concepts)], dtype=np.float32))
         return np.concatenate(parts)
 
+    def features(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float64]:
+        """The embeddings of B pictures, unit vectors (B, D)."""
+        parts = [self._embed_images(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+        return np.concatenate([np.zeros((0, self._texts.shape[1])), *parts])
+
     def _embed_images(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float64]:
         """Unit vectors (B, D)."""
         import torch

@@ -5,74 +5,41 @@ contrast that is left inside the thing, and, for the scale, how alike two pictur
 of one prompt from two noises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from safeflux.evaluation.metrics import Floats, Mean, similarities
+from safeflux.evaluation.metrics import Floats, cosine_distances, similarities
+from safeflux.masks.nearness import WORST, Distance, Faded, Nearness, Spread
+from safeflux.rates import Mean
 
-WORST = 10
-"""How many concepts are listed by name: those with the least contrast."""
+Features = Callable[[Sequence[Image.Image]], npt.NDArray[np.floating[Any]] | None]
+"""Pictures to features (B, D), or to None of a detector that has none."""
 _APART = 0.1
 """A pixel belongs to the thing where it is so far from the picture's ground, in units of the full range."""
 _LEAST_THING = 0.01
 """Share of the pixels that a thing covers at least; less is a bare picture."""
 _SIDE, _GAP, _CAPTION = 128, 8, 20
 _INK, _PAPER = "#1a1c20", "#ffffff"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean with its interval, and how low the lowest twentieth begins."""
-
-    mean: Mean
-    percentile_5: float
-
-    @classmethod
-    def of(cls, values: Floats) -> "Spread":
-        """Of at least two values (B,)."""
-        return cls(Mean.of(values), float(np.percentile(values, 5)))
-
-    def __str__(self) -> str:
-        """`0.945 (0.940 to 0.950, n = 200), 5th percentile 0.730`."""
-        return f"{self.mean}, 5th percentile {self.percentile_5:.3f}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The mean's value, interval and count, and the percentile."""
-        return {**self.mean.to_json(), "percentile_5": self.percentile_5}
+_NOBODY: Mapping[str, Features] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
-class Faded:
-    """One concept: the contrast that its pictures keep on average, and the pair that keeps least."""
-
-    concept: str
-    contrast: float
-    n: int
-    base: Image.Image
-    masked: Image.Image
-
-
-@dataclass(frozen=True, eq=False)
-class Fidelity:
-    """Pictures of things that masks should leave alone, against the base model's from the same noises.
+class Fidelity(Nearness):
+    """The figures with pictures to look at.
 
     Attributes:
-        ssim: Structural similarity; None without scikit-image.
-        contrast: Share of the contrast inside the thing that is left; None where no picture shows a thing.
-        two_noises: Structural similarity of two pictures of the base model, of one prompt from two noises: what a
-            picture that has nothing but the prompt in common comes to. None without scikit-image.
-        worst: The concepts that kept least of their contrast, the worst first.
+        pairs: Of each of the worst things, in their order, the base model's picture and the masked model's that keeps
+            least.
     """
 
-    ssim: Spread | None
-    contrast: Spread | None
-    two_noises: Mean | None
-    worst: tuple[Faded, ...]
+    pairs: tuple[tuple[Image.Image, Image.Image], ...] = ()
 
     @classmethod
     def of(
@@ -81,6 +48,7 @@ class Fidelity:
         base: Sequence[Image.Image],
         masked: Sequence[Image.Image],
         two_noises: tuple[Sequence[Image.Image], Sequence[Image.Image]] = ((), ()),
+        features: Mapping[str, Features] = _NOBODY,
     ) -> "Fidelity":
         """Measure.
 
@@ -90,32 +58,24 @@ class Fidelity:
             masked: The masked model's, from the same prompts and noises.
             two_noises: The base model's pictures of some prompts, and of the same prompts from other noises; not
                 measured without.
+            features: Detector -> what its scores come from, for the distances.
         """
-        has_ssim = find_spec("skimage") is not None
+        has_ssim, has_two = find_spec("skimage") is not None, len(two_noises[0]) > 1
         contrasts = contrasts_kept(base, masked)
-        known = contrasts[~np.isnan(contrasts)]
+        known, least = contrasts[~np.isnan(contrasts)], _worst(concepts, contrasts)
+
         return cls(
             ssim=Spread.of(similarities(base, masked)) if has_ssim else None,
             contrast=Spread.of(known) if len(known) > 1 else None,
-            two_noises=Mean.of(similarities(*two_noises)) if has_ssim and len(two_noises[0]) > 1 else None,
-            worst=_worst(concepts, contrasts, base, masked),
+            two_noises=Mean.of(similarities(*two_noises)) if has_ssim and has_two else None,
+            worst=tuple(least),
+            distances={
+                name: Distance(apart, _apart(of, *two_noises) if has_two else None)
+                for name, of in features.items()
+                if (apart := _apart(of, base, masked))
+            },
+            pairs=tuple((base[place], masked[place]) for place in least.values()),
         )
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The figures in words."""
-        return {
-            "structural similarity to the base model's pictures": str(self.ssim or "needs scikit-image"),
-            **({"the same of two noises of the base model": str(self.two_noises)} if self.two_noises else {}),
-            "contrast left inside the thing": str(self.contrast or "no picture shows a thing"),
-            "least of it": ", ".join(f"{one.concept} {100 * one.contrast:.0f} %" for one in self.worst),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, without the pictures."""
-        parts = {"ssim": self.ssim, "contrast": self.contrast, "two_noises_ssim": self.two_noises}
-        worst = [{"concept": one.concept, "contrast": one.contrast, "n": one.n} for one in self.worst]
-        return {name: part.to_json() if part else None for name, part in parts.items()} | {"worst": worst}
 
     def picture(self) -> Image.Image | None:
         """The worst concepts, a column each: the base model's picture above the masked model's; None without any."""
@@ -124,13 +84,12 @@ class Fidelity:
         width = _GAP + len(self.worst) * (_SIDE + _GAP)
         sheet = Image.new("RGB", (width, 2 * (_SIDE + _GAP) + _GAP + _CAPTION), _PAPER)
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-        for column, one in enumerate(self.worst):
+        for column, (one, pair) in enumerate(zip(self.worst, self.pairs, strict=True)):
             left = _GAP + column * (_SIDE + _GAP)
-            for row, image in enumerate((one.base, one.masked)):
+            for row, image in enumerate(pair):
                 tile = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left, _GAP + row * (_SIDE + _GAP)))
-            text = f"{one.concept} {100 * one.contrast:.0f} %"
-            pen.text((left + _SIDE // 2, 2 * (_SIDE + _GAP) + _GAP), text, _INK, font, anchor="ma")
+            pen.text((left + _SIDE // 2, 2 * (_SIDE + _GAP) + _GAP), str(one), _INK, font, anchor="ma")
         return sheet
 
 
@@ -152,6 +111,11 @@ def contrasts_kept(base: Sequence[Image.Image], masked: Sequence[Image.Image]) -
     return np.array([_contrast_kept(*map(_away, pair)) for pair in zip(base, masked, strict=True)])
 
 
+def _apart(features: Features, first: Sequence[Image.Image], second: Sequence[Image.Image]) -> Mean | None:
+    a, b = features(first), features(second)
+    return None if a is None or b is None else Mean.of(cosine_distances(a, b))
+
+
 def _away(image: Image.Image) -> Floats:
     """How far each pixel is from the picture's ground, 0 to 1; (H, W)."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
@@ -168,15 +132,14 @@ def _contrast_kept(base: Floats, masked: Floats) -> float:
     return min(1.0, after / before)
 
 
-def _worst(
-    concepts: Sequence[str], contrasts: Floats, base: Sequence[Image.Image], masked: Sequence[Image.Image]
-) -> tuple[Faded, ...]:
+def _worst(concepts: Sequence[str], contrasts: Floats) -> dict[Faded, int]:
+    """The concepts that faded most, the worst first, and where the picture of each is that keeps least."""
     places: dict[str, list[int]] = {}
     for k, concept in enumerate(concepts):
         if not np.isnan(contrasts[k]):
             places.setdefault(concept, []).append(k)
-    faded = []
-    for concept, own in places.items():
-        least = min(own, key=lambda k: contrasts[k])
-        faded.append(Faded(concept, float(contrasts[own].mean()), len(own), base[least], masked[least]))
-    return tuple(sorted(faded, key=lambda one: one.contrast)[:WORST])
+    faded = {
+        Faded(concept, float(contrasts[own].mean()), len(own)): min(own, key=lambda k: contrasts[k])
+        for concept, own in places.items()
+    }
+    return dict(sorted(faded.items(), key=lambda item: item[0].contrast)[:WORST])

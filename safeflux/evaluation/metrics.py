@@ -72,31 +72,6 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean with the normal 95 % interval of the mean."""
-
-    value: float
-    interval: tuple[float, float]
-    n: int
-
-    @classmethod
-    def of(cls, values: Floats) -> "Mean":
-        """The mean of at least two values (B,)."""
-        middle = float(values.mean())
-        spread = Z * float(values.std(ddof=1)) / len(values) ** 0.5
-        return cls(middle, (middle - spread, middle + spread), len(values))
-
-    def __str__(self) -> str:
-        """`0.912 (0.905 to 0.919, n = 1000)`."""
-        low, high = self.interval
-        return f"{self.value:.3f} ({low:.3f} to {high:.3f}, n = {self.n})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Value, interval and count."""
-        return {"mean": self.value, "interval_95": list(self.interval), "n": self.n}
-
-
-@dataclass(frozen=True)
 class Harmonic:
     """A harmonic mean of rates, with its 95 % interval."""
 
@@ -162,6 +137,19 @@ def similarities(base: Sequence[Image.Image], masked: Sequence[Image.Image]) -> 
             for a, b in zip(base, masked, strict=True)
         ]
     )
+
+
+def cosine_distances(a: Floats, b: Floats) -> Floats:
+    """One less the cosine of each pair of rows (B, D), 0 for the same direction; float64 (B,).
+
+    Examples:
+        >>> cosine_distances(np.array([[1.0, 0], [1, 0]]), np.array([[2.0, 0], [0, 3]])).tolist()
+        [0.0, 1.0]
+    """
+    first, second = (rows.astype(np.float64) for rows in (a, b))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines: Floats = (first * second).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return 1 - cosines
 
 
 def frechet_distance(a: Floats, b: Floats) -> float:

@@ -10,9 +10,14 @@ from typing import Any
 
 from safeflux.masks.mask_set import MaskSet
 from safeflux.masks.meta import MaskMeta
+from safeflux.masks.nearness import FIDELITY, Nearness, read_nearness
 from safeflux.rates import Rate
 
-VIEWS = {"alone": "this mask alone", "with all masks": "all shipped masks combined"}
+VIEWS = {
+    "alone": "this mask alone",
+    "with all masks": "all shipped masks combined",
+    "validation": "in validation at the end of its training",
+}
 """Keys of an evaluation that hold rates, and the headings of their columns. Each maps the name of a row to two rates:
 `base`, of the model without masks, and `masked`."""
 ROWS = (
@@ -25,7 +30,7 @@ ROWS = (
     "everything else right",
 )
 """The rows of the shipped masks, in the order of a card (files do not keep an order). Other rows follow."""
-_ALONE = "alone"
+_ALONE, _VALIDATION = "alone", "validation"
 _SUMMARY = ("found", "everything else right")
 _LIMITS = (
     "It is a mask for the weights of `{base}` and no others; guard refuses it elsewhere.",
@@ -75,6 +80,7 @@ def make_card(masks: MaskSet, meta: MaskMeta, words: Words = FROM_FILE) -> str:
         f"Licence {_plain(meta.licence)}. Configuration sha256 `{meta.config_sha256}`.",
         "",
         *_table(rates),
+        *_nearness_table(nearness_of(meta.evaluation)),
         *_measured(meta.evaluation, words.measured),
         "## Limits",
         "",
@@ -86,18 +92,20 @@ def make_card(masks: MaskSet, meta: MaskMeta, words: Words = FROM_FILE) -> str:
 
 def about(meta: MaskMeta) -> dict[str, Any]:
     """What a mask erases and what it costs, in plain values, according to its file."""
-    rows = rates_of(meta.evaluation).get(_ALONE, {})
+    rows, near = rates_of(meta.evaluation).get(_ALONE, {}), nearness_of(meta.evaluation)
     return {
         "erases": {"category": meta.category, "concepts": list(meta.concepts)},
         "base_model": meta.base_model,
         "figures": {row: {side: rate.to_json() for side, rate in rows[row].items()} for row in ROWS if row in rows},
+        **({FIDELITY: {view: one.to_json() for view, one in near.items()}} if near else {}),
     }
 
 
 def summary(meta: MaskMeta) -> str:
     """What a mask erases and what it costs, on one line, according to its file.
 
-    `erases tobacco (cigarette) of emoji-flux; alone: found 97.0 % -> 0.0 %, everything else right 99.7 % -> 99.3 %`
+    `erases tobacco (cigarette) of emoji-flux; alone: found 97.0 % -> 0.0 %, everything else right 99.7 % -> 99.3 %`,
+    and, where the file has it, how near kept pictures stay to the base model's: of this mask alone, or in validation.
     """
     rows = rates_of(meta.evaluation).get(_ALONE, {})
     parts = ", ".join(
@@ -106,7 +114,10 @@ def summary(meta: MaskMeta) -> str:
         if row in rows
     )
     erases = f"{meta.category} ({', '.join(meta.concepts)}) of {meta.base_model}"
-    return f"erases {_one_line(erases)}; {f'alone: {parts}' if parts else 'no rates in the file'}"
+    found = nearness_of(meta.evaluation)
+    views = [view for view in (_ALONE, _VALIDATION) if view in found]
+    near = f"; kept pictures {views[0]}: {_one_line(found[views[0]].brief)}" if views else ""
+    return f"erases {_one_line(erases)}; {f'alone: {parts}' if parts else 'no rates in the file'}{near}"
 
 
 def row_of(name: str, meta: MaskMeta) -> str:
@@ -127,6 +138,13 @@ def rates_of(evaluation: Mapping[str, Any]) -> _Rates:
             if len(known) == 2:
                 found.setdefault(view, {})[row] = known
     return found
+
+
+def nearness_of(evaluation: Mapping[str, Any]) -> dict[str, Nearness]:
+    """How near kept pictures stay to the base model's, in an evaluation: view (`VIEWS`) -> the figures."""
+    views = {view: rows for view in VIEWS if isinstance(rows := evaluation.get(view), Mapping)}
+    found = {view: read_nearness(rows.get(FIDELITY)) for view, rows in views.items()}
+    return {view: nearness for view, nearness in found.items() if nearness}
 
 
 def _bits(masks: MaskSet) -> str:
@@ -151,6 +169,19 @@ def _table(rates: _Rates) -> list[str]:
     for row, sides in first:
         cells = [str(rows[row]["masked"]) if row in rows else "" for rows in rates.values()]
         lines.append(f"| {' | '.join([_plain(row), str(sides['base']), *cells])} |")
+    return [*lines, ""]
+
+
+def _nearness_table(found: Mapping[str, Nearness]) -> list[str]:
+    """One row for each figure that any view has."""
+    if not found:
+        return []
+    names = dict.fromkeys(name for nearness in found.values() for name in nearness.facts)
+    lines = [f"| {' | '.join(['kept pictures, same noises', *(VIEWS[view] for view in found)])} |"]
+    lines += ["|---" * (1 + len(found)) + "|"]
+    for name in names:
+        cells = [_plain(nearness.facts.get(name, "")) for nearness in found.values()]
+        lines.append(f"| {' | '.join([_plain(name), *cells])} |")
     return [*lines, ""]
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safeflux.evaluation.fidelity import WORST, Fidelity, contrasts_kept
+from safeflux.evaluation.fidelity import Fidelity, contrasts_kept
+from safeflux.masks.nearness import WORST
 
 
 def square(ink, ground=(255, 255, 255)) -> Image.Image:
@@ -49,7 +50,7 @@ def test_the_worst_concepts_are_told_with_the_pair_that_lost_most():
     masked = [square(ink) for ink in inks]
     found = measure([f"thing {k // 2}" for k in range(24)], base, masked)
     assert [one.concept for one in found.worst] == [f"thing {k}" for k in range(11, 11 - WORST, -1)]
-    assert found.worst[0].masked is masked[23]
+    assert found.pairs[0] == (base[22], masked[23])
     assert found.worst[0].contrast == pytest.approx((1 - 225 / 255), abs=1e-6)
     sheet = found.picture()
     assert sheet.size == (8 + WORST * 136, 300)
@@ -67,3 +68,16 @@ def test_similarity_stands_beside_its_scale():
         "contrast left inside the thing",
         "least of it",
     }
+
+
+def test_the_distance_is_of_detectors_that_have_features_beside_that_of_two_noises():
+    base, masked, other = [square(BLACK)] * 2, [square(GRAY)] * 2, [square(BLACK, ground=(0, 99, 0))] * 2
+
+    def colours(images):
+        return np.stack([np.asarray(image, dtype=np.float32).mean((0, 1)) + np.float32([1, 0, 0]) for image in images])
+
+    found = Fidelity.of(["x"] * 2, base, masked, (base, other), {"eye": colours, "blind": lambda images: None})
+    assert list(found.distances) == ["eye"]
+    assert 0 < found.distances["eye"].mean.value < found.distances["eye"].two_noises.value < 1
+    assert "distance to them in the features of eye" in found.facts
+    assert "distances" not in Fidelity.of(["x"] * 2, base, masked).to_json()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safeflux.evaluation.metrics import Mean, Paired, frechet_distance, harmonic, similarities
-from safeflux.rates import Rate
+from safeflux.evaluation.metrics import Paired, frechet_distance, harmonic, similarities
+from safeflux.rates import Mean, Rate
 
 
 def sample(mean, covariance, count, seed):

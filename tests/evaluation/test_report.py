@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from safeflux.errors import ConfigError
-from safeflux.evaluation.fidelity import Faded, Fidelity, Spread
+from safeflux.evaluation.fidelity import Fidelity
 from safeflux.evaluation.figures import Figures, Shares, TargetFigures
-from safeflux.evaluation.metrics import Mean, Paired
+from safeflux.evaluation.metrics import Paired
 from safeflux.evaluation.plots import Point, plot_rates, plot_tradeoff
 from safeflux.evaluation.report import Report
 from safeflux.masks.mask_set import Count
-from safeflux.rates import Rate
+from safeflux.masks.nearness import Faded, Spread
+from safeflux.rates import Mean, Rate
 
 
 def paired(base: int, masked: int, n: int = 200) -> Paired:
@@ -41,7 +42,8 @@ def figures() -> Figures:
             ssim=Spread(Mean(0.95, (0.94, 0.96), 510), 0.8),
             contrast=Spread(Mean(0.9, (0.88, 0.92), 500), 0.7),
             two_noises=Mean(0.6, (0.5, 0.7), 200),
-            worst=(Faded("key", 0.5, 4, Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")),),
+            worst=(Faded("key", 0.5, 4),),
+            pairs=((Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")),),
         ),
         frechet=12.5,
         frechet_n=510,

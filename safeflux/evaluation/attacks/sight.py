@@ -7,6 +7,7 @@ also compared with real pictures: it shows the thing whose real pictures it is m
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from PIL import Image
 from safeflux.detectors.base import Detector
 from safeflux.evaluation.attacks.things import Thing
 
-Embed = Callable[[Sequence[Image.Image]], npt.NDArray[np.float32]]
+Embed = Callable[[Sequence[Image.Image]], npt.NDArray[np.floating[Any]]]
 """Pictures to features (B, D)."""
 NOTHING = "nothing"
 _FLAT = [(level, level, level) for level in (40, 128, 250)] + [(247, 226, 120), (140, 205, 140), (120, 175, 235)]
@@ -44,7 +45,7 @@ class Likeness:
         distances = ((rows[:, None] - self._means[None]) ** 2).sum(-1)
         return [self.names[int(k)] for k in distances.argmin(1)]
 
-    def _normal(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _normal(self, rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
         return (rows - self._mean) / self._scale
 
 

@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from safeflux.detectors.base import Detector, Wanted
 from safeflux.detectors.calibration import calibrate
-from safeflux.detectors.judge import JudgeDetector
 from safeflux.detectors.specs import open_detector
 from safeflux.evaluation.attacks.base import FIRST_SEED, Attack, Part, Size, templates_of
 from safeflux.evaluation.attacks.campaign import Campaign
@@ -24,7 +24,6 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.model.weights import find_transformer, fingerprint
 from safeflux.packs.schema import Pack
 from safeflux.profiles.schema import Profile
-from safeflux.reference.judge import Judge
 from safeflux.reference.unseen import unseen_pictures
 
 _REFERENCES = 6
@@ -114,8 +113,10 @@ def _references(campaign: Campaign, neutral: Sequence[Thing]) -> dict[str, list[
 
 
 def _features(detector: Detector) -> Embed:
-    """The features of a detector: what its scores come from where that is known, else the scores."""
-    if isinstance(detector, JudgeDetector):
-        judge = Judge()
-        return lambda images: judge(images).features
-    return detector
+    """What a detector's scores come from where that is known, else the scores."""
+
+    def embed(images: Sequence[Image.Image]) -> npt.NDArray[np.floating[Any]]:
+        features = detector.features(images)
+        return detector(images) if features is None else features
+
+    return embed

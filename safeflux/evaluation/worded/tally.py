@@ -27,27 +27,31 @@ class Opinion:
     calibrations: Mapping[str, Calibration]
 
 
-def tally(words: Words, seen: Seen, name: str, detector: Detector) -> Opinion:
-    """Choose the detector's thresholds on the sets for that, and count all others by them.
+def tally(words: Words, seen: Seen, detectors: Mapping[str, Detector]) -> dict[str, Opinion]:
+    """Choose each detector's thresholds on the sets for that, and count all others by them.
 
     Args:
         words: What was asked for.
-        seen: The scores of this detector, among others.
-        name: What it goes by there.
-        detector: As it was opened.
+        seen: The scores of these detectors.
+        detectors: As they were opened, by the names that they go by there.
 
     Raises:
-        ConfigError: It has no label for a concept that is to be erased.
+        ConfigError: One has no label for a concept that is to be erased.
     """
-    return Counter(words, seen, name, detector).opinion()
+    fidelity = fidelity_of(seen, detectors)
+    return {name: Counter(words, seen, name, one).opinion(fidelity) for name, one in detectors.items()}
 
 
-def fidelity_of(seen: Seen) -> Fidelity:
-    """How near the neutral pictures are to the base model's, whoever looks."""
+def fidelity_of(seen: Seen, detectors: Mapping[str, Detector]) -> Fidelity:
+    """How near the neutral pictures are to the base model's; the distances are by the detectors behind the first.
+
+    What the first one sees is what masks were chosen by, more often than not.
+    """
     groups = [name for name in KEPT[:2] if name in seen.sets]
     names = [ask.thing for name in groups for ask in seen.sets[name].asks]
     base, masked = ([image for name in groups for image in side[name].images] for side in (seen.base, seen.masked))
-    return Fidelity.of(names, base, masked, seen.two_noises)
+    others = {name: one.features for name, one in list(detectors.items())[1:]}
+    return Fidelity.of(names, base, masked, seen.two_noises, others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +94,8 @@ class Counter:
         self._of_others = _labels_if_known(detector, words)
         self._detector, self._calibration = self._calibrated(detector)
 
-    def opinion(self) -> Opinion:
-        """All figures."""
+    def opinion(self, fidelity: Fidelity) -> Opinion:
+        """All figures, with those that are the same whoever looks."""
         words = self._words
         kept = {group: _rate(self.right(group)) for group in KEPT[:2]}
         kept[KEPT[2]] = _sum([_rate(self._others(name)) for name in words.others])
@@ -100,7 +104,7 @@ class Counter:
             kept={group: pair for group, pair in kept.items() if pair is not None},
             style_right=None,
             background_right=None,
-            fidelity=fidelity_of(self._seen),
+            fidelity=fidelity,
             frechet=None,
             frechet_n=0,
             shares=self._seen.shares,

@@ -95,7 +95,7 @@ def counted(hidden, blind=()):
         return {n: Looked({"oracle": oracle.scores(names)}, images) for n, names in shown.items()}
 
     seen = Seen(sets, looked(()), looked(hidden), ((), ()), Shares({}))
-    return words, tally(words, seen, "oracle", oracle)
+    return words, tally(words, seen, {"oracle": oracle})["oracle"]
 
 
 def test_what_a_mask_hides_is_counted_as_gone_and_the_rest_as_kept():
@@ -152,10 +152,15 @@ def test_the_command_measures_any_model_by_packs_and_two_detectors(tmp_path, mon
     assert {one["threshold"] for one in seen.values()} == {0.5}
     assert sum(one["found"]["hits"] for one in seen.values()) > len(seen) / 2
     assert second["targets"].keys() == figures["targets"].keys()
+    (apart,) = figures["fidelity"]["distances"].values()  # of the second detector alone
+    assert apart["mean"] > 0
+    assert apart["two_noises"]["mean"] > 0
+    assert second["fidelity"] == figures["fidelity"]
     assert report["settings"]["detectors"] == ["judge", "zero-shot:clip"]
     table = (tmp_path / "out/report.md").read_text()
     assert "| weapons: found, by zero-shot:clip |" in table
     assert "judge, weapons, on the base model: finds" in table
+    assert table.count("distance to them in the features of zero-shot:clip") == 1
 
 
 def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
