@@ -34,7 +34,7 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
     epilog=examples(
         "safeflux serve",
         "safeflux serve --model flux2-klein-4b --device cuda --dtype bfloat16 --store masks",
-        "safeflux serve --policies policies --default shop --tokens tokens.yaml --audit audit.jsonl",
+        "safeflux serve --policies policies --default shop --tokens tokens.yaml --audit audit.jsonl --state state",
         "safeflux serve --new-token kids-app",
     )
 )
@@ -53,6 +53,7 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
 @keys
 @click.option("--tokens", type=_PATH, help="File of tokens and the policies they allow.  [default: anyone may draw]")
 @click.option("--audit", type=_PATH, help="Audit log to append receipts to.")
+@click.option("--state", type=_PATH, help="Folder in which earlier revisions survive a restart.  [default: in memory]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -137,6 +138,8 @@ def about(service: "Service", seconds: float) -> list[str]:
         lines.append("no operator's token: nobody may change policies or see receipts and the log")
     elif desk.folder is None:
         lines.append("no --policies: policies cannot be changed while it runs")
+    elif service.state is None:
+        lines.append("no --state: a restart loses the earlier revisions that a rollback goes to")
     if desk.audit is None:
         lines.append("no --audit: policy changes are not logged")
     return lines

@@ -15,13 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safeflux.disk.atomic import put
-from safeflux.disk.locking import file_locks
+from safeflux.disk.locking import try_lock
 from safeflux.errors import BakeError
 
 _WORK, _MARK = "made", ".made-by-safeflux"
 """In a hidden folder: the folder to work in, and the locked file that marks the folder as ours."""
-_NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-"""Errors of file systems without locks, such as some of NFS."""
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of file systems that cannot flush a folder, such as CIFS."""
 
@@ -72,27 +70,13 @@ def _make_stage(target: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             continue  # in between, another run took the empty folder for a leftover
         try:
-            is_ours = _lock(handle) is not False and _is_there(stage / _MARK, handle)
+            is_ours = try_lock(handle) is not False and _is_there(stage / _MARK, handle)
         except BaseException:
             _remove(stage, handle)
             raise
         if is_ours:
             return stage, handle
         os.close(handle)  # it was cleared before it was locked
-
-
-def _lock(handle: int) -> bool | None:
-    """Lock an open file; False if another process has the lock, None if the file system has no locks."""
-    fcntl = file_locks()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True
 
 
 def _is_there(path: Path, handle: int) -> bool:
@@ -117,7 +101,7 @@ def _clear_left(target: Path) -> None:
             handle = os.open(stage / _MARK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             continue  # gone, or not ours
-        locked = _lock(handle)
+        locked = try_lock(handle)
         if locked and _is_there(stage / _MARK, handle):
             _remove(stage, handle)
             continue

@@ -7,12 +7,10 @@ done, and the outcome afterwards. If any step fails, the old policies stay in fo
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from safeflux.errors import ApplyError, AuditError, PolicyError, SafeFluxError
 from safeflux.evidence.audit import AuditLog
@@ -21,11 +19,10 @@ from safeflux.policy.load import Policy, load_policy_texts
 from safeflux.policy.validate import suggest
 from safeflux.serve.engine import Drawn, Engine, PictureRequest
 from safeflux.serve.folder import PolicyFolder, Texts, file_of, stem
+from safeflux.serve.revisions import KEPT, PastRevision, Revision, RevisionFolder, resume
 
 CHANGE = "safeflux-change/1"
 """The format of log lines about requested and refused changes."""
-_KEPT = 16
-"""Number of revisions kept for rollback."""
 _NEXT = " (next)"
 """Suffix of the pool's name for a previewed policy; names of offered policies cannot contain a space."""
 _WAIT = 30.0
@@ -42,23 +39,6 @@ class StaleError(SafeFluxError, RuntimeError):
     """The policies have changed since the revision that the change was based on."""
 
 
-@dataclass(frozen=True)
-class Revision:
-    """All policies at one point in time."""
-
-    number: int
-    policies: Mapping[str, Policy]
-    since: Mapping[str, datetime]
-    """When each was put in force in its present form."""
-    texts: Texts = field(default_factory=dict)
-    """The folder's files."""
-    by: str = "start"
-
-    def digests(self) -> dict[str, str]:
-        """Name -> sha256."""
-        return {name: policy.digest for name, policy in self.policies.items()}
-
-
 class Desk:
     """What is offered now, and the only way to change it."""
 
@@ -71,6 +51,7 @@ class Desk:
         folder: PolicyFolder | None = None,
         texts: Texts | None = None,
         named: Collection[str] = (),
+        state: RevisionFolder | None = None,
         audit: AuditLog | None = None,
         changed: Callable[[str], None] = lambda how: None,
     ) -> None:
@@ -83,20 +64,21 @@ class Desk:
             folder: Where the others are.
             texts: Its files, as they were read for the engine.
             named: Policies that tokens name, so that they cannot be removed.
+            state: Where revisions are kept; without, in memory alone.
             audit: The log.
             changed: Called after each change, or refusal, with its name.
 
         Raises:
+            PolicyError: The revisions cannot be written.
             AuditError: The log takes no line.
         """
         self.engine, self.fixed, self.default, self.folder, self.audit = engine, dict(fixed), default, folder, audit
-        self._changed, self._named, self._lock = changed, named, threading.Lock()
-        policies, now = engine.pool.policies, _now()
-        self.current = Revision(1, policies, dict.fromkeys(policies, now), dict(texts or {}))
-        self._older: deque[Revision] = deque(maxlen=_KEPT)
+        self._changed, self._named, self._lock, self._state = changed, named, threading.Lock(), state
+        self.current, self._older = resume(state.found if state else (), engine.pool.policies, texts or {})
         self.fault = ""
         """Why the present content of the folder is not in force; empty if it is."""
         self._seen = self._tried = self.current.texts
+        self._save(self._older, self.current)
         if audit:
             audit.append("guard", engine.receipt())
 
@@ -138,12 +120,9 @@ class Desk:
         """Go back to the policies before the last change. The errors are those of `put`."""
         with self._changing(revision):
             if not self._older:
-                raise PolicyError("there is no earlier revision since the service was started")
-            before = self._older[-1]
-            made = self._change("rollback", by, before.texts)
-            for _ in range(2):  # the one that was left, and the one that it went back to
-                self._older.pop()
-            return made
+                raise PolicyError("there is no earlier revision")
+            *older, before = self._older
+            return self._change("rollback", by, before.texts, older)
 
     def check(self, name: str, text: bytes) -> tuple[Policy, Plan]:
         """Check and plan what `put` would do, without changing anything. The errors are those of `put`."""
@@ -186,6 +165,8 @@ class Desk:
                 self.fault, self._tried = "", texts
             elif is_settled and texts != self._tried:
                 with self._changing(None):
+                    if self.folder.read() != texts or texts == self.current.texts:
+                        return  # another change was made while this one waited for its turn
                     self._tried = texts
                     self._change("reload", "folder", texts)
                 self.fault = ""
@@ -220,60 +201,67 @@ class Desk:
             raise PolicyError(f"a token names the policy {gone[0]!r}, so it cannot be removed; change the tokens first")
         return policies
 
-    def _change(self, how: str, by: str, texts: Texts) -> Revision:
-        old = self.current
-        policies = self._policies(texts)
-        facts = {"change": how, "by": by, "from": old.digests(), "to": {n: p.digest for n, p in policies.items()}}
+    def _change(self, how: str, by: str, texts: Texts, older: Sequence[PastRevision] | None = None) -> Revision:
+        """Put the policies of these texts in force; `older` are then those before them, by default the present too."""
+        old, policies = self.current, self._policies(texts)
+        made = Revision.after(old, policies, texts, by)
+        older = tuple((*self._older, old) if older is None else older)[-KEPT:]
+        facts = {"change": how, "by": by, "from": old.digests, "to": made.digests}
         try:
             self.engine.pool.check(policies)
             self._note("asked", facts)
             self.engine.pool.replace(policies)
-            self._keep(how, old, texts)
+            self._keep(how, made, older)
         except SafeFluxError as error:
             self._changed("refused")
             self._refuse(facts, error)
             raise
-        now = _now()
-        since = {n: old.since[n] if old.policies.get(n) == policy else now for n, policy in policies.items()}
-        self._older.append(old)
-        self.current = Revision(old.number + 1, policies, since, dict(texts), by)
-        self._seen = self._tried = self.current.texts
+        self.current, self._older = made, older
+        self._seen = self._tried = made.texts
         self._changed(how)
-        return self.current
+        return made
 
-    def _keep(self, how: str, old: Revision, texts: Texts) -> None:
-        """Write what is in force now to the folder and the log, or take it back."""
-        written = old.texts  # what the folder has: a write that fails leaves it as it was
-        try:
-            if self.folder and how != "reload":
-                self.folder.write(old.texts, texts)
-                written = texts
-            if self.audit:
-                self.audit.append(how, self.engine.receipt())
-        except SafeFluxError as error:
-            self._take_back(old, written, error)
+    def _keep(self, how: str, made: Revision, older: Sequence[PastRevision]) -> None:
+        """Write what is in force now to the folder, the state and the log, or take it back."""
+        with ExitStack() as undo:
+            undo.callback(self.engine.pool.replace, self.current.policies)
+            try:
+                if self.folder and how != "reload":
+                    self.folder.write(self.current.texts, made.texts)  # a write that fails leaves it as it was
+                    undo.callback(self.folder.write, made.texts, self.current.texts)
+                self._save(older, made)
+                undo.callback(self._save, self._older, self.current)
+                if self.audit:
+                    self.audit.append(how, self.engine.receipt())
+            except SafeFluxError as error:
+                _take_back(undo.pop_all(), error)
+            undo.pop_all()
 
-    def _take_back(self, old: Revision, written: Texts, error: SafeFluxError) -> None:
-        try:
-            self.engine.pool.replace(old.policies)
-            if self.folder and written != old.texts:
-                self.folder.write(written, old.texts)
-        except SafeFluxError as second:
-            raise ApplyError(
-                f"{error} Taking the change back failed too ({second}): what is in force is not what was logged; "
-                "restart the service"
-            ) from second
-        raise type(error)(f"{error} So the change was taken back: the old policies are in force.") from error
+    def _save(self, older: Sequence[PastRevision], current: Revision) -> None:
+        if self._state:
+            self._state.write((*older, current))
 
     def _note(self, action: str, facts: Mapping[str, Any]) -> None:
         if self.audit:
-            self.audit.append(action, {"format": CHANGE, "time": _now().isoformat(timespec="seconds"), **facts})
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self.audit.append(action, {"format": CHANGE, "time": now, **facts})
 
     def _refuse(self, facts: Mapping[str, Any], error: SafeFluxError) -> None:
         try:
             self._note("refused", {**facts, "reason": str(error)})
         except AuditError:  # the first error matters, and may be this one
             return
+
+
+def _take_back(undo: ExitStack, error: SafeFluxError) -> NoReturn:
+    try:
+        undo.close()
+    except SafeFluxError as second:
+        raise ApplyError(
+            f"{error} Taking the change back failed too ({second}): what is in force is not what was logged; "
+            "restart the service"
+        ) from second
+    raise type(error)(f"{error} So the change was taken back: the old policies are in force.") from error
 
 
 def join(fixed: Mapping[str, Policy], found: Mapping[str, Policy], default: str | None) -> dict[str, Policy]:
@@ -290,7 +278,3 @@ def join(fixed: Mapping[str, Policy], found: Mapping[str, Policy], default: str 
             raise PolicyError("there is no policy to offer: give one by --policy, or put one into the folder")
         raise PolicyError(f"the default policy {default!r} is not among those of this service{suggest(default, every)}")
     return {default: every[default], **every}
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from safeflux.serve.gate import Gate
 from safeflux.serve.health import Health
 from safeflux.serve.metrics import Metrics
 from safeflux.serve.problems import ProblemError
+from safeflux.serve.revisions import RevisionFolder
 from safeflux.serve.settings import ServiceSettings
 from safeflux.telemetry import span
 
@@ -43,6 +45,7 @@ class Service:
     metrics: Metrics
     access: Access
     watchers: tuple[Watcher, ...]
+    state: RevisionFolder | None = None
 
     @classmethod
     def open(cls, settings: ServiceSettings, pipe: Any = None, *, operator: str | None = None) -> Service:
@@ -67,23 +70,30 @@ class Service:
         _check_named(access, policies)
         profile = load_profile(settings.profile or settings.model)
         store = open_store(settings.stores or None, settings.keys)
-        engine = Engine(pipe or _load(settings, profile), profile, policies, store, settings.limits)
         metrics, gate = Metrics(), Gate(settings.limits.at_once, settings.limits.waiting)
-        desk = Desk(
-            engine,
-            fixed,
-            next(iter(policies)),
-            folder=folder,
-            texts=texts,
-            named=access.named_policies,
-            audit=AuditLog(settings.audit) if settings.audit else None,
-            changed=lambda how: metrics.changes.labels(how).inc(),
-        )
+        with ExitStack() as opened:
+            state = _open_state(settings)
+            if state:
+                opened.callback(state.close)
+            engine = Engine(pipe or _load(settings, profile), profile, policies, store, settings.limits)
+            opened.callback(engine.close)
+            desk = Desk(
+                engine,
+                fixed,
+                next(iter(policies)),
+                folder=folder,
+                texts=texts,
+                named=access.named_policies,
+                state=state,
+                audit=AuditLog(settings.audit) if settings.audit else None,
+                changed=lambda how: metrics.changes.labels(how).inc(),
+            )
+            opened.pop_all()
         health = Health(engine.pool, deep_seconds=settings.deep_seconds, is_full=lambda: gate.is_full)
         watchers = [Watcher(health.look, settings.verify_seconds, "safeflux-verify")]
         if folder:
             watchers.append(Watcher(desk.look, settings.watch_seconds, "safeflux-policies"))
-        return cls(settings, engine, desk, gate, health, metrics, access, tuple(watchers))
+        return cls(settings, engine, desk, gate, health, metrics, access, tuple(watchers), state)
 
     def close(self) -> None:
         """Stop the threads, log the end, and restore the weights."""
@@ -92,6 +102,8 @@ class Service:
         if self.desk.audit:
             self.desk.audit.append("stop", self.engine.receipt())
         self.engine.close()
+        if self.state:
+            self.state.close()
 
     @property
     def takes_writes(self) -> bool:
@@ -152,6 +164,12 @@ class Service:
 
 def _name_of(policy: str) -> str:
     return Path(policy).stem if is_path(policy) else policy
+
+
+def _open_state(settings: ServiceSettings) -> RevisionFolder | None:
+    if settings.state and not settings.folder:
+        raise ConfigError(f"--state {settings.state}: without --policies FOLDER there are no revisions to keep")
+    return RevisionFolder(settings.state) if settings.state else None
 
 
 def _check_named(access: Access, policies: Mapping[str, Policy]) -> None:

@@ -46,6 +46,8 @@ class ServiceSettings:
     keys: tuple[str, ...] = ()
     tokens: Path | None = None
     audit: Path | None = None
+    state: Path | None = None
+    """A folder in which revisions survive a restart."""
     device: str = "cpu"
     dtype: str = "float32"
     watch_seconds: float = 2.0

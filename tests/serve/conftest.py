@@ -63,6 +63,7 @@ def command(home):
     return [
         "-m", "safeflux", "serve", "--policy", "moderate", "--policies", str(home / "policies"),
         "--tokens", str(home / "tokens.yaml"), "--audit", str(home / "audit.jsonl"),
+        "--state", str(home / "state"),
         "--queue", "5", "--request-seconds", "2", "--watch-seconds", "0.3", "--patience", "0.2",
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import resource
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,10 +11,12 @@ import torch
 
 from safeflux.errors import ApplyError, AuditError, ConfigError, PolicyError, SafeFluxError
 from safeflux.evidence.audit import read_last
+from safeflux.policy.load import load_policy_texts
 from safeflux.profiles.load import load_profile
 from safeflux.serve.access import Access, new_token, read_tokens
 from safeflux.serve.desk import StaleError
 from safeflux.serve.engine import GoneError, PictureRequest, UnguardedError
+from safeflux.serve.revisions import KEPT, Revision, RevisionFolder
 from safeflux.serve.service import Service
 from safeflux.serve.settings import ServiceSettings
 from safeflux.serve.trial import trial_prompts
@@ -28,7 +31,12 @@ def settings(tmp_path):
     folder.mkdir()
     (folder / "live.yaml").write_text(LIVE)
     return ServiceSettings(
-        model="emoji-flux", policies=("moderate",), folder=folder, audit=tmp_path / "audit.jsonl", watch_seconds=600
+        model="emoji-flux",
+        policies=("moderate",),
+        folder=folder,
+        audit=tmp_path / "audit.jsonl",
+        state=tmp_path / "state",
+        watch_seconds=600,
     )
 
 
@@ -46,7 +54,7 @@ def actions(service, count):
 def in_force(service):
     assert service.engine.pool.verify(deep=True).ok
     assert service.engine.pool.policies == dict(service.desk.current.policies)
-    return service.desk.current.digests(), service.desk.folder.read()
+    return service.desk.current.digests, service.desk.folder.read()
 
 
 @contextmanager
@@ -105,6 +113,83 @@ def test_changes_are_numbered_and_gone_back_from_one_by_one(service):
     assert desk.current.since["live"] > unchanged
 
 
+def test_a_change_that_the_state_does_not_take_is_taken_back(service, settings):
+    service.desk.put("live", TIGHT.encode(), "operator")
+    before, kept = in_force(service), (settings.state / "revisions.json").read_bytes()
+    (settings.state / "revisions.json").rename(settings.state / "away")
+    (settings.state / "revisions.json").mkdir()
+    with pytest.raises(PolicyError, match=r"revisions.json: cannot be written .* taken back"):
+        service.desk.put("live", LIVE.encode(), "operator")
+    (settings.state / "revisions.json").rmdir()
+    (settings.state / "away").rename(settings.state / "revisions.json")
+    assert in_force(service) == before
+    assert actions(service, 2) == ["refused", "asked"]
+    with files_up_to(settings.audit.stat().st_size + 1200), pytest.raises(AuditError, match="taken back"):
+        service.desk.put("live", LIVE.encode(), "operator")
+    assert in_force(service) == before
+    assert (settings.state / "revisions.json").read_bytes() == kept
+
+
+def test_revisions_survive_a_stop_and_so_does_what_an_edit_meanwhile_replaced(settings, live_pipe):
+    first = Service.open(settings, live_pipe, operator=TOKEN)
+    for number in range(KEPT + 3):
+        first.desk.put("live", LIVE.encode() + b"# %d" % number, "operator")
+    since, made = first.desk.current.since, in_force(first)
+    first.close()
+    (settings.folder / "more.yaml").write_text(TIGHT)
+    second = Service.open(settings, live_pipe, operator=TOKEN)
+    try:
+        assert second.desk.current.number == KEPT + 5
+        assert second.desk.num_older == KEPT
+        assert second.desk.current.since.items() >= since.items()
+        assert second.desk.roll_back("operator").by == "operator"
+        assert in_force(second) == made
+        assert second.desk.num_older == KEPT - 1
+    finally:
+        second.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-20], "is damaged"),
+        (lambda data: data.replace(b"extends: brand", b"extends: strict"), "its sha256 is not that of its content"),
+        (lambda data: data.replace(b"revisions/1", b"revisions/2"), "its format is 'safeflux-revisions/2'"),
+        (lambda data: b"[]", "is damaged"),
+        (lambda data: b"{}", "its format is None"),
+        (lambda data: b"", "is damaged"),
+    ],
+)
+def test_a_damaged_state_is_refused_before_the_model_is_loaded(settings, damage, words):
+    settings.state.mkdir()
+    state = RevisionFolder(settings.state)
+    policies = load_policy_texts({"live.yaml": LIVE.encode()})
+    state.write([Revision.after(None, policies, {"live.yaml": LIVE.encode()}, "operator")])
+    state.close()
+    file = settings.state / "revisions.json"
+    file.write_bytes(damage(file.read_bytes()))
+    damaged = file.read_bytes()
+    for _ in range(2):  # the first refusal leaves the folder unlocked
+        with pytest.raises(ConfigError, match=rf"revisions.json: .*{words}.*move it away to start without"):
+            Service.open(settings, operator=TOKEN)
+    assert file.read_bytes() == damaged
+    assert not settings.audit.exists()
+
+
+def test_an_edit_that_was_overtaken_by_another_change_is_not_put_in_force(service, settings):
+    before, file = in_force(service), settings.folder / "live.yaml"
+    file.write_text(TIGHT)
+    service.desk.look()
+    looking = threading.Thread(target=service.desk.look)
+    with service.desk._changing(None):
+        looking.start()  # the edit has settled, and waits for its turn
+        time.sleep(0.3)
+        file.write_text(LIVE)
+    looking.join()
+    assert in_force(service) == before
+    assert actions(service, 1) == ["guard"]
+
+
 def test_one_change_waits_for_another_and_previews_leave_no_trace(service):
     before, wanted = in_force(service), [PictureRequest("a dog", (1,))]
     done = []
@@ -160,6 +245,7 @@ def test_nothing_is_drawn_while_the_guard_does_not_hold_nor_for_who_is_gone(serv
         ({"policies": ("moderate", "nothing.yaml")}, "nothing.yaml"),
         ({"policies": (), "folder": None}, "there is no policy to offer"),
         ({"folder": "nowhere"}, "expected a folder of policies"),
+        ({"policies": ("moderate",), "folder": None}, "--state .*: without --policies FOLDER there are no revisions"),
         ({"tokens": "{policies: [familia]}"}, "a token names the policy 'familia'"),
         ({"tokens": "{operator: yes, operators: yes}"}, "operators"),
     ],

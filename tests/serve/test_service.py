@@ -3,6 +3,8 @@
 import base64
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -279,20 +281,31 @@ def test_odd_large_and_slow_requests(served, home):
     assert "dagger" not in (home / "out.txt").read_text()
 
 
-def test_a_killed_service_comes_back_with_what_was_in_force_and_a_stopped_one_says_so(served, home, command, pictures):
+def test_a_killed_service_comes_back_with_its_revisions_and_a_stopped_one_says_so(served, home, command, pictures):
     client, process = served
-    assert put(client, TIGHT).status_code == 200
+    made = put(client, TIGHT)
+    assert made.status_code == 200
     process.send_signal(signal.SIGKILL)
     process.wait()
     with service(command, home / "out.txt") as (client, process):
         assert offered(client) == {"moderate": MODERATE, "live": digest(TIGHT)}
         answer = client.post("/draw", json=ASKED, headers=AS_KIDS)
         assert distance(answer.content, pictures[digest(TIGHT)]) <= 2
+        assert put(client, LIVE, **{"if-match": str(made.json()["revision"] - 1)}).status_code == 412
+        second = subprocess.run([sys.executable, *command, "--port", "0"], capture_output=True, text=True)
+        assert second.returncode == 1
+        assert f"{home / 'state'}: another service keeps its revisions there" in second.stderr
+        back = client.post("/rollback", headers=AS_OPERATOR).json()
+        assert (back["revision"], back["policies"]["live"]) == (made.json()["revision"] + 1, digest(LIVE))
+        assert (home / "policies" / "live.yaml").read_text() == LIVE
+        answer = client.post("/draw", json=ASKED, headers=AS_KIDS)
+        assert distance(answer.content, pictures[digest(LIVE)]) <= 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     found = verify_log(home / "audit.jsonl")
     assert found.faults == ()
-    assert [line["action"] for line in read_last(home / "audit.jsonl", 3)] == ["stop", "guard", "put"]
+    actions = [line["action"] for line in read_last(home / "audit.jsonl", 5)]
+    assert actions == ["stop", "rollback", "asked", "guard", "put"]
     text = (home / "out.txt").read_text()
     assert "policies: moderate (default), live" in text
     assert "Traceback" not in text

@@ -17,9 +17,10 @@ from safeflux.plan.resolve import Plan
 from safeflux.policy.diff import as_dict, compare
 from safeflux.policy.load import Policy, PolicyFileError
 from safeflux.serve.access import Caller
-from safeflux.serve.desk import BusyError, Revision, StaleError
+from safeflux.serve.desk import BusyError, StaleError
 from safeflux.serve.folder import file_of
 from safeflux.serve.problems import ProblemError
+from safeflux.serve.revisions import Revision
 from safeflux.serve.service import Service
 from safeflux.serve.trial import trial_prompts
 from safeflux.serve.web.wanted import wanted_of
@@ -203,7 +204,7 @@ def _policy(now: Revision, name: str, fixed: Any) -> dict[str, Any]:
 
 
 def _revision(made: Revision) -> dict[str, Any]:
-    return {"revision": made.number, "by": made.by, "policies": made.digests()}
+    return {"revision": made.number, "by": made.by, "policies": made.digests}
 
 
 def _planned(now: Revision, name: str, policy: Policy, plan: Plan) -> dict[str, Any]:
