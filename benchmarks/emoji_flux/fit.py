@@ -26,6 +26,7 @@ def fit(
     lr: float,
     decay: float,
     *,
+    convolutions: bool = False,
     max_norm: float = 1.0,
     dtype: torch.dtype | None = None,
     save_every: float = CHECKPOINT_SECONDS,
@@ -42,11 +43,12 @@ def fit(
         steps: Of the whole run.
         lr: Highest learning rate.
         decay: AdamW's weight decay.
+        convolutions: Whether Muon has the convolutions of its hidden layers too.
         max_norm: The norm that gradients are clipped to; infinite to leave them.
         dtype: Of matrix products; None for the one that is faster here.
         save_every: Seconds between checkpoints.
     """
-    optimisers = Optimisers(model, lr, decay)
+    optimisers = Optimisers(model, lr, decay, convolutions=convolutions)
     checkpoint = Checkpoint(out / f"{name}.ckpt", model=model, optimisers=optimisers)
     start = checkpoint.load()
     if dtype is None:

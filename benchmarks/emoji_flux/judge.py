@@ -35,9 +35,12 @@ HELD_OUT_SEED = 1_000_003
 
 
 class JudgeNet(nn.Module):
-    """Convolutions to an 8 x 8 grid, pooled over the picture's halves and, with fewer channels, over 4 x 4 places."""
+    """Convolutions to an 8 x 8 grid, read as a whole, and its left and right half by the same weights.
 
-    def __init__(self, words: Vocabulary) -> None:
+    So what is learned of a thing on the left serves on the right too.
+    """
+
+    def __init__(self, words: Vocabulary, hidden: int = 256) -> None:
         super().__init__()
         self.sizes = (len(words.concepts), len(words.styles), len(words.backgrounds))
         widths, layers = (3, 32, 64, 128, 176), []
@@ -48,18 +51,29 @@ class JudgeNet(nn.Module):
             ]
             layers += [nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False, groups=1 if k < 3 else 4)]
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers)
-        self.places = nn.Sequential(nn.Conv2d(widths[-1], 24, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
-        pooled = 4 * widths[-1] + 16 * 24
-        self.head = nn.Sequential(nn.Linear(pooled, 192), nn.ReLU(), nn.Linear(192, sum(self.sizes)))
+        self.layers = nn.Sequential(*layers)
+        self.places = nn.Sequential(nn.Conv2d(widths[-1], 24, 1), nn.ReLU(), nn.AvgPool2d(2))
+        pooled = 2 * widths[-1]
+        self.whole_layers = nn.Sequential(nn.Linear(pooled + 16 * 24, hidden), nn.ReLU())
+        self.side_layers = nn.Sequential(nn.Linear(pooled + 8 * 24, hidden), nn.ReLU())
+        self.head = nn.Linear(2 * hidden, sum(self.sizes))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, 64, 64) in [0, 1] -> logits of concepts (B, K), styles (B, S), backgrounds (B, G)."""
-        grid = self.trunk(images * 2 - 1)
-        left, right = grid[..., :4], grid[..., 4:]
-        pooled = [left.mean((2, 3)), right.mean((2, 3)), left.amax((2, 3)), right.amax((2, 3)), self.places(grid)]
-        concepts, styles, backgrounds = self.head(torch.cat(pooled, dim=1)).split(self.sizes, dim=1)
+        grid = self.layers(images * 2 - 1)
+        places = self.places(grid)
+        left, right = (
+            self.side_layers(_pooled(part, place))
+            for part, place in zip(grid.chunk(2, 3), places.chunk(2, 3), strict=True)
+        )
+        features = torch.cat((self.whole_layers(_pooled(grid, places)), left + right), dim=1)
+        concepts, styles, backgrounds = self.head(features).split(self.sizes, dim=1)
         return concepts, styles, backgrounds
+
+
+def _pooled(grid: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Mean and largest of each channel of (B, C, H, W), and (B, D, h, w) place by place."""
+    return torch.cat((grid.mean((2, 3)), grid.amax((2, 3)), places.flatten(1)), dim=1)
 
 
 def renderings(renderer: Renderer, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
@@ -133,7 +147,7 @@ def accuracy(judge: Judge, renderer: Renderer, count: int) -> dict[str, float]:
 @click.command(help=__doc__)
 @out_option
 @vocabulary_option
-@click.option("--steps", default=5000, show_default=True)
+@click.option("--steps", default=6000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True)
 def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: float) -> None:
@@ -147,7 +161,7 @@ def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: fl
         images, scenes = renderings(renderer, batch, rng)
         return loss_of(net, roughen(images, rng).to(memory_format=torch.channels_last), scenes)
 
-    hours = fit("judge", out, net, loss, steps, lr, decay=0.02, max_norm=math.inf)
+    hours = fit("judge", out, net, loss, steps, lr, decay=0.02, convolutions=True, max_norm=math.inf)
     export(net.eval(), out / "judge.onnx")
     figures = accuracy(Judge(out / "judge.onnx", words), renderer, 8192)
     report = {"held_out_renderings": 8192, "accuracy": figures, "steps": steps, "hours": hours}

@@ -29,6 +29,16 @@ def test_muon_in_bfloat16_is_that_of_torch():
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
+def test_a_convolution_steps_as_the_matrix_of_its_kernels():
+    kernels, matrix = nn.Parameter(torch.randn(8, 3, 2, 4)), nn.Parameter(torch.zeros(8, 24))
+    matrix.data.copy_(kernels.flatten(1))
+    muon = Muon([kernels, matrix], lr=0.1, weight_decay=0.02)
+    kernels.grad = torch.randn(kernels.shape)
+    matrix.grad = kernels.grad.flatten(1)
+    muon.step_in(torch.float32)
+    torch.testing.assert_close(kernels.flatten(1), matrix)
+
+
 @pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24)])
 def test_singular_values_come_near_one(shape):
     group = torch.optim.Muon(matrices()).defaults
