@@ -19,20 +19,20 @@ from safeflux.disk.atomic import write_atomically
 PARTS = 8
 """Concepts of a batch of 32 prompts."""
 GROUP: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9},
+    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.2},
     "saliency": {
-        "rounds": 14,
+        "rounds": 16,
         "warm_up": 2,
         "erase_batches": 3,
         "preserve_batches": 4 * PARTS,
-        "bits_off": 60,
+        "bits_off": 45,
         "bits_on": 20,
         "preserve_budget": 0.01,
     },
 }
 """Of a group, from masks that keep everything."""
 TOGETHER: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12, "within_initial": True},
+    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.1, "within_initial": True},
     "saliency": {
         "rounds": 16,
         "warm_up": 3,

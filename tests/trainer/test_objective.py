@@ -179,6 +179,15 @@ def test_a_mask_is_asked_alone_with_all_and_with_some(objective, gates):
     assert {draw_subset(objective._rng("erase", k), 1, len(NAMES), alone=1) for k in range(60)} == {(1,)}
 
 
+def test_batches_to_erase_and_to_preserve_have_shares_alone_of_their_own(config, pipe, objective, gates):
+    prompts = config.prompts.model_copy(update={"erase_pairs": 2, "preserve_pairs": 2})
+    many = ManyConfig(alone=0, preserve_alone=1)
+    few = config.model_copy(update={"prompts": prompts, "batch": 2, "steps": 1, "many": many})
+    made = prepare(few, pipe, objective._bits, NAMES, torch.float32)
+    assert max(len(made.erase(0, batch, 1, gates).subset) for batch in range(3)) > 1
+    assert {len(made.preserve(0, batch, gates).subset) for batch in range(3)} == {1}
+
+
 def test_what_a_mask_of_the_subset_erases_is_not_to_be_preserved(objective):
     rng = objective._rng("preserve", 9)
     for masked in ({"weapons"}, {"alcohol", "tobacco"}, set(NAMES)):

@@ -18,8 +18,10 @@ class ManyConfig(BaseModel):
     """Only bits that are off in one of the masks to start from may be off. The masks come to share bits, and the run
     keeps estimates of no others, so that those of a hundred masks fit in memory."""
     alone: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the batches, or of their parts, with a single mask on. Of the others half have all masks on, and half
-    random ones. Masks of which several are always on together come to lean on each other."""
+    """Share of the batches to erase, or of their parts, with a single mask on. Of the others half have all masks on,
+    and half random ones. Masks that seldom have to erase alone come to lean on each other."""
+    preserve_alone: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The same of the batches to preserve. Masks that seldom preserve together spoil pictures together."""
     enough: Annotated[float, Field(ge=0, le=1)] = 0.0
     """A category of which no more than this is left, by its erasure loss, gets no more bits off than on."""
 

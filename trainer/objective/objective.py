@@ -230,7 +230,7 @@ class Objective:
         rng, share = self._rng("preserve", round_, batch), self._config.spoilt_share
         rows = self.spoilt.weights_of_states(len(self.hard), share).double()  # a mask that is not learned has no use
         must = int(rng.choice(len(rows), p=(rows / rows.sum()).numpy()))
-        subset = draw_subset(rng, must, len(self._names), self._config.many.alone)
+        subset = draw_subset(rng, must, len(self._names), self._config.many.preserve_alone)
         signs = torch.Generator().manual_seed(int(rng.integers(2**62)))
         state = subset[0] if len(subset) == 1 else len(self._names)
         term = draw_term(self._config.preserve_terms, rng)
