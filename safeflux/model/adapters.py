@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from safeflux.errors import ModelError
-from safeflux.families.sites import adapter_names, parameter_shapes
+from safeflux.families.sites import adapter_names
+from safeflux.model.watch.parts import named_parameters, named_parts
 from safeflux.policy.schema import Adapters, Policy
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +48,7 @@ class Wrapped:
 def wrapped_layers(transformer: torch.nn.Module) -> dict[str, Wrapped]:
     """Return every layer that carries adapters, under the name that it had before. Any library's wrapper is one."""
     found = {}
-    for name, module in transformer.named_modules():
+    for name, module in named_parts(transformer).items():
         if "base_layer" in module._modules or "base_layer" in vars(module):
             kinds = getattr(module, "adapter_layer_names", ())
             parts = [part for kind in kinds if hasattr(part := getattr(module, kind), "keys")]
@@ -133,9 +134,9 @@ def check_adapters(
     _check_scales(policy, transformer)
     if policy.adapters is Adapters.ALLOW:
         return
-    found = adapter_names(parameter_shapes(transformer))
+    parameters = named_parameters(transformer)
+    found = adapter_names(parameters)
     if policy.adapters is Adapters.ALLOWLIST and found:
-        parameters = dict(transformer.named_parameters(remove_duplicate=False))
         known = {digest for sha256, digest in admitted if sha256 in policy.adapter_allowlist}
         found = [name for name in found if _digest(_place_in_memory(part, name), parameters[name]) not in known]
     if not found:

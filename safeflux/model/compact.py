@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from safeflux.errors import ApplyError, ModelError, SafeFluxError
-from safeflux.families.sites import Site, find_sites, spans
+from safeflux.families.sites import Site, spans
 from safeflux.masks.cuts import REMOVABLE, ROUND_TO, WIDTHS, Index, Kept, axes, keeps, kept_by_site
 from safeflux.masks.mask_set import MaskSet, check_fit
 from safeflux.masks.packed import Keep
@@ -25,7 +25,14 @@ from safeflux.model.commit import Commit
 from safeflux.model.forward_values import Values
 from safeflux.model.index_sets import Elements
 from safeflux.model.record import GONE, record_of
-from safeflux.model.weights import check_not_compiled, check_writable, find_transformer, named_weights
+from safeflux.model.watch.parts import named_parts
+from safeflux.model.weights import (
+    check_not_compiled,
+    check_writable,
+    find_transformer,
+    named_weights,
+    sites_of,
+)
 from safeflux.model.writes import as_bits
 
 _ORDER = "The order that works: load, compact, then adapters, quantisation, offload, compile."
@@ -79,7 +86,7 @@ def compact_(model: Any, masks: MaskSet, *, round_to: int = ROUND_TO) -> Compact
 
 def _cut_out_(transformer: torch.nn.Module, masks: MaskSet, round_to: int, finish: Callable[[], object]) -> Compacted:
     """Do what `compact_` says, and `finish` as the last step, after which a record on the model makes it count."""
-    sites = find_sites(transformer)
+    sites = sites_of(transformer)
     check_fit(masks, sites)
     _check_replaceable(transformer, sites, masks)
     kept = kept_by_site(sites, masks, round_to)
@@ -148,7 +155,7 @@ def _check_replaceable(transformer: torch.nn.Module, sites: Mapping[str, Site], 
             f"layer {layer!r}: expected no adapters, got {', '.join(wrapped.adapters)}, whose layers would not fit any "
             f"more. Unload them. {_ORDER}"
         )
-    for name, module in transformer.named_modules():
+    for name, module in named_parts(transformer).items():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         if hasattr(module, "_hf_hook") or "group_offloading" in hooks:
             raise ModelError(
@@ -259,7 +266,7 @@ class Removed(Undo):
 
     def _uncut(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]]:
         """Sites that are not as large as they were cut to: what they should be, and what they are."""
-        sites = find_sites(self._transformer)
+        sites = sites_of(self._transformer)
         shapes = {name: sites[name].shape if name in sites else None for name in self._left}
         wanted = {name: tuple(part.size for part in places) for name, places in self._left.items()}
         return {name: (wanted[name], shape) for name, shape in shapes.items() if shape != wanted[name]}
@@ -271,7 +278,7 @@ def remove_masked_(transformer: torch.nn.Module, masks: MaskSet, commit: Callabl
     Raises:
         SafeFluxError: The errors of `compact_`; the model is as before.
     """
-    sites = find_sites(transformer)
+    sites = sites_of(transformer)
     check_fit(masks, sites)
     left = _left(sites, masks)
     rest = MaskSet({name: mask[left[name]] if name in left else mask for name, mask in masks.items()})

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safeflux.families.sites import base_names
+from safeflux.model.watch.parts import named_parameters, named_parts
 from safeflux.model.weights import PLAIN, check_whole, fused_rows, is_frozen, offload_copies, offload_files
 
 
@@ -30,9 +31,9 @@ class Values:
             ModelError: The model's parts are not in their places now.
         """
         check_whole(transformer)
-        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in transformer.modules())
+        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in named_parts(transformer).values())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
-        parameters = base_names(dict(transformer.named_parameters(remove_duplicate=False)))
+        parameters = base_names(named_parameters(transformer))
         self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(transformer).items()}
         copies = {rows.tensor for rows, _ in self._fused.values()}
         self.tensors = {name: tensor for name, tensor in parameters.items() if name not in copies}
@@ -150,7 +151,7 @@ def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _offload_maps(transformer: torch.nn.Module) -> dict[str, Mapping[str, torch.Tensor]]:
     """For each parameter that accelerate keeps elsewhere: what its hook takes the values from."""
     found = {}
-    for path, module in transformer.named_modules():
+    for path, module in named_parts(transformer).items():
         weights = getattr(vars(module).get("_hf_hook"), "weights_map", None)
         if weights is not None:
             for leaf, _ in module.named_parameters(recurse=False):

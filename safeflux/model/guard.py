@@ -23,6 +23,7 @@ from safeflux.model.planning import make_plan
 from safeflux.model.record import ATTRIBUTE, GONE, Entry, Record, Standing, record_of, standing_record
 from safeflux.model.turn_lock import turns_of
 from safeflux.model.watch.forward import reset_caches
+from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.sample import Sample
 from safeflux.model.weights import check_not_compiled, find_transformer
@@ -112,7 +113,7 @@ def guard(
 
 def _write(transformer: torch.nn.Module, record: Record, plan: Plan, admitted: Admitted, *, compact: bool) -> Entry:
     """Put a policy in force on top of those that are, weights and record together."""
-    reset_caches(transformer.modules())
+    reset_caches(named_parts(transformer).values())
     sample = record.sample or (None if compact else Sample(transformer))
 
     def commit(undo: Undo) -> Commit:

@@ -18,6 +18,7 @@ from safeflux.model.record import ATTRIBUTE, GONE, Entry, Record, Standing, reco
 from safeflux.model.turn_lock import turns_of
 from safeflux.model.verify import Subject, Verification, is_unchanged, read
 from safeflux.model.watch.forward import reset_caches
+from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import Rest, check_parts
 from safeflux.model.weights import check_reached, find_transformer
 from safeflux.plan.resolve import Plan
@@ -119,7 +120,7 @@ class GuardHandle:
             return
         self._check_on_top(entry, record)
         check_reached(self._transformer)
-        reset_caches(self._transformer.modules())
+        reset_caches(named_parts(self._transformer).values())
         entry.undo.restore_(Commit(vars(self._transformer), ATTRIBUTE, lambda: record.minus(entry)))
         entry.seen = None
         entry.undo.forget()
@@ -167,7 +168,7 @@ class GuardHandle:
             return Commit(vars(entry), "now", lambda: Standing(plan, undo, entry.sample.masked_by(undo)))
 
         def write() -> None:
-            reset_caches(self._transformer.modules())
+            reset_caches(named_parts(self._transformer).values())
             entry.seen = None
             entry.undo.swap_(plan.masks, commit)
 
@@ -190,7 +191,7 @@ class GuardHandle:
     def _refresh(self) -> None:
         entry = self._in_force("refresh")
         check_reached(self._transformer)
-        reset_caches(self._transformer.modules())
+        reset_caches(named_parts(self._transformer).values())
         for one in record_of(self._transformer).entries:
             one.seen = None
             one.undo.refresh_()

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from safeflux.errors import ModelError
-from safeflux.families.sites import find_sites
 from safeflux.masks.store import Store
 from safeflux.model.adapters import Admitted, check_adapters, wrapped_layers
 from safeflux.model.watch.pipeline import check_parts
-from safeflux.model.weights import check_writable, find_transformer, fingerprint
+from safeflux.model.weights import check_writable, find_transformer, fingerprint, sites_of
 from safeflux.plan.resolve import Plan, plan_for
 from safeflux.policy.load import Policy
 
@@ -42,7 +41,7 @@ def make_plan(
         SafeFluxError: The errors of `plan_for`.
     """
     transformer = find_transformer(model)
-    sites = find_sites(transformer)
+    sites = sites_of(transformer)
     check_writable(transformer, sites.values())
     check_adapters(policy, transformer, admitted)
     check_parts(policy, model, admitted)

@@ -16,6 +16,7 @@ from safeflux.doctor.checks import installed
 from safeflux.masks.encoding import digest
 from safeflux.model.adapters import wrapped_layers
 from safeflux.model.forward_values import Values
+from safeflux.model.watch.parts import named_parameters
 from safeflux.plan.resolve import CategoryPlan, Plan
 from safeflux.plan.statement import RECEIPT
 from safeflux.plan.status import Amount, CategoryStatus, Status
@@ -35,8 +36,8 @@ def make_receipt(
         status,
         base={
             "class": type(transformer).__name__,
-            "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in transformer.parameters()}),
-            "devices": sorted({str(p.device) for p in transformer.parameters()}),
+            "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in named_parameters(transformer).values()}),
+            "devices": sorted({str(p.device) for p in named_parameters(transformer).values()}),
         },
         adapters={
             layer: {

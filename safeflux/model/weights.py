@@ -10,7 +10,8 @@ import torch
 
 from safeflux.errors import ModelError
 from safeflux.families.fingerprint import TOLERANCE, fingerprint_of
-from safeflux.families.sites import Site, base_names, spans
+from safeflux.families.sites import Site, Sites, base_names, find_sites, spans
+from safeflux.model.watch.parts import named_parameters, named_parts, part_of_itself
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The types of tensors that are what they seem: not packed, not a shard."""
@@ -44,11 +45,8 @@ def check_whole(transformer: torch.nn.Module) -> None:
     Raises:
         ModelError: It is a part of itself: cache-dit puts its own blocks in while a picture is being drawn.
     """
-    if any(transformer in module._modules.values() for module in transformer.modules()):
-        raise ModelError(
-            "the model is a part of itself at the moment: cache-dit draws a picture with it. Try again after "
-            "that; with several threads draw inside of the handle's `drawing()`."
-        )
+    if any(transformer in list(module._modules.values()) for module in named_parts(transformer).values()):
+        raise part_of_itself()
 
 
 def check_not_compiled(transformer: torch.nn.Module) -> None:
@@ -57,7 +55,7 @@ def check_not_compiled(transformer: torch.nn.Module) -> None:
     Raises:
         ModelError: One was: of what a backend made of the weights nothing is known.
     """
-    for name, module in transformer.named_modules():
+    for name, module in named_parts(transformer).items():
         if module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise ModelError(f"module {name or type(module).__name__!r} is compiled already. {_ORDER}")
 
@@ -74,9 +72,18 @@ def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Nor are matrices among them that diffusers fused from others (`fused_rows`).
     """
-    weights = base_names(dict(transformer.named_parameters(remove_duplicate=False)))
+    weights = base_names(named_parameters(transformer))
     fused = {rows.tensor for rows in fused_rows(transformer).values()}
     return {name: tensor for name, tensor in weights.items() if name not in fused}
+
+
+def sites_of(transformer: torch.nn.Module) -> Sites:
+    """Find every site of a transformer, as `find_sites` does.
+
+    Raises:
+        ModelError: It is no FLUX; or its parts are not in their places now.
+    """
+    return find_sites({name: tuple(parameter.shape) for name, parameter in named_parameters(transformer).items()})
 
 
 class Rows(NamedTuple):
@@ -90,7 +97,7 @@ class Rows(NamedTuple):
 def fused_rows(transformer: torch.nn.Module) -> dict[str, Rows]:
     """For each parameter that `fuse_qkv_projections` copied: the rows of another that forward reads in its place."""
     found = {}
-    for path, module in transformer.named_modules():
+    for path, module in named_parts(transformer).items():
         if not vars(module).get("fused_projections"):
             continue
         for fused, layers in _FUSED.items():
@@ -173,7 +180,7 @@ def take(tensor: torch.Tensor, places: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 def _offload_groups(transformer: torch.nn.Module) -> Iterator[Any]:
     """The groups of diffusers' group offload."""
-    for module in transformer.modules():
+    for module in named_parts(transformer).values():
         hook = getattr(vars(module).get("_diffusers_hook"), "hooks", {}).get("group_offloading")
         if (group := getattr(hook, "group", None)) is not None:
             yield group

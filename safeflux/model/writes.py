@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 
 from safeflux.families import Layout
-from safeflux.families.sites import Site, Span, find_sites, spans
+from safeflux.families.sites import Site, Span, spans
 from safeflux.masks.mask_set import MaskSet, check_fit
 from safeflux.masks.packed import Keep
 from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, without
-from safeflux.model.weights import check_not_fused, check_plain, named_weights
+from safeflux.model.weights import check_not_fused, check_plain, named_weights, sites_of
 
 _Shared = tuple[Elements, Elements]
 """What two masks share, as `common` returns it."""
@@ -120,7 +120,7 @@ _Place = TypeVar("_Place", bound=Place)
 
 def places(transformer: torch.nn.Module, masks: MaskSet) -> Iterator[Place]:
     """Check everything; yield all that is to be masked. Sites may share elements, so saving ends before writing."""
-    sites = find_sites(transformer)
+    sites = sites_of(transformer)
     check_fit(masks, sites)
     check_not_fused(transformer)
     weights = named_weights(transformer)

@@ -1,8 +1,11 @@
 """cache-dit under a guard, with the real package: its forwards and blocks are known, and forget the policy before."""
 
 import copy
+import sys
+import threading
 import types
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -178,3 +181,76 @@ def test_in_the_midst_of_a_picture_nobody_can_tell(transformer, store, forward, 
         forward(transformer)
     assert states == [State.STALE]
     assert handle.verify().ok
+
+
+@contextmanager
+def another_thread_draws(transformer, forward):
+    """A thread that draws once: halfway after `to_the_midst`, done after `to_the_end`."""
+    begin, midst, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Midst(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not midst.is_set() and len(transformer.transformer_blocks) == 1:
+                midst.set()
+                assert go_on.wait(60)
+            return func(*args, **kwargs or {})
+
+    def draw():
+        begin.wait(60)
+        with Midst():
+            forward(transformer)
+
+    def to_the_midst():
+        begin.set()
+        assert midst.wait(60)
+
+    def to_the_end():
+        begin.set()
+        go_on.set()
+        thread.join(60)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        yield to_the_midst, to_the_end
+    finally:
+        to_the_end()
+
+
+def run_until(number, look, then):
+    """Look, and after so many calls of functions do something else; the number of calls."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+        if event == "call" and calls == number:
+            then()
+
+    sys.setprofile(count)
+    try:
+        look()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("is_in_midst", [False, True], ids=["begins", "ends"])
+def test_a_picture_that_begins_or_ends_while_the_model_is_looked_at(
+    transformer, store, forward, cache_dit, is_in_midst
+):
+    handle = guard(transformer, BOTH, store=store)
+    cache_dit.enable_cache(transformer, **residuals(cache_dit))
+    looks = {"verify": lambda: handle.verify(deep=True).state, "guard": lambda: guard(transformer, BOTH, store=store)}
+    for name, look in looks.items():
+        total = run_until(-1, look, None)
+        for number in range(1, total, total // 8):
+            with another_thread_draws(transformer, forward) as (to_the_midst, to_the_end):
+                if is_in_midst:
+                    to_the_midst()
+                try:
+                    run_until(number, look, to_the_end if is_in_midst else to_the_midst)
+                except ModelError as error:
+                    assert name == "guard"
+                    assert "a part of itself" in str(error) or "is missing" in str(error)
+            assert handle.verify().ok

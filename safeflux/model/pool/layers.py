@@ -17,6 +17,7 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.model.adapters import check_unfused
 from safeflux.model.forward_values import Values
 from safeflux.model.index_sets import Lines, Points, split
+from safeflux.model.watch.parts import named_parts
 from safeflux.model.writes import Place, Write, as_bits, by_memory, places
 
 
@@ -151,8 +152,8 @@ def _hold(transformer: torch.nn.Module, layers: Iterable[Layer]) -> dict[int, _H
     written = {id(layer.write.tensor) for layer in layers}
     return {
         id(tensor): _Held(module._parameters, leaf, tensor)
-        for module in transformer.modules()
-        for leaf, tensor in module._parameters.items()
+        for module in named_parts(transformer).values()
+        for leaf, tensor in list(module._parameters.items())
         if tensor is not None and id(tensor) in written
     }
 

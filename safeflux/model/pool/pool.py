@@ -18,6 +18,7 @@ from safeflux.model.record import ATTRIBUTE, GONE, Entry, record_of, standing_re
 from safeflux.model.turn_lock import turns_of
 from safeflux.model.verify import Verification
 from safeflux.model.watch.forward import reset_caches
+from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.sample import Sample
 from safeflux.model.weights import check_not_compiled, check_reached, find_transformer
@@ -78,7 +79,7 @@ class PolicyPool:
             )
         self._model, self._transformer, self._store = model, find_transformer(model), masks
         check_not_compiled(self._transformer)
-        self._modules = list(self._transformer.modules())
+        self._modules = list(named_parts(self._transformer).values())
         self._turns = turns_of(self._transformer)
         with span("pool", policies=", ".join(effective)):
             self._turns.plan(lambda: self._open(effective, adapters))

@@ -28,6 +28,7 @@ from safeflux.model.watch.known import (
     reached_by,
     uncompiled_call,
 )
+from safeflux.model.watch.parts import named_parts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 OWN = ("forward", "processor", "_hf_hook", "_old_forward", "_diffusers_hook", "merged_adapters")
@@ -61,7 +62,7 @@ def makers_of(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
     cache-dit keeps its blocks, which draw with the model's own, where only the forward that it sets can see them.
     """
-    makers = dict(root.named_modules())
+    makers = named_parts(root)
     within = set(makers.values())
     calls = [
         (f"{name}.{leaf}".lstrip("."), vars(module)[leaf])
@@ -73,15 +74,16 @@ def makers_of(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         held = [each for each in reached_by(call) if isinstance(each, torch.nn.Module) and each not in within]
         for number, around in enumerate(held):
             if own.issuperset(map(id, _tensors(around))):
-                parts = dict(around.named_modules(prefix=f"{name}:{number}"))
+                parts = named_parts(around, f"{name}:{number}")
                 makers |= {part: module for part, module in parts.items() if module not in within}
                 within |= set(parts.values())
     return makers
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+    for part in named_parts(module).values():
+        held = (*part._parameters.values(), *part._buffers.values())
+        yield from (tensor for tensor in held if tensor is not None)
 
 
 def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
