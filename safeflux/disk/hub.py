@@ -1,7 +1,8 @@
 """Repositories of the Hugging Face Hub: models that are already on this machine, and masks, which are downloaded."""
 
 import re
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 from safeflux.errors import ModelError, StoreError
@@ -11,6 +12,8 @@ ADDRESS = "hf://"
 PINNED = rf"{ADDRESS}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})"
 """The pattern of such an address: repository, and commit."""
 _MASKS = ("*.safetensors", "*.sig", "*.json", "*.md")
+_PATIENCE = (3.0, 15.0, 15.0, 3.0)
+"""Seconds until the hub counts as out of reach: to connect, to answer, to take a request, to get a connection."""
 
 
 def local_folder(name: str) -> Path:
@@ -52,12 +55,11 @@ def masks_at(address: str) -> Path:
     pinned = re.fullmatch(PINNED, address)
     if pinned is None:
         raise StoreError(f"store {address}: {fault_of(address)}")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, commit = pinned.groups()
     try:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=list(_MASKS)))
+        return _snapshot(repository, commit)
     except HFValidationError as error:
         raise StoreError(f"store {address}: expected hf://ORG/NAME@COMMIT ({error})") from error
     except LocalEntryNotFoundError as error:
@@ -71,6 +73,44 @@ def masks_at(address: str) -> Path:
             f"store {address}: the hub refuses it ({reason}); check the name and the commit, and for a private "
             "repository log in with: hf auth login"
         ) from error
+
+
+def _snapshot(repository: str, commit: str) -> Path:
+    """The folder of a commit, without a network if all of it is here: a commit never changes."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    get = partial(snapshot_download, repository, revision=commit, allow_patterns=list(_MASKS))
+    if _is_listed(repository, commit):  # without a list, a folder may be a part of the commit
+        with suppress(LocalEntryNotFoundError):
+            return Path(get(local_files_only=True))
+    return Path(get(local_files_only=not _answers(repository, commit)))
+
+
+def _is_listed(repository: str, commit: str) -> bool:
+    """Whether the library knows without a network which files a commit has; its older versions never do."""
+    try:
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    except ImportError:
+        return False
+    try:
+        get_cached_repo_tree(repository, revision=commit)
+    except CachedRepoTreeNotFoundError:
+        return False
+    return True
+
+
+def _answers(repository: str, commit: str) -> bool:
+    """Whether the hub can be reached, asked once: the library itself tries for half a minute, or for ever."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(f"{constants.ENDPOINT}/api/models/{repository}/revision/{commit}", timeout=_PATIENCE)
+    except Exception:  # whose class depends on the library's client; offline mode is one of them
+        return False
+    return True
 
 
 def fault_of(address: str) -> str | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +13,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve_hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
+def serve_hub(
+    repositories: Mapping[str, Mapping[str, bytes]], *, first_after: float = 0
+) -> Iterator[tuple[str, list[str]]]:
     """Serve repositories, each its files by path, while the context is open.
+
+    Args:
+        repositories: By name.
+        first_after: Seconds that the first request waits for its answer.
 
     Yields:
         The endpoint, and the paths that were asked for so far.
@@ -30,6 +37,7 @@ def serve_hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple
         def answer(self, *, is_wanted: bool) -> None:
             path = unquote(self.path.partition("?")[0]).strip("/")
             asked.append(path)
+            time.sleep(first_after if len(asked) == 1 else 0)
             parts = path.split("/")
             name = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
             files = repositories.get(name)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -19,10 +20,15 @@ REFUSED = {
     OTHER: "the hub refuses it",
 }
 ASK = """
-import json, sys
+import ast, json, sys, time
+from safeflux.disk import hub
 from safeflux.errors import StoreError
 from safeflux.masks.store import open_store
-base, *addresses = sys.argv[1:]
+patience, base, *addresses = sys.argv[1:]
+hub._PATIENCE = ast.literal_eval(patience) or hub._PATIENCE
+def sleep(seconds):
+    raise SystemExit(f"the library waits {seconds} s before it tries again")
+time.sleep = sleep
 for address in addresses:
     try:
         found = open_store(open_store([address]), ["key.pem"]).find("blades", base)
@@ -42,9 +48,9 @@ def run(endpoint, folder, *command, **more):
     return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
 
 
-def ask(endpoint, folder, base, *addresses, **more):
+def ask(endpoint, folder, base, *addresses, patience="()", **more):
     """What `ASK` prints."""
-    done = run(endpoint, folder, "-c", ASK, base, *addresses, **more)
+    done = run(endpoint, folder, "-c", ASK, patience, base, *addresses, **more)
     assert done.returncode == 0, done.stderr
     return list(map(json.loads, done.stdout.splitlines()))
 
@@ -112,8 +118,20 @@ def test_masks_are_downloaded_once_and_stay_without_the_hub(store, base_transfor
     }
     assert not any("weights.bin" in path for path in asked)
     assert sum(path.endswith("blades.safetensors") for path in asked) <= 2  # its head, and itself
-    # Without this variable the library tries for half a minute to connect.
-    again, other = ask(endpoint, tmp_path, base, HERE, OTHER, HF_HUB_OFFLINE="1")
-    assert again == found
     command = f"hf download org/masks --revision {COMMIT[::-1]}"
-    assert f"cannot be reached, and this commit is not on this machine; get it with: {command}" in other
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        again, other = ask(endpoint, tmp_path, base, HERE, OTHER, **more)
+        assert again == found
+        assert f"cannot be reached, and this commit is not on this machine; get it with: {command}" in other
+
+
+def test_a_hub_that_takes_its_time_is_waited_for_and_one_that_never_answers_is_not(store, base_transformer, tmp_path):
+    base = fingerprint(base_transformer)
+    masks = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*.safetensors")}
+    with serve_hub({"org/masks": masks}, first_after=4) as (endpoint, _):  # longer than it may take to connect
+        ((sha256, *_),) = ask(endpoint, tmp_path, base, HERE)
+    assert sha256 == hashlib.sha256(masks["tiny-flux/blades.safetensors"]).hexdigest()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (other,) = ask(endpoint, tmp_path, base, OTHER, patience="(1, 1, 1, 1)")
+    assert "cannot be reached" in other
