@@ -103,8 +103,7 @@ def _is_listed(repository: str, commit: str) -> bool:
 
 def _answers(repository: str, commit: str) -> bool:
     """Whether the hub can be reached, asked once: the library itself tries for half a minute, or for ever."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(f"{constants.ENDPOINT}/api/models/{repository}/revision/{commit}", timeout=_PATIENCE)
