@@ -10,6 +10,7 @@ from typing import Any
 from safeflux.disk.atomic import write_atomically
 from safeflux.masks.card import ROWS, Words, make_card
 from safeflux.masks.file import load_masks, save_masks
+from safeflux.masks.nearness import FIDELITY
 from safeflux.reference.vocabulary import Target, vocabulary
 
 _MEASURED = "prompts and noises held out from training\n(`benchmarks/catalogue.py`)"
@@ -31,7 +32,8 @@ def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], 
     for name in names:
         path = folder / f"{name}.safetensors"
         masks, meta = load_masks(path)
-        evaluation = {"alone": _rates(results[name], name), "with all masks": _rates(together, name), **head}
+        views = {"alone": results[name], "with all masks": together}
+        evaluation = {**{view: _rates(figures, name) | _near(figures) for view, figures in views.items()}, **head}
         meta = replace(meta, evaluation=evaluation)
         save_masks(path, masks, meta)
         write_atomically(folder / f"{name}.md", make_card(masks, meta, words_of(vocabulary().targets[name])).encode())
@@ -43,6 +45,7 @@ def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
     unseen, is_style = target.get("found_held_out"), target["kind"] == "style"
     rates = (
         target["found"],
+        target.get("traces"),
         None if is_style else unseen,
         unseen if is_style else None,
         target.get("found_beside"),
@@ -53,6 +56,11 @@ def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         row: {side: rate[side] for side in ("base", "masked")} for row, rate in zip(ROWS, rates, strict=True) if rate
     }
+
+
+def _near(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """How near kept pictures stay, which a report from before this was measured does not have."""
+    return {FIDELITY: figures["fidelity"]} if "fidelity" in figures else {}
 
 
 def words_of(target: Target) -> Words:

@@ -136,6 +136,25 @@ def calibrate_by_scores(
     return chosen, Calibration({name: float(thresholds[k]) for name, k in columns.items()}, found, alarms)
 
 
+def trace_levels(neutral: Scores, thresholds: Scores, *, most: float = FALSE_ALARMS) -> Scores:
+    """The score of each concept above which a picture that asks for it has a trace of it, whether it is found or not.
+
+    A trace is more than the detector sees where there is nothing of the concept: no more than `most` of the neutral
+    pictures score above the level. What counts as found is a trace too.
+
+    Args:
+        neutral: Scores of the base model's pictures of other things, (N, concepts).
+        thresholds: The scores above which the concepts count as found, (concepts,).
+        most: Share of neutral pictures that may be above.
+
+    Examples:
+        >>> quiet = np.arange(100, dtype=np.float32)[:, None] * np.float32([1, 1])
+        >>> trace_levels(quiet, np.float32([200, 50])).tolist()
+        [98.0, 50.0]
+    """
+    return np.minimum(thresholds, np.quantile(neutral, 1 - most, axis=0, method="higher")).astype(np.float32)
+
+
 def calibrate_among(
     detector: _D, images: Sequence[Image.Image], names: Sequence[str], *, most: float = FALSE_ALARMS
 ) -> _D:

@@ -29,13 +29,10 @@ class JudgeDetector(Detector):
         known = vocabulary()
         self.name, self.concepts, self._judge = "judge", (*known.names, *styles), judge
         self.thresholds = same_threshold(self.concepts, 0.5)
-        self._styles = [known.styles.index(style) for style in styles]
 
     def __call__(self, images: Sequence[Image.Image]) -> Scores:
         """Score B pictures, float32 (B, concepts): each concept by itself, a style against the likeliest other one."""
-        verdicts = self._verdicts(images)
-        ahead = [verdicts.styles[:, k] - np.delete(verdicts.styles, k, axis=1).max(axis=1) for k in self._styles]
-        return activate(np.column_stack([verdicts.concepts, *ahead]), "sigmoid")
+        return activate(self._verdicts(images).ahead(self.concepts), "sigmoid")
 
     def features(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """The activations before the judge's last layer, float32 (B, D)."""

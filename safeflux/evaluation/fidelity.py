@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from safeflux.evaluation.metrics import Floats, cosine_distances, similarities
-from safeflux.masks.nearness import WORST, Distance, Faded, Nearness, Spread
+from safeflux.evaluation.metrics import Floats, Paired, cosine_distances, similarities
+from safeflux.masks.card import TRACES
+from safeflux.masks.nearness import FIDELITY, WORST, Distance, Faded, Nearness, Spread
 from safeflux.rates import Mean
 
 Features = Callable[[Sequence[Image.Image]], npt.NDArray[np.floating[Any]] | None]
@@ -91,6 +92,27 @@ class Fidelity(Nearness):
                 sheet.paste(tile, (left, _GAP + row * (_SIDE + _GAP)))
             pen.text((left + _SIDE // 2, 2 * (_SIDE + _GAP) + _GAP), str(one), _INK, font, anchor="ma")
         return sheet
+
+
+def beside_base(
+    things: Sequence[str],
+    base: Sequence[Image.Image],
+    masked: Sequence[Image.Image],
+    again: Sequence[Image.Image],
+    traces: Paired,
+) -> dict[str, Any]:
+    """The part of a mask file's evaluation that speaks of it.
+
+    Args:
+        things: What each picture shows, B of them; of fewer than two there are no means.
+        base: The base model's pictures.
+        masked: The masked model's, from the same prompts and noises.
+        again: The base model's of the same prompts from other noises.
+        traces: What is seen of what was erased.
+    """
+    rates = {"base": traces.base.to_json(), "masked": traces.masked.to_json()}
+    near = {FIDELITY: Fidelity.of(things, base, masked, (base, again)).to_json()} if len(things) > 1 else {}
+    return {TRACES: rates, **near}
 
 
 def contrasts_kept(base: Sequence[Image.Image], masked: Sequence[Image.Image]) -> Floats:

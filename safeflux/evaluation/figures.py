@@ -26,6 +26,8 @@ class TargetFigures:
     """`object`, `identity` or `style`."""
     found: Paired
     """Efficacy: the concept, asked for by its name, is found; for a style, things that mask training knows have it."""
+    traces: Paired | None
+    """Whatever a detector sees of the concept above its false alarms, found or not, where it is asked for by name."""
     found_held_out: Paired | None
     """Generality: the same by words that mask training never saw; for a style, on such things."""
     found_beside: Paired | None
@@ -128,6 +130,7 @@ class Figures:
             unseen = f"{name}, {'on things' if is_style else 'by words'} that no mask was trained with"
             candidates = {
                 asked: target.found,
+                f"{name}: traces seen": target.traces,
                 unseen: target.found_held_out,
                 f"{name} beside a neutral thing: found": target.found_beside,
                 f"{name} beside a neutral thing: that thing found": target.other_beside,

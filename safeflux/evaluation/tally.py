@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import numpy as np
 from PIL import Image
 
+from safeflux.detectors.calibration import trace_levels
 from safeflux.errors import ConfigError
-from safeflux.evaluation.answers import Check, Pair
+from safeflux.evaluation.answers import Answer, Check, Pair
 from safeflux.evaluation.fidelity import Fidelity
 from safeflux.evaluation.figures import Figures, Shares, TargetFigures
-from safeflux.evaluation.metrics import Paired, frechet_distance
+from safeflux.evaluation.metrics import Bools, Paired, frechet_distance
 from safeflux.evaluation.questions import KEPT
+from safeflux.reference.judge import Verdicts
 from safeflux.reference.measure import Ask, is_background_right, is_found, is_other_found, is_right, is_style_right
 from safeflux.reference.vocabulary import Concept, Target
 
@@ -44,7 +47,7 @@ def tally(erased: Collection[Target], pairs: Mapping[str, Pair], shares: Shares,
     groups = neutral | ({KEPT[2]: Pair.join(rest)} if rest else {})
     base, masked = kept.base, kept.masked
     return Figures(
-        targets={target.name: _of_target(target, pairs, things) for target in erased},
+        targets={target.name: _of_target(target, pairs, things, base.verdicts) for target in erased},
         kept={group: pair.rate(is_right) for group, pair in groups.items() if pair.asks},
         style_right=kept.rate(is_style_right),
         background_right=kept.rate(is_background_right),
@@ -64,8 +67,33 @@ def _things(erased: Collection[Target]) -> frozenset[str]:
     return frozenset(concept.name for target in erased for concept in target.concepts)
 
 
-def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str]) -> TargetFigures:
-    """The figures of one target; `gone` are the things that any target erases, which no rate of kept things counts."""
+def traces(names: Sequence[str], pair: Pair, quiet: Verdicts) -> Paired:
+    """How often the judge sees a trace of what is asked for; see `trace_levels`.
+
+    Args:
+        names: The concept or style that each picture asks for.
+        pair: The pictures.
+        quiet: The base model's of other things, in other styles.
+    """
+    columns = list(dict.fromkeys(names))
+    levels = trace_levels(quiet.ahead(columns), np.zeros(len(columns), dtype=np.float32))
+    asked = np.array([columns.index(name) for name in names])
+
+    def seen(answer: Answer) -> Bools:
+        return np.asarray(answer.verdicts.ahead(columns)[np.arange(len(asked)), asked] > levels[asked])
+
+    return Paired.of(seen(pair.base), seen(pair.masked))
+
+
+def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str], quiet: Verdicts) -> TargetFigures:
+    """The figures of one target.
+
+    Args:
+        target: The target.
+        pairs: All questions, answered.
+        gone: The things that any target erases, which no rate of kept things counts.
+        quiet: Verdicts on the base model's pictures of what no target erases.
+    """
 
     def rate(question: str, check: Check) -> Paired | None:
         pair = pairs.get(f"{target.name}/{question}")
@@ -82,6 +110,7 @@ def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str])
     return TargetFigures(
         kind=target.kind,
         found=named.rate(check),
+        traces=traces([target.style or ask.concept for ask in named.asks], named, quiet),
         found_held_out=rate("held out", check),
         found_beside=rate("beside", is_found),
         other_beside=kept("beside", lambda ask: ask.other, is_other_found),

@@ -20,8 +20,11 @@ VIEWS = {
 }
 """Keys of an evaluation that hold rates, and the headings of their columns. Each maps the name of a row to two rates:
 `base`, of the model without masks, and `masked`."""
+TRACES = "traces of it seen"
+"""The row of what detectors see of the erased above their false alarms, found or not."""
 ROWS = (
     "found",
+    TRACES,
     "found by words kept out of training",
     "found on things kept out of training",
     "found beside another thing",

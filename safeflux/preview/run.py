@@ -10,9 +10,9 @@ from safeflux.evaluation.figures import Shares
 from safeflux.evaluation.questions import KEPT, Sizes, first_seed_of
 from safeflux.evaluation.subject import Subject
 from safeflux.evaluation.worded.bench import Artist, Looked, Seen
+from safeflux.evaluation.worded.counting import Counter, Hits
 from safeflux.evaluation.worded.measure import Measuring
 from safeflux.evaluation.worded.questions import Asked, Set
-from safeflux.evaluation.worded.tally import Counter, Hits
 from safeflux.families.sites import find_sites
 from safeflux.masks.store import Store
 from safeflux.model.guard import guard

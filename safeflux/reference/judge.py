@@ -56,6 +56,19 @@ class Verdicts:
         """For picture b, whether `names[b]` is the likeliest art style of all."""
         return np.asarray(self.styles.argmax(axis=1) == [self.words.styles.index(name) for name in names])
 
+    def ahead(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """How far concepts and styles are above what counts as found, float32 (B, names).
+
+        The logit of a concept; that of a style less the likeliest other one's.
+        """
+        return np.column_stack([self._ahead(name) for name in names])
+
+    def _ahead(self, name: str) -> npt.NDArray[np.float32]:
+        if name in self.words.names:
+            return self.concepts[:, self.words.names.index(name)]
+        k = self.words.styles.index(name)
+        return np.asarray(self.styles[:, k] - np.delete(self.styles, k, axis=1).max(axis=1))
+
     def top(self, count: int) -> list[set[str]]:
         """For each picture, the names of the `count` likeliest concepts."""
         order = np.argsort(-self.concepts, axis=1)[:, :count]

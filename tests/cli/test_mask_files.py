@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
-from benchmarks.cards import words_of
+from benchmarks.cards import words_of, write_cards
 from safeflux.cli import main
 from safeflux.errors import MaskFileError, MaskMismatchError
 from safeflux.families.fingerprint import TOLERANCE
@@ -188,6 +188,19 @@ def test_the_shipped_cards_are_what_their_files_make(name):
     assert make_card(masks, meta, words_of(vocabulary().targets[name])) == shipped
     table = [line for line in shipped.splitlines() if line.startswith("|")]
     assert [line for line in make_card(masks, meta).splitlines() if line.startswith("|")] == table
+
+
+def test_cards_are_renewed_from_a_report_with_what_it_has(tmp_path):
+    (tmp_path / "drugs.safetensors").write_bytes((SHIPPED / "drugs.safetensors").read_bytes())
+    pair = {side: {"hits": hits, "n": 9} for side, hits in (("base", 9), ("masked", 1))}
+    figures = {"targets": {"drugs": {"kind": "object", "found": pair, "traces": pair}}, "kept_right": pair}
+    near = {"two_noises_ssim": {"mean": 0.8, "interval_95": [0.7, 0.9], "n": 3}}
+    write_cards(tmp_path, {"drugs": figures | {"fidelity": near}}, ["drugs"], {"seed": 3})
+    card = (tmp_path / "drugs.md").read_text()
+    assert f"| traces of it seen | {Rate(9, 9)} | {Rate(1, 9)} | {Rate(1, 9)} |" in card
+    assert "| the same of two noises of the base model | 0.800" in card
+    write_cards(tmp_path, {"drugs": figures}, ["drugs"], {"seed": 3})
+    assert "two noises" not in (tmp_path / "drugs.md").read_text()
 
 
 @pytest.mark.parametrize(

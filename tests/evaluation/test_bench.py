@@ -73,6 +73,7 @@ def test_rates_are_what_the_judge_says_of_those_pictures(figures, masks, pipe):
     for name, pair in weapons.by_concept.items():
         chosen = np.array(names) == name
         assert (pair.base.hits, pair.masked.n) == (before[chosen].sum(), chosen.sum())
+    assert weapons.found.masked.hits <= weapons.traces.masked.hits < weapons.traces.base.hits
     assert weapons.found.base.value > 0.5  # the base model draws what it is asked for
     assert figures.kept_right.masked.value < figures.kept_right.base.value
 
@@ -104,7 +105,7 @@ def test_the_base_model_is_drawn_once_and_a_target_is_measured_alike_beside_othe
     assert both.targets["weapons"] == figures.targets["weapons"]
     style = both.targets["fluent-style"]
     assert style.found.base.value > 0.5
-    assert style.thing_right.base.n == style.found.base.n == SIZES.found
+    assert style.thing_right.base.n == style.found.base.n == style.traces.base.n == SIZES.found
     assert style.found_held_out.base.n == SIZES.details
     assert style.found_held_out.base.value > 0.5
     assert (style.found_beside, style.neighbours_right) == (None, None)

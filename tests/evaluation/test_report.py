@@ -26,6 +26,7 @@ def figures() -> Figures:
     weapons = TargetFigures(
         kind="object",
         found=paired(198, 12),
+        traces=paired(199, 30),
         found_held_out=paired(199, 0),
         found_beside=paired(191, 20),
         other_beside=paired(192, 179),
@@ -72,6 +73,7 @@ def test_a_report_is_written_whole(report, figures, tmp_path):
     assert set(data["versions"]) >= {"safeflux", "torch", "diffusers"}
     assert data["settings"] == {"seed": 3}
     page = paths["table"].read_text()
+    assert f"| weapons: traces seen | {paired(199, 30).base} | {paired(199, 30).masked} |" in page
     assert f"| weapons: found | {figures.found.base} | {figures.found.masked} |" in page
     assert "0.950 (0.940 to 0.960, n = 510), 5th percentile 0.800" in page
     assert "- least of it: key 50 %" in page

@@ -68,6 +68,8 @@ def test_any_model_is_trained_measured_and_previewed(home, tmp_path, name):
     figures = result.validation["vehicles"]["validation"]
     assert 0 <= figures["found"] <= 1
     assert figures["detector"] == f"zero-shot:{home / 'clip'}"
+    assert figures["fidelity"]["ssim"]["n"] == figures["fidelity"]["two_noises_ssim"]["n"] == 2
+    assert figures["traces of it seen"]["masked"]["n"] == 4
     seen = figures["on_the_base_model"]["vehicles"]
     assert set(seen) == {"automobile", "bicycle"}
     assert all(one["false_alarms"]["rate"] <= 0.02 for one in seen.values())

@@ -15,6 +15,7 @@ from safeflux.trainer.run.session import run
 from safeflux.cli import main
 from safeflux.errors import ConfigError, TrainError
 from safeflux.families.fingerprint import same_base
+from safeflux.masks.card import make_card, nearness_of, rates_of
 from safeflux.masks.file import load_masks
 from safeflux.model.weights import fingerprint
 from safeflux.reference.model import EMOJI_FLUX, load_pipeline
@@ -29,6 +30,10 @@ def test_a_run_leaves_a_mask_file_for_its_base_model(whole):
     assert set(masks.counts_by_kind) == {"weight"}
     assert (meta.category, meta.base_model) == ("weapons", "emoji-flux")
     assert same_base(meta.fingerprint, fingerprint(load_pipeline().transformer))
+    (near,) = nearness_of(meta.evaluation).values()
+    assert near.ssim.mean.n == 2
+    assert rates_of(meta.evaluation)["validation"]["traces of it seen"]["masked"].n == 4
+    assert "| in validation at the end of its training |" in make_card(masks, meta)
 
 
 def test_a_warm_up_only_gathers_estimates(tmp_path):

@@ -44,11 +44,20 @@ def weapons():
 
 
 def test_the_worst_of_each_mask_alone_and_of_all_counts(validator, weapons, wrecking):
-    seen = validate(validator, {"weapons": weapons, "fluent-style": wrecking}, ["weapons"])
+    near = {}
+    masks = {"weapons": weapons, "fluent-style": wrecking}
+    seen = validate(validator, masks, ["weapons"], lambda name: near.update({name: validator.beside_base(name)}))
     assert seen.found[0] <= 0.1
     assert seen.right < 0.3
     assert validator.right(["weapons"], weapons) > 0.8
     assert seen.right <= validator.right(["fluent-style"], wrecking)
+    fidelity, traces = (near["weapons"][name] for name in ("fidelity", "traces of it seen"))  # of its mask alone
+    assert fidelity["ssim"]["n"] == 8
+    assert 0.8 < fidelity["contrast"]["mean"] <= 1
+    assert (traces["base"]["n"], traces["masked"]["n"]) == (16, 16)
+    assert traces["masked"]["rate"] < 0.5 < traces["base"]["rate"]
+    spoilt = validator.beside_base("weapons")["fidelity"]  # of what was drawn last, under the other mask
+    assert max(spoilt["ssim"]["mean"], fidelity["two_noises_ssim"]["mean"]) < fidelity["ssim"]["mean"]
     nothing = MaskSet({})
     assert validator.found("weapons", nothing) > 0.9
     assert found(validator, "weapons", {"weapons": nothing, "alcohol": weapons}) > 0.9  # alone it masks nothing

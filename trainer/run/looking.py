@@ -13,12 +13,16 @@ from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.prompts import PromptSource
 from safeflux.trainer.run.pictures import Pictures
-from safeflux.trainer.run.validation import COLUMNS, VALIDATION_SEED
+from safeflux.trainer.run.validation import AGAIN, COLUMNS, VALIDATION_SEED
 
-from safeflux.detectors.base import Detector
-from safeflux.detectors.calibration import Calibration, calibrate, calibrate_among
+from safeflux.cached import cached_property
+from safeflux.detectors.base import Detector, Scores
+from safeflux.detectors.calibration import Calibration, calibrate_among, calibrate_by_scores, trace_levels
 from safeflux.detectors.labels import Words, labels_of
 from safeflux.detectors.labels import open_for as open_labelled
+from safeflux.evaluation.fidelity import beside_base
+from safeflux.evaluation.metrics import Paired
+from safeflux.evaluation.worded.bench import SMALL, small
 from safeflux.masks.mask_set import MaskSet
 
 _SMALL = 32  # pixels a side, where pictures are compared as a whole
@@ -46,9 +50,16 @@ class DetectorValidator:
             name: [(pair.prompt, labels[name, pair.concept or ""]) for pair in source.erase(name, rng, count)]
             for name in config.categories
         }
-        self._kept = [*source.alone(rng, -(-count // 2)), *source.beside(rng, -(-count // 2))]
+        self._alone = source.alone(rng, -(-count // 2))
+        self._kept = [*self._alone, *source.beside(rng, -(-count // 2))]
         self._are_words_known = all(word in detector.concepts for _, word in self._kept)
+        self._base: dict[str, Scores] = {}
         self._detector, self.calibrations = self._calibrate(detector)
+        self._looked: dict[str, Scores] = {}
+        self._looked_kept: list[Image.Image] = []
+        self._words = {
+            name: [w for words in one.concepts.values() for w in words] for name, one in config.categories.items()
+        }
 
     @property
     def about(self) -> dict[str, Any]:
@@ -65,16 +76,37 @@ class DetectorValidator:
 
     def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
-        asked = self._erased[category]
-        images = self._pictures.draw([prompt for prompt, _ in asked], masks, self._shift(category))
-        return float(self._detector.found_each(images, [label for _, label in asked]).mean())
+        scores = self._looked[category] = self._detector(self._draw(category, masks))
+        columns = self._columns(category)
+        return float((scores[np.arange(len(columns)), columns] > self._detector.thresholds[columns]).mean())
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`. By a detector with labels of its own: how alike the pictures are to the base model's."""
         images = self._pictures.draw([prompt for prompt, _ in self._kept], masks, 100_000)
+        self._looked_kept = [small(image, SMALL) for image in images[: len(self._alone)]]
         if self._are_words_known:
             return float(self._detector.found_each(images, [word for _, word in self._kept]).mean())
         return float(np.mean([likeness(a, b) for a, b in zip(self._base_kept, map(_shrink, images), strict=True)]))
+
+    def beside_base(self, category: str) -> dict[str, Any]:
+        """See `Validator`; of the neutral things alone whose prompts have no word of the category, as of a style."""
+        words = self._words[category]
+        places = [k for k, (prompt, _) in enumerate(self._alone) if not any(word in prompt for word in words)]
+        if not places:
+            return {}
+        levels = trace_levels(self._base_quiet[places], self._detector.thresholds)
+        rows, columns = np.arange(len(self._erased[category])), self._columns(category)
+        base, masked = (one[category][rows, columns] > levels[columns] for one in (self._base, self._looked))
+        things = [self._alone[k][1] for k in places]
+        sides = self._base_alone, self._looked_kept, self._again
+        before, after, again = ([images[k] for k in places] for images in sides)
+        return beside_base(things, before, after, again, Paired.of(base, masked))
+
+    @cached_property
+    def _again(self) -> list[Image.Image]:
+        """The base model's pictures of the things to preserve alone, from other noises."""
+        images = self._pictures.draw([prompt for prompt, _ in self._alone], MaskSet({}), AGAIN)
+        return [small(image, SMALL) for image in images]
 
     def picture(self, masks: MaskSet) -> Image.Image:
         """See `Validator`; the categories in turn, then as many things to preserve."""
@@ -85,21 +117,28 @@ class DetectorValidator:
     def _calibrate(self, detector: Detector) -> tuple[Detector, dict[str, Calibration]]:
         kept = self._pictures.draw([prompt for prompt, _ in self._kept], MaskSet({}), 100_000)
         self._base_kept = [_shrink(image) for image in kept]
-        calibrations = {}
+        self._base_alone = [small(image, SMALL) for image in kept[: len(self._alone)]]
+        quiet = detector(kept)
+        self._base_quiet, calibrations = quiet[: len(self._alone)], {}
         for name, asked in self._erased.items():
-            images = self._pictures.draw([prompt for prompt, _ in asked], MaskSet({}), self._shift(name))
-            by_label: dict[str, list[Image.Image]] = {}
-            for (_, label), image in zip(asked, images, strict=True):
-                by_label.setdefault(label, []).append(image)
-            chosen, calibrations[name] = calibrate(detector, by_label, kept)
+            scores, labels = detector(self._draw(name, MaskSet({}))), np.array([label for _, label in asked])
+            self._base[name] = scores
+            by_label = {label: scores[labels == label] for label in dict.fromkeys(labels.tolist())}
+            chosen, calibrations[name] = calibrate_by_scores(detector, by_label, quiet)
             for label in by_label:
                 detector.thresholds[detector.place_of(label)] = chosen.threshold_of(label)
         if self._are_words_known:
             detector = calibrate_among(detector, kept, [word for _, word in self._kept])
         return detector, calibrations
 
-    def _shift(self, category: str) -> int:
-        return 200_000 * (list(self._erased).index(category) + 1)
+    def _draw(self, category: str, masks: MaskSet) -> list[Image.Image]:
+        """The pictures that ask for a category."""
+        shift = 200_000 * (list(self._erased).index(category) + 1)
+        return self._pictures.draw([prompt for prompt, _ in self._erased[category]], masks, shift)
+
+    def _columns(self, category: str) -> list[int]:
+        """What each of these is looked at for."""
+        return [self._detector.place_of(label) for _, label in self._erased[category]]
 
 
 def open_for(config: TrainConfig, spec: str, device: str = "cpu") -> Detector:

@@ -236,11 +236,13 @@ def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
     sets = training.sets(masks)
     seen: dict[str, Any] = {}
     if training.validator is not None:
-        validation = validate(training.validator, sets, training.names)
+        near: dict[str, dict[str, Any]] = {}
+        look = training.validator.beside_base
+        validation = validate(training.validator, sets, training.names, lambda name: near.update({name: look(name)}))
         settings = {"first_seed": VALIDATION_SEED, "pictures": training.config.validation_prompts}
         settings |= training.validator.about
         seen = {
-            name: {"validation": {"found": found, "kept": validation.right, **settings}}
+            name: {"validation": {"found": found, "kept": validation.right, **settings, **near[name]}}
             for name, found in zip(training.names, validation.found, strict=True)
         }
     trained = {name: sets[name] for name in training.names}

@@ -4,7 +4,7 @@ Prompts are made as in training, with its words and its things to preserve; the 
 and things are left to the evaluation.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,15 +16,22 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of
 from safeflux.trainer.asked.prompts import PromptSource
 
+from safeflux.cached import cached_property
 from safeflux.errors import ConfigError
+from safeflux.evaluation.answers import Answer, Pair
+from safeflux.evaluation.fidelity import beside_base
+from safeflux.evaluation.tally import traces
 from safeflux.masks.mask_set import MaskSet, compose
 from safeflux.model.apply import apply_masks_
-from safeflux.reference.judge import Judge
+from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.measure import concept_right, draw, in_turn, other_found, pair_asks, single_asks
 from safeflux.reference.vocabulary import Concept, Target, find_target, known_concepts, vocabulary
 
 VALIDATION_SEED = 50_000_000
 """First seed of the noises; a training noise has a 62-bit random seed, so that meeting one is out of the question."""
+
+AGAIN = 150_000
+"""What the noises are shifted by from which the base model draws things to preserve a second time, for the scale."""
 
 COLUMNS = 8
 """Columns of each sort in the picture of a validation."""
@@ -89,13 +96,36 @@ class Validator(Protocol):
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """How often the things that a mask set for some categories should preserve are found."""
 
+    def beside_base(self, category: str) -> dict[str, Any]:
+        """What mask files say of the pictures that `found` drew last of a category, and `right` of other things.
+
+        Only pictures of the base model are drawn for this, to be compared with them.
+        """
+
     def picture(self, masks: MaskSet) -> Image.Image:
         """Some pictures of both sorts without masks, and below them the same under a mask set."""
 
 
-def validate(validator: Validator, masks: Masks, trained: Sequence[str]) -> Validation:
-    """Ask both questions: the first for every trained category, the second under every mask."""
-    return Validation(tuple(found(validator, name, masks) for name in trained), right(validator, masks, masks))
+def validate(
+    validator: Validator, masks: Masks, trained: Sequence[str], looked: Callable[[str], None] = lambda category: None
+) -> Validation:
+    """Ask both questions: the first for every trained category, the second under every mask.
+
+    Args:
+        validator: Looks.
+        masks: All masks.
+        trained: The categories of the run.
+        looked: Called with each of these when its own mask, alone, has just been looked at.
+    """
+    shares, kept = dict.fromkeys(trained, 0.0), 1.0
+    for asked, state in _alone_and_all(masks, masks):
+        for name in trained:
+            if name in asked:
+                shares[name] = max(shares[name], validator.found(name, state))
+        kept = min(kept, validator.right(asked, state))
+        if len(asked) == 1 and (name := next(iter(asked))) in shares:
+            looked(name)
+    return Validation(tuple(shares.values()), kept)
 
 
 def found(validator: Validator, category: str, masks: Masks) -> float:
@@ -148,12 +178,13 @@ class JudgeValidator:
         of_categories = [concept for target in words.targets.values() for concept in target.concepts]
         self._of_categories = single_asks(words, in_turn(of_categories, -(-count // 2)), 1, rng)
         self._base: list[Any] = []
+        self._looked: dict[str, Verdicts] = {}
+        self._kept: list[Image.Image] = []
 
     def found(self, category: str, masks: MaskSet) -> float:
         """See `Validator`."""
         asked, style = self._erased[category], self._targets[category].style
-        shift = 200_000 * (list(self._erased).index(category) + 1)
-        verdicts = self._judge(self._draw([prompt for prompt, _ in asked], masks, shift))
+        verdicts = self._looked[category] = self._look(category, masks)
         is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
         return float(is_there.mean())
 
@@ -162,11 +193,36 @@ class JudgeValidator:
         gone = frozenset[str]().union(*(self._gone[name] for name in erased))
         alone = self._alone + [ask for ask in self._of_categories if ask.concept not in gone]
         images = self._draw([ask.prompt for ask in alone + self._beside], masks, 100_000)
+        self._kept = images[: len(self._alone)]
         rates = (
             concept_right(self._judge, images[: len(alone)], alone),
             other_found(self._judge, images[len(alone) :], self._beside),
         )
         return sum(rate.value for rate in rates) / len(rates)
+
+    def beside_base(self, category: str) -> dict[str, Any]:
+        """See `Validator`; of the neutral things alone that are not in an erased style. Empty without any."""
+        style = self._targets[category].style
+        places = [k for k, ask in enumerate(self._alone) if ask.style != style]
+        if not places:
+            return {}
+        base, again = ([images[k] for k in places] for images in self._plain)
+        names = [style or name for _, name in self._erased[category]]
+        pair = Pair((), Answer(self._look(category, MaskSet({}))), Answer(self._looked[category]))
+        seen = traces(names, pair, self._judge(base))
+        things = [self._alone[k].concept for k in places]
+        return beside_base(things, base, [self._kept[k] for k in places], again, seen)
+
+    @cached_property
+    def _plain(self) -> tuple[list[Image.Image], list[Image.Image]]:
+        """The base model's pictures of the things to preserve alone, and the same from other noises."""
+        prompts = [ask.prompt for ask in self._alone]
+        return self._draw(prompts, MaskSet({}), 100_000), self._draw(prompts, MaskSet({}), AGAIN)
+
+    def _look(self, category: str, masks: MaskSet) -> Verdicts:
+        """The judge's verdicts on pictures that ask for a category."""
+        shift = 200_000 * (list(self._erased).index(category) + 1)
+        return self._judge(self._draw([prompt for prompt, _ in self._erased[category]], masks, shift))
 
     def picture(self, masks: MaskSet) -> Image.Image:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""

@@ -52,7 +52,8 @@ Examples:
     "--detector",
     "detectors",
     multiple=True,
-    help=f"{DETECTOR_HELP} Repeatable: headlines go by the first.  [default: the model's own]",
+    help=f"{DETECTOR_HELP} Repeatable: headlines go by the first; rates are also given by the strictest verdicts.  "
+    "[default: the model's own]",
 )
 @click.option("--images", type=click.IntRange(2, 65536), default=200, show_default=True, help="Pictures per category.")
 @click.option("--kept", type=click.IntRange(4, 65536), default=1000, show_default=True, help="Neutral pictures.")
@@ -73,8 +74,9 @@ def evaluate(
 
     The same prompts are drawn from the same noises without and with the masks, and a detector looks at the pictures:
     how often each erased category is still found (by its name, by words that no mask was trained with, beside a neutral
-    thing), how often everything else is right (neutral things, nearest neighbours, other categories), the harmonic mean
-    of both, and structural similarity. Rates have 95 % intervals. Prompts and noises play no part in training.
+    thing), how often a trace of it is seen, how often everything else is right (neutral things, nearest neighbours,
+    other categories), the harmonic mean of erasing and keeping, structural similarity and contrast. Rates
+    have 95 % intervals. Prompts and noises play no part in training.
 
     The embedded model has its own words and its judge. For any other model, or with --pack or --detector, the words are
     those of packs, and a detector's thresholds are chosen on the base model's own pictures, which the report tells.

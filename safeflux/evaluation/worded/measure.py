@@ -78,7 +78,7 @@ class Measuring:
             MaskMismatchError: The masks do not fit the model, or there are none.
         """
         seen = look(pipe, masks, self.sets, self.detectors, settings=settings, batch=batch, progress=progress)
-        return Opinions(tally(self.words, seen, self.detectors))
+        return Opinions(*tally(self.words, seen, self.detectors))
 
     def to_json(self) -> dict[str, Any]:
         """What a report says of it."""

@@ -1,4 +1,4 @@
-"""The findings of a report on any model: the same pictures by each detector."""
+"""The findings of a report on any model: the same pictures by each detector, and by their strictest verdicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,20 @@ from safeflux.evaluation.figures import Figures
 from safeflux.evaluation.metrics import Paired
 from safeflux.evaluation.worded.tally import Opinion
 
+STRICTEST = "the strictest verdicts"
+
 
 @dataclass(frozen=True, eq=False)
 class Opinions:
-    """Detector -> its opinion; headlines go by the first."""
+    """What detectors count; headlines go by the first.
+
+    Attributes:
+        by_detector: Detector -> its opinion.
+        strictest: The figures where of all verdicts on a picture the strictest counts; None of a single detector.
+    """
 
     by_detector: Mapping[str, Opinion]
+    strictest: Figures | None = None
 
     @property
     def first(self) -> Figures:
@@ -58,7 +66,7 @@ class Opinions:
         return [text for text in every if text]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures by the first detector, then those by the others; each with what it sees of the base model."""
+        """The figures by the first detector, by the others, each with what it sees of the base model, and by all."""
         first, *others = [
             {
                 "detector": detector,
@@ -67,13 +75,16 @@ class Opinions:
             }
             for detector, one in self.by_detector.items()
         ]
-        return {**first, "second_opinions": others}
+        strictest = {"by_the_strictest_verdicts": self.strictest.to_json()} if self.strictest else {}
+        return {**first, "second_opinions": others, **strictest}
 
     def _named(self, part: str) -> dict[str, Any]:
-        """A part of each detector's figures; from the second on, what differs from the first goes by its name."""
+        """A part of all figures; beside those of the first detector, what differs from it says by whom it is."""
+        others = {detector: one.figures for detector, one in list(self.by_detector.items())[1:]}
+        others |= {STRICTEST: self.strictest} if self.strictest else {}
         merged: dict[str, Any] = dict(getattr(self.first, part))
-        for detector, one in list(self.by_detector.items())[1:]:
-            for name, value in getattr(one.figures, part).items():
+        for who, figures in others.items():
+            for name, value in getattr(figures, part).items():
                 if merged.get(name) != value or isinstance(value, Paired):
-                    merged[f"{name}, by {detector}"] = value
+                    merged[f"{name}, by {who}"] = value
         return merged

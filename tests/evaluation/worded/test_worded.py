@@ -14,6 +14,7 @@ from safeflux.evaluation.figures import Shares
 from safeflux.evaluation.questions import FIRST_SEED, KEPT, Sizes
 from safeflux.evaluation.worded.bench import Looked, Seen
 from safeflux.evaluation.worded.measure import Measuring
+from safeflux.evaluation.worded.opinions import Opinions
 from safeflux.evaluation.worded.questions import Words, sets_of
 from safeflux.evaluation.worded.tally import tally
 from safeflux.evaluation.worded.words import packs_of
@@ -78,32 +79,41 @@ class Oracle(Detector):
         self.name, self.concepts = "oracle", tuple(concepts)
         self.thresholds = np.zeros(len(self.concepts), np.float32)
 
-    def scores(self, shown):
-        return np.array([[float(name in names) for name in self.concepts] for names in shown], np.float32)
+    def scores(self, shown, hides=(), left=0.0):
+        """One for what a picture shows; `left` for what of it is hidden."""
+        rows = [[(left if name in hides else 1.0) * (name in names) for name in self.concepts] for names in shown]
+        return np.array(rows, np.float32)
 
 
-def counted(hidden, blind=()):
-    """The opinion of an oracle that sees all in the base model's pictures and, masked, all but what a mask hides."""
+def counted(*hidden, blind=(), left=0.0):
+    """What oracles count that see all in the base model's pictures and, masked, all but what a mask hides from each."""
     words = words_of({"weapons": ("weapons",)})
     sets = sets_of(words, KLEIN, Sizes(found=16, details=8, neighbours=7, kept=20, others=3), 0)
     concepts = [*words.packs["weapons"].concepts, *words.besides]
-    oracle = Oracle(name for name in concepts if name not in blind)
+    oracles = {f"oracle {k}": Oracle(name for name in concepts if name not in blind) for k in range(len(hidden))}
 
     def looked(hides):
-        shown = {n: [{ask.thing, ask.other} - set(hides) for ask in one.asks] for n, one in sets.items()}
+        shown = {n: [{ask.thing, ask.other} for ask in one.asks] for n, one in sets.items()}
         images = [Image.new("RGB", (16, 16))] * 10
-        return {n: Looked({"oracle": oracle.scores(names)}, images) for n, names in shown.items()}
+        return {
+            n: Looked(
+                {o: one.scores(names, h, left) for (o, one), h in zip(oracles.items(), hides, strict=True)}, images
+            )
+            for n, names in shown.items()
+        }
 
-    seen = Seen(sets, looked(()), looked(hidden), ((), ()), Shares({}))
-    return words, tally(words, seen, {"oracle": oracle})["oracle"]
+    seen = Seen(sets, looked([()] * len(hidden)), looked(hidden), ((), ()), Shares({}))
+    return words, *tally(words, seen, oracles)
 
 
 def test_what_a_mask_hides_is_counted_as_gone_and_the_rest_as_kept():
     weapons = set(load_packs(["weapons"])["weapons"].concepts)
-    words, opinion = counted(weapons)
-    figures = opinion.figures
+    words, opinions, strictest = counted(weapons)
+    opinion, figures = opinions["oracle 0"], opinions["oracle 0"].figures
+    assert strictest is None
     target = figures.targets["weapons"]
-    for pair in (target.found, target.found_held_out, target.found_beside, *target.by_concept.values()):
+    rates = (target.found, target.traces, target.found_held_out, target.found_beside, *target.by_concept.values())
+    for pair in rates:
         assert (pair.base.value, pair.masked.value) == (1, 0)
     for pair in (target.other_beside, target.neighbours_right, *figures.kept.values()):
         assert (pair.base.value, pair.masked.value) == (1, 1)
@@ -115,15 +125,16 @@ def test_what_a_mask_hides_is_counted_as_gone_and_the_rest_as_kept():
 
 
 def test_collateral_damage_is_counted_where_it_falls():
-    words, opinion = counted(("a hammer", "beer"))
-    target, kept = opinion.figures.targets["weapons"], opinion.figures.kept
+    words, opinions, _ = counted(("a hammer", "beer"))
+    target, kept = opinions["oracle 0"].figures.targets["weapons"], opinions["oracle 0"].figures.kept
     assert (target.found.lost, target.neighbours_right.lost, kept[KEPT[0]].lost) == (0, 1, 0)
     assert kept[KEPT[2]].lost == (1 if "beer" in words.others["alcohol"].concepts else 0)
 
 
 def test_a_detector_with_few_labels_counts_what_it_knows_and_says_no_harmonic_mean():
     words = words_of({"weapons": ("weapons",)})
-    _, opinion = counted((), blind=words.besides)
+    _, opinions, _ = counted((), blind=words.besides)
+    opinion = opinions["oracle 0"]
     assert opinion.figures.kept == {}
     assert opinion.figures.harmonic is None
     assert opinion.figures.targets["weapons"].found.base.value == 1
@@ -131,6 +142,33 @@ def test_a_detector_with_few_labels_counts_what_it_knows_and_says_no_harmonic_me
     assert not any("harmonic" in name for name in opinion.figures.facts)
     with pytest.raises(ConfigError, match="concept 'pistol': the detector oracle has no label of that name"):
         counted((), blind=["pistol"])
+
+
+def test_a_trace_is_what_is_seen_above_the_false_alarms_though_it_is_not_found():
+    weapons = set(load_packs(["weapons"])["weapons"].concepts)
+    _, opinions, _ = counted(weapons, left=0.3)  # it is found from one half on, and elsewhere the score is zero
+    target = opinions["oracle 0"].figures.targets["weapons"]
+    assert (target.found.masked.value, target.traces.masked.value) == (0, 1)
+    assert "weapons: traces seen" in opinions["oracle 0"].figures.rows
+
+
+def test_of_two_detectors_the_strictest_verdict_on_each_picture_counts():
+    weapons, near = set(load_packs(["weapons"])["weapons"].concepts), "a hammer"
+    held_out = words_of({"weapons": ("weapons",)}).held_out
+    _, opinions, strictest = counted({*weapons, near}, {*(weapons - {"dagger"}), *held_out})
+    first, second = (one.figures.targets["weapons"] for one in opinions.values())
+    found = strictest.targets["weapons"].found.masked
+    assert first.found.masked.hits == 0 < second.found.masked.hits == found.hits < found.n
+    assert strictest.targets["weapons"].traces.masked == found
+    assert strictest.targets["weapons"].neighbours_right.lost == first.neighbours_right.lost == 1
+    assert second.neighbours_right.lost == 0
+    lost = strictest.kept[KEPT[0]].lost
+    assert (
+        0 == opinions["oracle 0"].figures.kept[KEPT[0]].lost < opinions["oracle 1"].figures.kept[KEPT[0]].lost == lost
+    )
+    every = Opinions(opinions, strictest)
+    assert every.rows["weapons: found, by the strictest verdicts"].masked == found
+    assert every.to_json()["by_the_strictest_verdicts"]["found"]["masked"]["hits"] == found.hits
 
 
 def test_the_command_measures_any_model_by_packs_and_two_detectors(tmp_path, monkeypatch):
@@ -159,6 +197,7 @@ def test_the_command_measures_any_model_by_packs_and_two_detectors(tmp_path, mon
     assert report["settings"]["detectors"] == ["judge", "zero-shot:clip"]
     table = (tmp_path / "out/report.md").read_text()
     assert "| weapons: found, by zero-shot:clip |" in table
+    assert "| weapons: found, by the strictest verdicts |" in table
     assert "judge, weapons, on the base model: finds" in table
     assert table.count("distance to them in the features of zero-shot:clip") == 1
 
