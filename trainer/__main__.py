@@ -1,4 +1,4 @@
-"""`accelerate launch -m safeflux.trainer ...`: the same as `safeflux train ...`, in several processes."""
+"""`python -m safeflux.trainer ...`: the same as `safeflux train ...`."""
 
 import sys
 

@@ -9,6 +9,7 @@ from PIL import Image
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import call_of, detector_of, options_of
 from safeflux.trainer.asked.prompts import PromptSource
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.looking import likeness, open_for
 from safeflux.trainer.run.planning import plan_run
 from safeflux.trainer.run.session import check_run, run
@@ -135,7 +136,7 @@ def test_a_concept_that_the_judge_knows_by_another_name_is_named_in_the_error(ho
     (tmp_path / "cars.yaml").write_text((home / "vehicles.yaml").read_text().replace("automobile:", "car:"))
     planned = plan_run([], None, [], {}, packs=[str(tmp_path / "cars.yaml")])
     with pytest.raises(ConfigError, match=r"got 'car' \(did you mean 'automobile'\?\)"):
-        check_run(planned, tmp_path / "run")
+        check_run(planned, tmp_path / "run", Processes())
 
 
 def test_a_real_model_gets_the_packs_templates_and_everyday_things():

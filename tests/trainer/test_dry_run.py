@@ -1,11 +1,11 @@
 """A dry run tells what a run needs and asks for, loads nothing, and exits with 1 where the run does not fit."""
 
 import pytest
-import torch
 from click.testing import CliRunner
-from safeflux.trainer.objective.laid_out import memory_of, shape_of
+from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
 from safeflux.trainer.objective.memory import Memory
 from safeflux.trainer.objective.step_time import StepTime, measure_step
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.checkpoint import CHECKPOINT, REFERENCES
 from safeflux.trainer.run.dry_run import DryRun, Minutes, dry_run
 from safeflux.trainer.run.planning import plan_run
@@ -79,7 +79,7 @@ def test_minutes_count_every_batch_of_a_run_by_the_measured_step():
 
 def test_a_measured_step_takes_longer_with_its_gradient_and_foretells_the_disk(tmp_path):
     planned = plan_run(["weapons"], None, [*SETTINGS, "batch=8"], {})
-    step = measure_step(shape_of("emoji-flux"), planned, torch.device("cpu"))
+    step = measure_step(lay_out_run(shape_of("emoji-flux"), planned), planned, Processes())
     assert 0 < step.forward < step.gradient
     needs = dry_run(planned, tmp_path / "a" / "b")
     assert 0 < needs.memory.estimates < needs.disk[0] < needs.disk[1]

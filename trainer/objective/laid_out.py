@@ -117,6 +117,10 @@ class LaidOut:
     condition: Condition
     sites: list[Site]
 
+    def memory(self, config: TrainConfig, rows: int, device: torch.device) -> Memory:
+        """The memory of the run on a device with as many masks as `rows`."""
+        return estimate_memory(self.model, self.sampler, self.condition, config, self.sites, rows, device)
+
     def on(self, device: torch.device) -> tuple[Sampler, Condition]:
         """What it is called with on a device; prompts of these shapes are random numbers."""
         tokens, pooled = self.condition.tokens, self.condition.pooled
@@ -128,19 +132,18 @@ class LaidOut:
         return replace(self.sampler, cfg=cfg), condition
 
 
-def lay_out_run(shape: Shape, config: TrainConfig, *, steps: int | None = None) -> LaidOut:
+def lay_out_run(shape: Shape, config: TrainConfig) -> LaidOut:
     """A run laid out without weights.
 
     Args:
         shape: The model.
-        config: The run: size, prompt length, batch, kinds of site.
-        steps: Sampling steps; None for those of the run.
+        config: The run: size, steps, prompt length, batch, kinds of site.
     """
     model = lay_out(shape.transformer, config.dtype)
     dtype, axes = getattr(torch, config.dtype), len(model.config.axes_dims_rope)
     tokens = config.height // shape.pixels * (config.width // shape.pixels)
     guidance = 1.0 if model.config.get("guidance_embeds") else None
-    size, sigmas = (tokens, model.config.in_channels), torch.linspace(1, 0, (steps or config.steps) + 1)
+    size, sigmas = (tokens, model.config.in_channels), torch.linspace(1, 0, config.steps + 1)
     text = torch.empty(
         config.batch, config.max_sequence_length, model.config.joint_attention_dim, dtype=dtype, device="meta"
     )
@@ -167,5 +170,4 @@ def memory_of(shape: Shape, config: TrainConfig, rows: int = 1, device: torch.de
         rows: How many masks there are.
         device: Where the run will be; None for the CPU.
     """
-    run, where = lay_out_run(shape, config), device or torch.device("cpu")
-    return estimate_memory(run.model, run.sampler, run.condition, config, run.sites, rows, where)
+    return lay_out_run(shape, config).memory(config, rows, device or torch.device("cpu"))

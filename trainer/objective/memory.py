@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.gating import gated
+from safeflux.trainer.processes import blocks_of, own_part
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import step_inputs
 from safeflux.trainer.sampling.sampler import Condition, Reference, Sampler
@@ -38,7 +39,7 @@ class Memory:
     """Bytes by their use."""
 
     weights: int
-    """The transformer."""
+    """The transformer; where processes split it, a process's part with the blocks that are whole at a time."""
     gated_layer: int
     """What the largest gated layer needs while it runs: its mask, its masked matrix, and the gradients of both."""
     masks: int
@@ -96,12 +97,22 @@ def estimate_memory(
     }[config.recompute]
     chosen = list(sites)
     return Memory(
-        weights=sum(p.numel() * p.element_size() for p in transformer.parameters()),
+        weights=_weights(transformer),
         gated_layer=_gated_layer(transformer, chosen) * config.many.parts,
         masks=_masks(chosen, config, rows),
         activations=activations + latents,
         estimates=_estimates(sum(site.num_bits for site in chosen), config, rows),
     )
+
+
+def _weights(transformer: torch.nn.Module) -> int:
+    """Of a transformer that is split: also all that lies outside of blocks, the running block and the one after it."""
+    whole = sum(p.nbytes for p in transformer.parameters())
+    own = sum(own_part(p).nbytes for p in transformer.parameters())
+    if own == whole:
+        return whole
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(transformer)]
+    return own + whole - sum(blocks) + 2 * max(blocks)
 
 
 def estimated_parts(config: TrainConfig) -> int:
@@ -179,7 +190,7 @@ def _activations(
                 saved[storage._cdata] = storage  # held, so that no other takes its number
             return tensor
 
-        blocks = [block for stack in twin.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
+        blocks = blocks_of(twin)
         for block in blocks:
             block.register_forward_hook(lambda *_: after_block.append(size()))
         x = torch.empty(batch, *sampler.shape, requires_grad=True)

@@ -72,6 +72,7 @@ def prepare(
     drawn: Drawn = lambda done, total: None,
     stored: ReferenceFile | None = None,
     vectors: Vectors = IN_MEMORY,
+    base: str | None = None,
 ) -> Objective:
     """Let the base model draw all references of a run, or read those that an earlier start has kept.
 
@@ -84,6 +85,7 @@ def prepare(
         drawn: See `Drawn`.
         stored: The file that keeps the outputs; none are kept without it.
         vectors: Makes the gradients.
+        base: The fingerprint of the whole transformer; None to take it here.
 
     Raises:
         ConfigError: A prompt and its anchor are the same to the model.
@@ -107,7 +109,7 @@ def prepare(
     memory = estimate_memory(pipe.transformer, sampler, shown, config, sites, len(names))
     check_memory(memory, next(pipe.transformer.parameters()).device)
     seeds = [int(rng_of(config.seed, "pairs", k, 1).integers(2**62)) for k in range(len(pools))]
-    inputs = _inputs(config, pipe, names, compute_dtype)
+    inputs = _inputs(config, base or fingerprint(pipe.transformer), names, compute_dtype)
     if stored and (kept := stored.read(inputs)):
         noises = [sampler.noise(len(pool), seed) for pool, seed in zip(pools, seeds, strict=True)]
         references = _read(config, pools, encoded, noises, kept)
@@ -176,13 +178,13 @@ def _draw(
     return made
 
 
-def _inputs(config: TrainConfig, pipe: Any, names: Sequence[str], compute_dtype: torch.dtype) -> str:
+def _inputs(config: TrainConfig, base: str, names: Sequence[str], compute_dtype: torch.dtype) -> str:
     """A digest of everything that decides the outputs; the text encoders are taken to belong to the transformer."""
     facts = {
         "config": config.model_dump(mode="json"),
         "names": list(names),
         "compute_dtype": str(compute_dtype),
-        "base": fingerprint(pipe.transformer),
+        "base": base,
         "images": [sha256(path.read_bytes()).hexdigest() for path in config.prompts.images],
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
-from safeflux.trainer.objective.laid_out import Shape, fill, lay_out_run
+from safeflux.trainer.objective.laid_out import LaidOut, fill
 from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.sampling.precision import compute_dtype, fast_math
 from safeflux.trainer.sampling.rollout import rollout
 
@@ -25,20 +26,23 @@ class StepTime:
     gradient: float
 
 
-def measure_step(shape: Shape, config: TrainConfig, device: torch.device, vectors: Vectors = IN_MEMORY) -> StepTime:
+def measure_step(
+    laid_out: LaidOut, config: TrainConfig, processes: Processes, vectors: Vectors = IN_MEMORY
+) -> StepTime:
     """Run one step of a batch, and one with its gradient, by the clock.
 
     The memory of a run is needed, but for its estimates.
 
     Args:
-        shape: The model.
+        laid_out: The run, whose model gets weights.
         config: The run.
-        device: Where it will be.
+        processes: Those of the run; all of them call this.
         vectors: Makes the gradient.
     """
-    laid_out = lay_out_run(shape, config, steps=1)
+    device = processes.device
     model = fill(laid_out.model, device)
     sampler, condition = laid_out.on(device)
+    sampler = replace(sampler, sigmas=sampler.sigmas[:2])
     noise = sampler.noise(config.batch, 0).to(device)
     bits = Bits({site.name: site for site in laid_out.sites})
     keep = torch.ones(bits.count, dtype=torch.bool)
@@ -54,18 +58,18 @@ def measure_step(shape: Shape, config: TrainConfig, device: torch.device, vector
             gates.gradient(output.float().square().mean())
 
     with math:
-        return StepTime(_seconds(forward, device), _seconds(gradient, device))
+        return StepTime(_seconds(forward, processes), _seconds(gradient, processes))
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _seconds(work: Callable[[], None], processes: Processes) -> float:
     """The second of two times; the first where that is so long that warming up makes no difference."""
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
+        if processes.device.type == "cuda":
+            torch.cuda.synchronize(processes.device)
+        seconds = processes.from_first(time.perf_counter() - began)  # all have to work as often
         if seconds > _LONG:
             break
     return seconds

@@ -9,10 +9,11 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of, detector_of
 from safeflux.trainer.asked.prompts import Pair, PromptSource
 from safeflux.trainer.objective.batches import rng_of
-from safeflux.trainer.objective.laid_out import lay_out_run, memory_of, shape_of
+from safeflux.trainer.objective.laid_out import LaidOut, lay_out_run, shape_of
 from safeflux.trainer.objective.memory import Memory, estimated_parts
 from safeflux.trainer.objective.step_time import StepTime, measure_step
 from safeflux.trainer.objective.vectors import Vectors
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.minimise import STEPS
 from safeflux.trainer.run.session import check_run
 
@@ -136,48 +137,50 @@ class DryRun:
         return "it fits"
 
 
-def dry_run(config: TrainConfig, folder: Path) -> DryRun:
+def dry_run(config: TrainConfig, folder: Path) -> DryRun | None:
     """Check a run as `run` does before it loads the model, sum up its needs, and measure one step.
 
     The step is that of a model of the same shape with random weights: a model with a bundled profile need not be here.
+    Under `accelerate launch` every process calls this, and all but the first one return None.
 
     Raises:
         SafeFluxError: The first thing that is wrong.
     """
-    given = check_run(config, folder, needs_model=False)
-    is_apart = torch.cuda.is_available()
-    device = torch.device("cuda" if is_apart else "cpu")
-    main = main_memory().free
+    processes = Processes()
+    given = check_run(config, folder, processes, needs_model=False)
+    device, main = processes.device, main_memory().free
+    is_apart = device.type == "cuda"
     free = (torch.cuda.mem_get_info(device)[0] if is_apart else main, main)
     source = PromptSource(config, beside=tuple(config.categories))
     counts = {name: one.erase_pairs or config.prompts.erase_pairs for name, one in config.categories.items()}
     examples = {
         name: source.erase(name, rng_of(config.seed, "pairs", k), EXAMPLES) for k, name in enumerate(config.categories)
     }
-    shape = shape_of(config.model)
+    laid_out = lay_out_run(shape_of(config.model), config)
     prompts = {**counts, "preserved": config.prompts.preserve_pairs}
-    memory = memory_of(shape, config, len(config.categories) + len(given.fixed), device)
+    memory = laid_out.memory(config, len(config.categories) + len(given.fixed), device)
     existing = _existing(folder)
     needs = DryRun(
         memory,
         free,
         is_apart,
-        (_disk(config, sum(prompts.values())) + memory.estimates, shutil.disk_usage(existing).free),
+        (_disk(laid_out, config, sum(prompts.values())) + memory.estimates, shutil.disk_usage(existing).free),
         None,
         prompts,
         detector_of(config),
         examples,
     )
-    if not needs.fits:
-        return needs
-    return replace(needs, minutes=Minutes.of(config, measure_step(shape, config, device, Vectors(existing))))
+    if processes.from_first(needs.fits):
+        step = measure_step(laid_out, config, processes, Vectors(existing))
+        needs = replace(needs, minutes=Minutes.of(config, step))
+    processes.leave()
+    return needs if processes.is_first else None
 
 
-def _disk(config: TrainConfig, prompts: int) -> int:
+def _disk(laid_out: LaidOut, config: TrainConfig, prompts: int) -> int:
     """The base model's outputs in float32, and a checkpoint beside the one that it replaces."""
-    run = lay_out_run(shape_of(config.model), config)
-    tokens, channels = run.sampler.shape
-    bits = sum(site.num_bits for site in run.sites)
+    tokens, channels = laid_out.sampler.shape
+    bits = sum(site.num_bits for site in laid_out.sites)
     kept = estimated_parts(config) if config.method == "saliency" else 3  # log alpha and two moments of Adam
     of_a_bit = 4 * kept + 2  # in float32, beside the masks and the best of them
     return prompts * _KEPT * tokens * channels * 4 + 2 * bits * len(config.categories) * of_a_bit

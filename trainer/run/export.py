@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.run.base import Base
 from safeflux.trainer.run.checkpoint import config_digest
 
-from safeflux.families.sites import find_sites
 from safeflux.masks.file import save_masks
 from safeflux.masks.mask_set import MaskSet
 from safeflux.masks.meta import MaskMeta
-from safeflux.model.weights import fingerprint
 
 METHODS = {
     "saliency": "end-to-end saliency and exchange (loss of arXiv 2507.13386)",
@@ -23,7 +22,7 @@ def export(
     folder: Path,
     masks: Mapping[str, MaskSet],
     config: TrainConfig,
-    pipe: Any,
+    base: Base,
     validation: Mapping[str, Any],
     licence: str = "Apache-2.0",
 ) -> dict[str, str]:
@@ -33,12 +32,11 @@ def export(
         folder: Where to; it is made.
         masks: The masks of the run.
         config: The run's configuration.
-        pipe: The base model, without masks: its fingerprint goes into the files.
+        base: The base model: its fingerprint goes into the files.
         validation: Category -> its validation; anything that JSON can hold.
         licence: SPDX identifier of the masks' licence.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base, family = fingerprint(pipe.transformer), find_sites(pipe.transformer).family
     return {
         category: save_masks(
             folder / f"{category}.safetensors",
@@ -47,8 +45,8 @@ def export(
                 category=category,
                 concepts=tuple(config.categories[category].concepts),
                 base_model=Path(config.model).name,
-                family=family,
-                fingerprint=base,
+                family=base.sites.family,
+                fingerprint=base.fingerprint,
                 method=METHODS[config.method],
                 config_sha256=config_digest(config),
                 licence=licence,

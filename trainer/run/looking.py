@@ -12,8 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.prompts import PromptSource
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.pictures import Pictures
-from safeflux.trainer.run.validation import AGAIN, COLUMNS, VALIDATION_SEED
+from safeflux.trainer.run.validation import AGAIN, COLUMNS, VALIDATION_SEED, Validator
 
 from safeflux.cached import cached_property
 from safeflux.detectors.base import Detector, Scores
@@ -167,3 +168,30 @@ def likeness(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
 def _shrink(image: Image.Image) -> npt.NDArray[np.float32]:
     return np.asarray(image.convert("RGB").resize((_SMALL, _SMALL)), dtype=np.float32).ravel()
+
+
+class CommonValidator:
+    """The validator of all processes of a run: each draws the pictures, and the first one's figures count in all.
+
+    Where the weights are split, drawing takes all processes, and none may take another way by figures of its own.
+    """
+
+    def __init__(self, own: Validator, processes: Processes) -> None:
+        self._own, self._processes = own, processes
+        self.about, self.notes = own.about, own.notes
+
+    def found(self, category: str, masks: MaskSet) -> float:
+        """See `Validator`."""
+        return float(self._processes.from_first(self._own.found(category, masks)))
+
+    def right(self, erased: Collection[str], masks: MaskSet) -> float:
+        """See `Validator`."""
+        return float(self._processes.from_first(self._own.right(erased, masks)))
+
+    def beside_base(self, category: str) -> dict[str, Any]:
+        """See `Validator`."""
+        return self._own.beside_base(category)
+
+    def picture(self, masks: MaskSet) -> Image.Image:
+        """See `Validator`."""
+        return self._own.picture(masks)

@@ -21,18 +21,16 @@ from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.prepare import Drawn, ReferenceFile, prepare
 from safeflux.trainer.objective.vectors import Vectors, share_masked
 from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.base import Base, choose_sites
 from safeflux.trainer.run.blind import Eyes, Plateau
 from safeflux.trainer.run.checkpoint import REFERENCES, read_checkpoint, write_checkpoint
-from safeflux.trainer.run.chosen_sites import choose_sites
 from safeflux.trainer.run.given import GivenMasks
 from safeflux.trainer.run.logs import Logs, RoundReport
 from safeflux.trainer.run.validation import Validation, Validator, validate
 from safeflux.trainer.sampling.precision import compute_dtype
 
 from safeflux.errors import TrainError
-from safeflux.families.sites import find_sites
 from safeflux.masks.mask_set import MaskSet, compose
-from safeflux.model.weights import fingerprint
 
 PATIENCE = 2
 """Rounds in units of `validate_every` that a run without validation goes on while its erasure loss does not fall."""
@@ -53,6 +51,7 @@ class Run:
         drawn: Drawn = lambda done, total: None,
         given: GivenMasks | None = None,
         eyes: Eyes | None = None,
+        base: Base | None = None,
     ) -> None:
         """Prepare the rounds, or resume from the folder's checkpoint.
 
@@ -65,6 +64,7 @@ class Run:
             drawn: See `prepare.Drawn`.
             given: The masks of `initial` and `together_with`, where they have been read already.
             eyes: Draws the pictures of a run that nothing validates.
+            base: Sites and fingerprint; None for a transformer that is whole, to read them here.
 
         Raises:
             SafeFluxError: The checkpoint, the masks or the sites do not fit the configuration or the model.
@@ -76,9 +76,10 @@ class Run:
         self.names = tuple(config.categories)
         given = given or GivenMasks.read(config)
         initial, fixed = given.initial, given.fixed
-        sites = find_sites(pipe.transformer.requires_grad_(False).eval())
+        self.base = base or Base.of(pipe.transformer)
+        sites = self.base.sites
         given.check_sites(sites)
-        given.check_base(fingerprint(pipe.transformer))
+        given.check_base(self.base.fingerprint)
         chosen = choose_sites(config, sites)
         named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}.union(*chosen.values())
         self.bits = Bits({name: site for name, site in sites.items() if name in named})
@@ -103,6 +104,7 @@ class Run:
             drawn=drawn,
             stored=stored,
             vectors=self.vectors,
+            base=self.base.fingerprint,
         )
         places = (~masks[: len(self.names)]).any(dim=0).nonzero().flatten() if config.many.within_initial else None
         task = Task(self.objective, masks, len(self.names), may, processes, places, self.vectors)
@@ -193,9 +195,7 @@ class Run:
     def _check(self) -> Validation | None:
         if self.validator is None or not self._is_due():
             return None
-        seen: Validation = self.processes.from_first(
-            validate(self.validator, self.sets(self.method.masks), self.names) if self.processes.is_first else None
-        )
+        seen = validate(self.validator, self.sets(self.method.masks), self.names)
         if self.config.erase_terms.takes_things:
             seen = replace(seen, known=tuple(self.objective.known(k) for k in range(len(self.names))))
         targets = self.config.target_found, self.config.noised.target
@@ -207,9 +207,17 @@ class Run:
         return seen
 
     def _save(self, report: RoundReport) -> None:
-        if not self.processes.is_first:
-            return
-        state = {
+        if self.processes.is_first:
+            write_checkpoint(self.folder, self.config, self._state())
+        looks = self.validator if report.found else self._eyes
+        picture = None
+        if looks and self._is_due():
+            picture = looks.picture(compose(*self.sets(self.method.masks).values()))
+        if self.processes.is_first:
+            self._logs.write(report, picture)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "compute_dtype": self.compute_dtype,
             "method": self.method.state_dict(),
             "objective": self.objective.state_dict(),
@@ -219,12 +227,6 @@ class Run:
             "score": list(self._score),
             "plateau": list(self._plateau.state) if self._plateau else [],
         }
-        write_checkpoint(self.folder, self.config, state)
-        picture = None
-        looks = self.validator if report.found else self._eyes
-        if looks and self._is_due():
-            picture = looks.picture(compose(*self.sets(self.method.masks).values()))
-        self._logs.write(report, picture)
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])

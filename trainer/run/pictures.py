@@ -1,16 +1,15 @@
 """Pictures of a run: drawn without and with its masks from noises that nothing else uses."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of
+from safeflux.trainer.run.base import masked
 from safeflux.trainer.run.validation import VALIDATION_SEED, grid
 
 from safeflux.masks.mask_set import MaskSet
-from safeflux.model.apply import apply_masks_
 from safeflux.reference.measure import draw
 
 _SHOWN = 300_000
@@ -30,7 +29,7 @@ class Pictures:
 
     def draw(self, prompts: Sequence[str], masks: MaskSet, shift: int) -> list[Image.Image]:
         """One picture for each prompt under masks, which may be none; `shift` tells sets of noises apart."""
-        with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
+        with masked(self._pipe.transformer, masks):
             return draw(self._pipe, prompts, VALIDATION_SEED + shift, batch=self._batch, settings=self._call)
 
     def compare(self, prompts: Sequence[str], masks: MaskSet) -> Image.Image:

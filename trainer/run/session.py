@@ -1,6 +1,6 @@
 """One whole training run: check, load the model, run the rounds, make the masks small, write the mask files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +14,14 @@ from safeflux.trainer.asked.options import detector_of
 from safeflux.trainer.objective.references import read_image
 from safeflux.trainer.objective.vectors import share_masked
 from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.base import Base, choose_sites
 from safeflux.trainer.run.blind import Eyes
 from safeflux.trainer.run.checkpoint import read_checkpoint
-from safeflux.trainer.run.chosen_sites import choose_sites
 from safeflux.trainer.run.curves import Curve, read_rounds, write_curves
 from safeflux.trainer.run.export import export
 from safeflux.trainer.run.given import GivenMasks
 from safeflux.trainer.run.logs import RoundReport, board_writer
-from safeflux.trainer.run.looking import DetectorValidator, open_for
+from safeflux.trainer.run.looking import CommonValidator, DetectorValidator, open_for
 from safeflux.trainer.run.loop import Run
 from safeflux.trainer.run.minimise import Point, minimise
 from safeflux.trainer.run.validation import (
@@ -37,7 +37,7 @@ from safeflux.trainer.run.validation import (
 
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.folders import check_writable
-from safeflux.errors import TrainError
+from safeflux.errors import ConfigError, TrainError
 from safeflux.evaluation.bench import Progress
 from safeflux.evaluation.subject import source_of
 from safeflux.masks.mask_set import compose
@@ -86,7 +86,7 @@ def run(
 ) -> Result | None:
     """Train, make the masks small, and write `folder/CATEGORY.safetensors`; an interrupted run resumes.
 
-    Under `accelerate launch` every process calls this. The first one validates and writes; the others return None.
+    Under `accelerate launch` every process calls this. The first one writes; the others return None.
 
     Args:
         config: The run.
@@ -104,17 +104,19 @@ def run(
         KeyboardInterrupt: `stops` was true after a round.
     """
     processes = Processes()  # before any library asks Accelerate on its own
-    given = check_run(config, folder)
-    pipe = load_pipeline(config.model, dtype=getattr(torch, config.dtype)).to(processes.device)
-    validator = _validator(config, pipe, given)
+    given = check_run(config, folder, processes)
+    pipe = load_pipeline(config.model, dtype=getattr(torch, config.dtype))
+    base = Base.of(pipe.transformer)
+    processes.place_(pipe)
+    validator = _validator(config, pipe, given, processes)
     if validator and processes.is_first:
         for line in validator.notes:
             note(line)
     shown = phase if processes.is_first else _silent
     with _writing(folder):
-        eyes = Eyes(pipe, config) if validator is None and processes.is_first else None
+        eyes = Eyes(pipe, config) if validator is None else None
         drawn = partial(shown, "base model's outputs")
-        training = Run(config, pipe, folder, processes, validator, drawn, given, eyes)
+        training = Run(config, pipe, folder, processes, validator, drawn, given, eyes, base)
         if eyes:
             eyes.rest()
         elif validator is None:
@@ -124,16 +126,19 @@ def run(
                 progress(report, training.method.most)
         if training.is_stopped:
             raise KeyboardInterrupt
+        masks, tried = _smallest(training, shown)
+        seen = _figures(training, masks)
         processes.leave()
-        return _finish(training, pipe, phase) if processes.is_first else None
+        return _write(training, masks, tried, seen) if processes.is_first else None
 
 
-def check_run(config: TrainConfig, folder: Path, *, needs_model: bool = True) -> GivenMasks:
+def check_run(config: TrainConfig, folder: Path, processes: Processes, *, needs_model: bool = True) -> GivenMasks:
     """Find mistakes before the model loads; those that only the loaded model can show follow in `Run`.
 
     Args:
         config: The run.
         folder: Its folder.
+        processes: All processes of the run.
         needs_model: Whether it is an error that a model with a bundled profile is not on this machine.
 
     Returns:
@@ -142,6 +147,8 @@ def check_run(config: TrainConfig, folder: Path, *, needs_model: bool = True) ->
     Raises:
         SafeFluxError: The first thing that is wrong.
     """
+    if processes.splits_weights:
+        check_splittable(config)
     check_writable(folder)
     read_checkpoint(folder, config)
     given = GivenMasks.read(config)
@@ -163,13 +170,28 @@ def check_run(config: TrainConfig, folder: Path, *, needs_model: bool = True) ->
     return given
 
 
-def _validator(config: TrainConfig, pipe: Any, given: GivenMasks) -> Validator | None:
+def check_splittable(config: TrainConfig) -> None:
+    """Make sure that the processes can share a transformer: each of its forwards takes all of them.
+
+    Raises:
+        ConfigError: Some batches run it more often than others.
+    """
+    for name, terms in (("erase_terms", config.erase_terms), ("preserve_terms", config.preserve_terms)):
+        if terms.takes_things:
+            raise ConfigError(
+                f"{name}: expected `named` alone where FSDP splits the weights, got {terms.model_dump()}: batches of "
+                "the other terms run the model more often, and all processes have to run it at the same time. Take "
+                "those terms out, or launch with --multi_gpu, where each GPU holds the whole transformer"
+            )
+
+
+def _validator(config: TrainConfig, pipe: Any, given: GivenMasks, processes: Processes) -> Validator | None:
     spec = detector_of(config)
     if spec is None:
         return None
     if spec == "judge":
-        return JudgeValidator(pipe, Judge(), config, given.concepts)
-    return DetectorValidator(pipe, open_for(config, spec, str(pipe.device)), config)
+        return CommonValidator(JudgeValidator(pipe, Judge(), config, given.concepts), processes)
+    return CommonValidator(DetectorValidator(pipe, open_for(config, spec, str(pipe.device)), config), processes)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -188,18 +210,12 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _finish(training: Run, pipe: Any, phase: Progress) -> Result:
-    """Make the masks small, and write them with the configuration."""
-    config, folder, masks = training.config, training.folder, training.masks
-    options = config.model_dump(mode="json", by_alias=True)
-    write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
-    tried: dict[str, list[Point]] = {}
-    if config.minimise and training.validator is not None and not config.erase_terms.takes_things:
-        masks, tried = _minimise(training, masks, phase)
-    curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
-    if curves:  # there are none for a model that nothing validates
-        write_curves(folder, curves, training.bits.count)
-    return _export(training, masks, pipe)
+def _smallest(training: Run, phase: Progress) -> tuple[torch.Tensor, dict[str, list[Point]]]:
+    """The masks of the run, made small if it asks for that, and category -> the masks that were tried for it."""
+    config = training.config
+    if not config.minimise or training.validator is None or config.erase_terms.takes_things:
+        return training.masks, {}
+    return _minimise(training, training.masks, phase)
 
 
 def _release(pipe: Any) -> None:
@@ -232,28 +248,39 @@ def _minimise(training: Run, masks: torch.Tensor, phase: Progress) -> tuple[torc
     return masks, curves
 
 
-def _export(training: Run, masks: torch.Tensor, pipe: Any) -> Result:
+def _figures(training: Run, masks: torch.Tensor) -> dict[str, Any]:
+    """Category -> what the last validation says of it; empty where nothing validates."""
+    if training.validator is None:
+        return {}
+    near: dict[str, dict[str, Any]] = {}
+    look = training.validator.beside_base
     sets = training.sets(masks)
-    seen: dict[str, Any] = {}
-    if training.validator is not None:
-        near: dict[str, dict[str, Any]] = {}
-        look = training.validator.beside_base
-        validation = validate(training.validator, sets, training.names, lambda name: near.update({name: look(name)}))
-        settings = {"first_seed": VALIDATION_SEED, "pictures": training.config.validation_prompts}
-        settings |= training.validator.about
-        seen = {
-            name: {"validation": {"found": found, "kept": validation.right, **settings, **near[name]}}
-            for name, found in zip(training.names, validation.found, strict=True)
-        }
+    validation = validate(training.validator, sets, training.names, lambda name: near.update({name: look(name)}))
+    settings = {"first_seed": VALIDATION_SEED, "pictures": training.config.validation_prompts}
+    settings |= training.validator.about
+    return {
+        name: {"validation": {"found": found, "kept": validation.right, **settings, **near[name]}}
+        for name, found in zip(training.names, validation.found, strict=True)
+    }
+
+
+def _write(training: Run, masks: torch.Tensor, tried: Mapping[str, Sequence[Point]], seen: Mapping[str, Any]) -> Result:
+    """Write the masks with the configuration and the curves."""
+    config, folder, sets = training.config, training.folder, training.sets(masks)
+    options = config.model_dump(mode="json", by_alias=True)
+    write_atomically(folder / CONFIG, yaml.safe_dump(options, sort_keys=False).encode())
+    curves = {name: Curve(points, tried.get(name, ())) for name, points in read_rounds(folder).items()}
+    if curves:  # there are none for a model that nothing validates
+        write_curves(folder, curves, training.bits.count)
     trained = {name: sets[name] for name in training.names}
-    sha256 = export(training.folder, trained, training.config, pipe, seen)
+    sha256 = export(folder, trained, config, training.base, seen)
     return Result(
-        paths={name: training.folder / f"{name}.safetensors" for name in training.names},
+        paths={name: folder / f"{name}.safetensors" for name in training.names},
         sha256=sha256,
         masked=training.num_off(masks),
         bits=training.bits.count,
         share_masked=share_masked(masks),
-        validation=seen,
+        validation=dict(seen),
         reaches_target=training.reaches_target,
         precision=str(training.compute_dtype).removeprefix("torch."),
     )

@@ -5,7 +5,6 @@ and things are left to the evaluation.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.options import call_of
 from safeflux.trainer.asked.prompts import PromptSource
+from safeflux.trainer.run.base import masked
 
 from safeflux.cached import cached_property
 from safeflux.errors import ConfigError
@@ -22,7 +22,6 @@ from safeflux.evaluation.answers import Answer, Pair
 from safeflux.evaluation.fidelity import beside_base
 from safeflux.evaluation.tally import traces
 from safeflux.masks.mask_set import MaskSet, compose
-from safeflux.model.apply import apply_masks_
 from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.measure import concept_right, draw, in_turn, other_found, pair_asks, single_asks
 from safeflux.reference.vocabulary import Concept, Target, find_target, known_concepts, vocabulary
@@ -233,8 +232,7 @@ class JudgeValidator:
         return grid([self._base, self._draw(prompts, masks, 300_000)])
 
     def _draw(self, prompts: list[str], masks: MaskSet, shift: int) -> list[Any]:
-        # A run that has only warmed up masks nothing, and an empty mask set cannot be applied.
-        with apply_masks_(self._pipe.transformer, masks) if masks else nullcontext():
+        with masked(self._pipe.transformer, masks):
             return draw(self._pipe, prompts, VALIDATION_SEED + shift, settings=self._call)
 
 

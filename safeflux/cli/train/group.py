@@ -157,6 +157,8 @@ def _show_needs(planned: Any, folder: Path) -> None:
     with Bar() as bar:
         bar("measuring one step", 0, 1)
         needs = dry_run(planned, folder)
+    if needs is None:  # the first process of the run prints them
+        return
     click.echo(str(needs))
     if not needs.fits:
         sys.exit(1)
