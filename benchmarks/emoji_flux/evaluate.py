@@ -2,7 +2,7 @@
 
     python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
 
-Writes `figures.json` and `contact_sheet.png`.
+Writes `figures.json` and `contact_sheet.webp`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs:
             found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
     report.mkdir(parents=True, exist_ok=True)
     drawn = draw(pipe, sheet_prompts(words), SEED + 9_000_000)
-    contact_sheet(words, drawn).save(report / "contact_sheet.png", optimize=True)
+    contact_sheet(words, drawn).save(report / "contact_sheet.webp", quality=90)
     (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

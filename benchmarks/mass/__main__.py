@@ -1,7 +1,7 @@
 """Learn a mask for each of many concepts, and measure random subsets of them, AND-ed as a policy does.
 
-    python -m benchmarks.mass --out runs/mass --concepts 100 --model runs/grown/emoji-flux \
-        --vocabulary benchmarks/emoji_flux/grown/vocabulary.yaml --judge runs/grown/judge.onnx
+    python -m benchmarks.mass --out runs/mass --concepts 100 --model benchmarks/emoji_flux/grown/emoji-flux \
+        --vocabulary benchmarks/emoji_flux/grown/vocabulary.yaml --judge benchmarks/emoji_flux/grown/judge.onnx
 
 Concepts learn in groups and are then repaired together (`learning`). The curve has all subsets of one concept and
 random ones of each other size, in MACE's terms (`measuring`), beside the unguarded model and random masks of as many
@@ -30,7 +30,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--vocabulary", "words", type=_FILE, help="Its vocabulary.  [default: that of the embedded model]")
 @click.option("--judge", type=_FILE, help="Its judge.  [default: that of the embedded model]")
 @click.option("--concepts", default=100, show_default=True, help="How many get a mask.")
-@click.option("--group", default=10, show_default=True, help="How many of them learn together.")
+@click.option("--group", default=25, show_default=True, help="How many of them learn together.")
 @click.option("--sizes", default="1,5,10,25,50,100", show_default=True, help="Masks on at once, divided by commas.")
 @click.option("--subsets", default=20, show_default=True, help="Random subsets of each size but one.")
 @click.option("--pictures", default=48, show_default=True, help="About so many for each question and subset.")

@@ -21,12 +21,13 @@ PARTS = 8
 GROUP: dict[str, Any] = {
     "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.2},
     "saliency": {
-        "rounds": 16,
+        "rounds": 12,
         "warm_up": 2,
-        "erase_batches": 3,
+        "last_rounds": 10,
+        "erase_batches": 2,
         "preserve_batches": 4 * PARTS,
-        "bits_off": 45,
-        "bits_on": 20,
+        "bits_off": 64,
+        "bits_on": 24,
         "preserve_budget": 0.01,
     },
 }
