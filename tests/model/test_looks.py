@@ -1,7 +1,10 @@
 """What each look finds, as docs/serving.md says it: the cheap one, the deep one, and what neither can see."""
 
+import types
+
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from diffusers.models.transformers import transformer_flux
 from torch.overrides import TorchFunctionMode
 
@@ -112,6 +115,66 @@ def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, mo
             assert found.state is State.STALE
             assert "which is now tests.model.test_looks.patched" in found.faults[0]
     assert handle.verify().ok
+
+
+def of_a_class(own):
+    return type("F", (), {"linear": staticmethod(lambda *args: own.linear(*args))})
+
+
+def another_namespace(make):
+    """Puts something else in the place of `F`, where `Linear` looks `F.linear` up."""
+
+    def change(patch):
+        patch.setattr(torch.nn.modules.linear, "F", make(torch.nn.functional))
+
+    return change
+
+
+def of_names(own):
+    return types.SimpleNamespace(**{**vars(own), "linear": lambda *args: own.linear(*args)})
+
+
+def of_a_module(own):
+    module = types.ModuleType("another")
+    vars(module).update(vars(of_names(own)))
+    return module
+
+
+def backend(patch):
+    registry = attention_dispatch._AttentionBackendRegistry
+    own = registry._backends[registry._active_backend]
+    patch.setitem(registry._backends, registry._active_backend, lambda *args, **options: own(*args, **options))
+
+
+@pytest.mark.parametrize(
+    "change", [*map(another_namespace, (of_a_class, of_names, of_a_module)), backend], ids=lambda change: ""
+)
+def test_another_namespace_or_attention_backend_is_found(transformer, store, monkeypatch, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    with monkeypatch.context() as patch:
+        change(patch)
+        for deep in (False, True):
+            found = handle.verify(deep=deep)
+            assert found.state is State.STALE
+            assert "which is now" in found.faults[0]
+    assert handle.verify().ok
+
+
+def test_a_method_that_chooses_the_attention_backend_is_watched(transformer, store, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    registry = attention_dispatch._AttentionBackendRegistry
+    own = registry.get_active_backend()
+    monkeypatch.setattr(registry, "get_active_backend", classmethod(lambda kind: own))
+    assert "_AttentionBackendRegistry.get_active_backend is not known" in handle.verify(deep=True).faults[0]
+
+
+def test_a_tensor_of_another_class_is_seen_by_the_fast_look(transformer, store, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    weight = transformer.context_embedder.weight
+    monkeypatch.setattr(weight, "__class__", type("P", (torch.nn.Parameter,), {}))
+    assert handle.verify().state is State.STALE
 
 
 def test_an_attention_kernel_may_stand_there(transformer, store, monkeypatch):

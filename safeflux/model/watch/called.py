@@ -1,9 +1,10 @@
 """Which functions a module's code calls by name, and which of them are not known.
 
-A forward looks `F.linear`, `apply_rotary_emb` or its attention backend up by name each time it runs. Whoever puts
-another function there draws with other weights, and no module changes.
+A forward looks `F.linear`, `apply_rotary_emb` or its attention backend up by name each time it runs, and `F` too.
+Whoever puts another function or namespace there draws with other weights, and no module changes.
 """
 
+import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
@@ -23,19 +24,21 @@ class Called(NamedTuple):
     """A function, and where it is looked up."""
 
     space: Space
-    """Of a module of Python."""
+    """Of a module of Python, or diffusers' table of attention backends."""
     name: str
     held: Any
 
     def __str__(self) -> str:
         """`torch.nn.functional.linear, which is now __main__.mine,`."""
-        return f"{self.space.get('__name__')}.{self.name}, which is now {name_of(self.held)},"
+        held = self.held.__name__ if isinstance(self.held, types.ModuleType) else name_of(self.held)
+        return f"{self.space.get('__name__', 'attention backend')}.{self.name}, which is now {held},"
 
 
 def called_by(modules: Collection[torch.nn.Module]) -> list[Called]:
     """Return what the forwards and attention processors of modules call by name, and what that calls."""
-    found: dict[tuple[int, str], Called] = {}
-    left = list(_starts(modules))
+    processors = {type(held): held for module in modules if (held := vars(module).get("processor")) is not None}
+    found = {(id(called.space), called.name): called for called in _backends(processors.values())}
+    left = [*_starts(modules), *(kind.__call__ for kind in processors), *(called.held for called in found.values())]
     seen: set[types.CodeType] = set()
     while left:
         function = inmost(left.pop())
@@ -72,32 +75,38 @@ class Places:
 
 def foreign_calls(calls: Iterable[Called]) -> Iterator[str]:
     """Name the functions that are not known."""
-    patched = (called for called in calls if not isinstance(called.held, types.BuiltinFunctionType))
-    return (str(called) for called in patched if not is_known_to_call(called.held))
+    return (str(called) for called in calls if not _is_known(called.held))
+
+
+def _is_known(held: Any) -> bool:
+    if isinstance(held, types.ModuleType):
+        return sys.modules.get(held.__name__) is held  # what Python imported by that name
+    return isinstance(held, types.BuiltinFunctionType) or is_known_to_call(held)
+
+
+def called_classes() -> list[type]:
+    """Classes whose methods choose the functions that forwards call."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    return [_AttentionBackendRegistry]
 
 
 def _starts(modules: Collection[torch.nn.Module]) -> Iterator[Any]:
-    processors: dict[type, Any] = {}
     kinds: dict[Any, None] = dict.fromkeys(map(type, modules))
     yield from (kind.forward for kind in kinds)
     for module in modules:
         if (forward := vars(module).get("forward")) is not None:
             yield forward
-        if (processor := vars(module).get("processor")) is not None:
-            processors[type(processor)] = processor
-    for processor in processors.values():
-        yield type(processor).__call__
-    yield from _backends(processors.values())
 
 
-def _backends(processors: Iterable[Any]) -> Iterator[Any]:
+def _backends(processors: Iterable[Any]) -> Iterator[Called]:
     """The attention of diffusers that is in use: all of them, and those of processors that name one."""
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     names = {getattr(processor, "_attention_backend", None) for processor in processors} - {None}
     names.add(_AttentionBackendRegistry._active_backend)
-    known = _AttentionBackendRegistry._backends
-    yield from (known[name] for name in map(AttentionBackendName, names) if name in known)
+    known: Any = _AttentionBackendRegistry._backends
+    yield from (Called(known, name, known[name]) for name in map(AttentionBackendName, names) if name in known)
 
 
 def _called_of(function: types.FunctionType) -> Iterator[Called]:
@@ -105,8 +114,15 @@ def _called_of(function: types.FunctionType) -> Iterator[Called]:
     for space in _spaces(function.__globals__, names):
         for name in names:
             held = space.get(name)
-            if callable(held) and not isinstance(held, type | torch.nn.Module):
+            is_space = isinstance(held, types.ModuleType | types.SimpleNamespace)
+            is_called = callable(held) and not isinstance(held, type | torch.nn.Module)
+            if is_space or is_called or (isinstance(held, type) and _is_of_torch(space)):
                 yield Called(space, name, held)
+
+
+def _is_of_torch(space: Space) -> bool:
+    """Whether names in it stand for classes of torch alone; diffusers uses those of many packages."""
+    return str(space.get("__name__")).partition(".")[0] == "torch"
 
 
 def _spaces(own: Space, names: frozenset[str]) -> Iterator[Space]:

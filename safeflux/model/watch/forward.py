@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.modules.module as torch_module
 
-from safeflux.model.watch.called import called_by, foreign_calls
+from safeflux.model.watch.called import called_by, called_classes, foreign_calls
 from safeflux.model.watch.known import (
     Within,
     foreign_methods,
@@ -53,6 +53,7 @@ def strangers(root: torch.nn.Module) -> list[str]:
         kinds |= dict.fromkeys(type(each) for each in (module, *_helpers(vars(module))))
     bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object)
     found += [f"{name_of(base)}.{method}" for base in bases for method in foreign_methods(base)]
+    found += [f"{name_of(kind)}.{method}" for kind in called_classes() for method in foreign_methods(kind)]
     found += foreign_calls(called_by(makers.values()))
     return [f"{what} is not known here, and may draw with other weights" for what in found]
 

@@ -142,6 +142,8 @@ def _held_by(thing: Any) -> list[Any]:
         return [thing.__self__, getattr(thing, "__func__", None)]
     if isinstance(thing, (dict, *_CONTAINERS)):
         return list(thing.values() if isinstance(thing, dict) else thing)
+    if isinstance(thing, types.SimpleNamespace):
+        return list(vars(thing).values())
     if isinstance(thing, torch.nn.Module | torch.Tensor | type | types.ModuleType):
         return []
     return [held for held in vars(thing).values() if isinstance(held, _BOUND)] if hasattr(thing, "__dict__") else []

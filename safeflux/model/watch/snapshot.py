@@ -71,6 +71,7 @@ class Snapshot:
         tensors = values.sources()
         self._has_versions = not any(map(torch.Tensor.is_inference, tensors))
         self._tensors = tensors
+        self._tensor_types = list(map(type, tensors))
         self._pointers = list(map(_POINTER, tensors)) if self._has_versions else []
         self._versions = sum(map(_VERSION, tensors)) if self._has_versions else 0
         self._files = {path: _stamp(path) for path in values.files}
@@ -108,6 +109,7 @@ class Snapshot:
         return (
             sum(map(_VERSION, self._tensors)) == self._versions  # versions only grow
             and list(map(_POINTER, self._tensors)) == self._pointers
+            and list(map(type, self._tensors)) == self._tensor_types
             and all(_stamp(path) == stamp for path, stamp in self._files.items())
         )
 
