@@ -47,7 +47,7 @@ def tally(erased: Collection[Target], pairs: Mapping[str, Pair], shares: Shares,
     groups = neutral | ({KEPT[2]: Pair.join(rest)} if rest else {})
     base, masked = kept.base, kept.masked
     return Figures(
-        targets={target.name: _of_target(target, pairs, things, base.verdicts) for target in erased},
+        targets={target.name: _of_target(target, pairs, things) for target in erased},
         kept={group: pair.rate(is_right) for group, pair in groups.items() if pair.asks},
         style_right=kept.rate(is_style_right),
         background_right=kept.rate(is_background_right),
@@ -85,15 +85,8 @@ def traces(names: Sequence[str], pair: Pair, quiet: Verdicts) -> Paired:
     return Paired.of(seen(pair.base), seen(pair.masked))
 
 
-def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str], quiet: Verdicts) -> TargetFigures:
-    """The figures of one target.
-
-    Args:
-        target: The target.
-        pairs: All questions, answered.
-        gone: The things that any target erases, which no rate of kept things counts.
-        quiet: Verdicts on the base model's pictures of what no target erases.
-    """
+def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str]) -> TargetFigures:
+    """The figures of one target; `gone` are the things that any target erases, which no rate of kept things counts."""
 
     def rate(question: str, check: Check) -> Paired | None:
         pair = pairs.get(f"{target.name}/{question}")
@@ -104,6 +97,9 @@ def _of_target(target: Target, pairs: Mapping[str, Pair], gone: Collection[str],
         left = pair.where(lambda ask: thing(ask) not in gone) if pair else None
         return left.rate(check) if left and left.asks else None
 
+    own = _things([target])
+    others = Pair.join([pairs[name] for name in KEPT[:2]])
+    quiet = others.where(lambda ask: ask.style != target.style and ask.concept not in own).base.verdicts
     named, is_style = pairs[f"{target.name}/by name"], target.kind == "style"
     check = is_style_right if is_style else is_found
     parts = {concept.name: _about(named, concept) for concept in target.concepts} or {target.name: named}
