@@ -1,10 +1,10 @@
-"""The whole recipe: art, latents, judge, VAE, flow, export, evaluation.
+"""The whole recipe: art, latents, judge, second detector, VAE, flow, export, evaluation.
 
 Finished stages are skipped, cut-off ones go on.
 
     python -m benchmarks.emoji_flux --out runs/emoji_flux --to safeflux/reference
 
-About three hours on two cores. Each stage can be run by itself; see the modules' own help.
+Hours on two cores, most of them for the flow. Each stage can be run by itself; see the modules' own help.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ STAGES = (
     ("art", "art.npz"),
     ("latents", "bank.pt"),
     ("judge", "judge.json"),
+    ("clip", "clip.json"),
     ("vae decoder", "vae_decoder.json"),
     ("vae encoder", "vae_encoder.json"),
     ("flow --decay-share 0", "flow.pt"),

@@ -6,7 +6,9 @@ A plain `transformers.CLIPModel` of at most 3 MB, which any zero-shot classifier
 every wording of what a picture can show (one wording of each concept, drawn anew each step, the styles, the
 backgrounds) and against the captions of some of the pictures. Each pair is a yes or a no of its own, by the sigmoid
 loss of Zhai et al. (SigLIP, arXiv 2303.15343, Algorithm 1): two things in one picture are two yeses. The loss's bias
-only shifts all answers, and CLIP has none; it stays behind.
+only shifts all answers, and CLIP has none; it stays behind. So does a table of one free vector a label, which the
+pictures are held against too: a text tower that is new gives all labels nearly the same vector, and with it alone
+hundreds of steps told no concept from another.
 
 Trained with the larger vocabulary of `grown/`, it serves a model of the smaller one too.
 """
@@ -35,15 +37,15 @@ from .scenes import NOTHING, SIZE, Renderer, Scene
 
 SEED = 31
 HELD_OUT_SEED = 2_000_003
-PATCH = 16
+PATCH = 8
 CAPTIONS = 24
 """How many pictures of a batch have their captions among the texts: long texts cost the most."""
 
 
 class SigmoidClip(nn.Module):
-    """CLIPModel with the bias of the sigmoid loss."""
+    """CLIPModel with the bias of the sigmoid loss, and a free vector for each of `labels` labels."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, labels: int) -> None:
         super().__init__()
         sizes = {"num_attention_heads": 4, "projection_dim": 128}
         vision = {"hidden_size": 144, "intermediate_size": 576, "num_hidden_layers": 3, **sizes}
@@ -58,14 +60,25 @@ class SigmoidClip(nn.Module):
             )
         )
         self.bias = nn.Parameter(torch.tensor(-10.0))
+        self.table = nn.Parameter(torch.randn(labels, 128))
 
     def forward(self, pixels: torch.Tensor, *ids: torch.Tensor) -> torch.Tensor:
         """(B, 3, 64, 64) in [0, 1] and token ids, each (T, L) -> logits of each picture and text (B, T...), float32."""
+        return self.logits(self.pictures(pixels), self.texts(*ids))
+
+    def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, 64, 64) in [0, 1] -> (B, 128), float32."""
+        return self.clip.visual_projection(self.clip.vision_model(pixels * 2 - 1).pooler_output).float()
+
+    def texts(self, *ids: torch.Tensor) -> torch.Tensor:
+        """Token ids, each (T, L) -> (T..., 128), float32."""
         clip = self.clip
-        pictures = clip.visual_projection(clip.vision_model(pixels * 2 - 1).pooler_output).float()
-        texts = torch.cat([clip.text_projection(clip.text_model(part).pooler_output) for part in ids]).float()
+        return torch.cat([clip.text_projection(clip.text_model(part).pooler_output) for part in ids]).float()
+
+    def logits(self, pictures: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """(B, 128) and (T, 128) -> (B, T)."""
         cosines = F.normalize(pictures, dim=-1) @ F.normalize(texts, dim=-1).T
-        return cosines * clip.logit_scale.exp() + self.bias
+        return cosines * self.clip.logit_scale.exp() + self.bias
 
 
 def wording(concept: Concept, rng: np.random.Generator) -> str:
@@ -105,10 +118,7 @@ class Training:
         self._tokenizer = tokenizer
 
     def loss(self, step: int) -> torch.Tensor:
-        """The sigmoid loss of the pictures and texts of `step`, a sum over texts and a mean over pictures.
-
-        A softmax over the concepts is added, without which 600 steps told no concept from another.
-        """
+        """The loss of the pictures of `step` by its texts, and by the free vectors of the labels."""
         rng, words = np.random.default_rng((SEED, step)), self.renderer.words
         images, scenes = renderings(self.renderer, self.batch, rng)
         captioned = scenes[:CAPTIONS]
@@ -116,12 +126,20 @@ class Training:
         labels = [*(wording(concept, rng) for concept in words.concepts), *looks(words)]
         answers = torch.cat((presence(scenes, words), same_scenes(scenes, captioned)), dim=1)
         ids = (tokenized(self._tokenizer, texts) for texts in (labels, captions))
-        logits = self.model(roughen(images, rng), *ids)
-        yes_or_no = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").sum(1).mean()
-        present = answers[:, : len(words.concepts)]
-        shown = present.sum(1) > 0
-        share = present[shown] / present[shown].sum(1, keepdim=True)
-        return yes_or_no + F.cross_entropy(logits[shown, : len(words.concepts)], share)
+        pictures = self.model.pictures(roughen(images, rng))
+        by_text = self.model.logits(pictures, self.model.texts(*ids))
+        by_table = self.model.logits(pictures, self.model.table)
+        concepts = len(words.concepts)
+        return loss_of(by_text, answers, concepts) + loss_of(by_table, answers[:, : len(labels)], concepts)
+
+
+def loss_of(logits: torch.Tensor, answers: torch.Tensor, concepts: int) -> torch.Tensor:
+    """The sigmoid loss, a sum over texts and a mean over pictures, and a softmax over the first texts, the concepts."""
+    yes_or_no = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").sum(1).mean()
+    present = answers[:, :concepts]
+    shown = present.sum(1) > 0
+    share = present[shown] / present[shown].sum(1, keepdim=True)
+    return yes_or_no + F.cross_entropy(logits[shown, :concepts], share)
 
 
 def tokenized(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
@@ -179,7 +197,7 @@ def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: fl
     torch.manual_seed(SEED)
     words = vocabulary(vocabulary_path)
     tokenizer, renderer = clip_tokenizer(out, words), Renderer(out / "art.npz", words)
-    model = SigmoidClip(tokenizer)
+    model = SigmoidClip(tokenizer, len(words.concepts) + len(looks(words)))
     training = Training(model, tokenizer, renderer, batch)
     hours = fit("clip", out, model, training.loss, steps, lr, decay=0.02)
     model.eval()

@@ -1,8 +1,9 @@
-"""Measure the shipped model by the judge, on seeds that the recipe did not select on, and draw the contact sheet.
+"""Measure a model by its detectors, on seeds that the recipe did not select on, and draw the contact sheet.
 
     python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
 
-Writes `figures.json` and `contact_sheet.webp`.
+The judge decides, and the second detector has its say where there is one (`emoji-clip/` beside the judge). Writes
+`figures.json` and `contact_sheet.webp`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
 from safeflux.reference.vocabulary import Vocabulary, caption, vocabulary
 
 from .options import report_option, to_option, vocabulary_option
+from .second import SecondJudge
 
 SEED = 70_000_000
 LABEL = 16
@@ -41,6 +43,12 @@ def figures_of(verdicts: Verdicts, asks: list[Ask]) -> dict[str, Rate]:
             words.background_names[b] == a.background for b, a in zip(backgrounds, asks, strict=True)
         ),
     }
+
+
+def told(name: str, rates: dict[str, Rate]) -> dict[str, object]:
+    """Print rates; return them as plain values."""
+    click.echo("\n".join(f"{name}: {what} right {rate}" for what, rate in rates.items()))
+    return {what: rate.to_json() for what, rate in rates.items()}
 
 
 def sheet_prompts(words: Vocabulary) -> list[str]:
@@ -78,6 +86,8 @@ def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs:
     """Measure and write."""
     words, rng = vocabulary(vocabulary_path), np.random.default_rng(seed)
     pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx", words)
+    second = SecondJudge(to / "emoji-clip", words) if (to / "emoji-clip").exists() else None
+    others: dict[str, object] = {}
     tasks = {
         "one object": single_asks(words, words.concepts, each, rng),
         "two objects": pair_asks(words, words.concepts, words.concepts, pairs, rng),
@@ -88,9 +98,9 @@ def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs:
     for k, (name, asks) in enumerate(tasks.items()):
         images = draw(pipe, [ask.prompt for ask in asks], seed + 1_000_000 * k, num_inference_steps=steps)
         verdicts = judge(images)
-        rates = figures_of(verdicts, asks)
-        click.echo("\n".join(f"{name}: {what} right {rate}" for what, rate in rates.items()))
-        found[name] = {what: rate.to_json() for what, rate in rates.items()}
+        found[name] = told(name, figures_of(verdicts, asks))
+        if second:
+            others[name] = told(f"{name}, second detector", figures_of(second(images), asks))
         if name == "one object":
             tops = verdicts.top(1)
             wrong = {
@@ -98,6 +108,8 @@ def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs:
                 for c in words.concepts
             }
             found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
+    if second:
+        found["by the second detector"] = others
     report.mkdir(parents=True, exist_ok=True)
     drawn = draw(pipe, sheet_prompts(words), SEED + 9_000_000)
     contact_sheet(words, drawn).save(report / "contact_sheet.webp", quality=90)

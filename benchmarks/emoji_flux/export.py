@@ -1,4 +1,4 @@
-"""Put the trained parts together as a plain FluxPipeline folder in bf16, with the judge beside it.
+"""Put the trained parts together as a plain FluxPipeline folder in bf16, with both detectors beside it.
 
     python -m benchmarks.emoji_flux.export --out runs/emoji_flux --to safeflux/reference
 
@@ -22,7 +22,7 @@ from . import portable
 from .network import EmojiFlux
 from .options import heads_option, out_option, report_option, to_option, vocabulary_option
 
-REPORTS = ("judge", "vae_decoder", "vae_encoder", "flow", "shared")
+REPORTS = ("judge", "clip", "vae_decoder", "vae_encoder", "flow", "shared")
 """The stages that train."""
 
 
@@ -60,19 +60,20 @@ def load_as_float32(folder: Path) -> None:
 @to_option
 @report_option
 def main(out: Path, vocabulary_path: Path | None, heads: int, to: Path, report: Path) -> None:
-    """Write `emoji-flux/`, `judge.onnx` and `training.json`."""
-    staged, target = to / ".emoji-flux.partial", to / "emoji-flux"
+    """Write `emoji-flux/`, `judge.onnx`, `emoji-clip/` and `training.json`."""
+    staged, target, second = to / ".emoji-flux.partial", to / "emoji-flux", to / "emoji-clip"
     shutil.rmtree(staged, ignore_errors=True)
     assemble(out, vocabulary(vocabulary_path), heads).save_pretrained(staged)
     load_as_float32(staged)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staged, target)
     shutil.copy(out / "judge.onnx", to / "judge.onnx")
+    shutil.copytree(out / "emoji-clip", second, dirs_exist_ok=True)
     training = {name: json.loads((out / f"{name}.json").read_text()) for name in REPORTS}
     report.mkdir(parents=True, exist_ok=True)
     (report / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    size = sum(f.stat().st_size for f in [*target.rglob("*"), to / "judge.onnx"] if f.is_file())
-    click.echo(f"{target}: {size / 1e6:.1f} MB with the judge")
+    size = sum(f.stat().st_size for f in [*target.rglob("*"), *second.rglob("*"), to / "judge.onnx"] if f.is_file())
+    click.echo(f"{target}: {size / 1e6:.1f} MB with both detectors")
 
 
 if __name__ == "__main__":
