@@ -106,6 +106,11 @@ def patched(space, name):
     ],
 )
 def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, monkeypatch, change):
+    check_both_looks(transformer, store, monkeypatch, change, "which is now tests.model.test_looks.patched")
+
+
+def check_both_looks(transformer, store, monkeypatch, change, fault):
+    """Both looks find a change, say what it is, and are content when it is gone."""
     handle = guard(transformer, BOTH, store=store)
     assert handle.verify().ok
     with monkeypatch.context() as patch:
@@ -113,7 +118,7 @@ def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, mo
         for deep in (False, True):
             found = handle.verify(deep=deep)
             assert found.state is State.STALE
-            assert "which is now tests.model.test_looks.patched" in found.faults[0]
+            assert fault in found.faults[0]
     assert handle.verify().ok
 
 
@@ -150,15 +155,7 @@ def backend(patch):
     "change", [*map(another_namespace, (of_a_class, of_names, of_a_module)), backend], ids=lambda change: ""
 )
 def test_another_namespace_or_attention_backend_is_found(transformer, store, monkeypatch, change):
-    handle = guard(transformer, BOTH, store=store)
-    assert handle.verify().ok
-    with monkeypatch.context() as patch:
-        change(patch)
-        for deep in (False, True):
-            found = handle.verify(deep=deep)
-            assert found.state is State.STALE
-            assert "which is now" in found.faults[0]
-    assert handle.verify().ok
+    check_both_looks(transformer, store, monkeypatch, change, "which is now")
 
 
 def test_a_method_that_chooses_the_attention_backend_is_watched(transformer, store, monkeypatch):
@@ -178,7 +175,10 @@ def test_a_tensor_of_another_class_is_seen_by_the_fast_look(transformer, store, 
 
 
 def test_an_attention_kernel_may_stand_there(transformer, store, monkeypatch):
-    """As its package is used: `F.scaled_dot_product_attention = sageattn`."""
+    """As its package is used: `F.scaled_dot_product_attention = sageattn`.
+
+    The package needs a GPU; here torch's own kernel goes by its name.
+    """
     handle = guard(transformer, BOTH, store=store)
     kernel = {"__name__": "sageattention.core", "own": torch.nn.functional.scaled_dot_product_attention}
     exec("def sageattn(*args, **options): return own(*args, **options)", kernel)
