@@ -6,7 +6,6 @@ import pytest
 import torch
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
-from safeflux.trainer.objective import vectors
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
 from safeflux.trainer.objective.memory import Memory, check_memory, estimate_memory
@@ -101,22 +100,28 @@ class Results(TorchDispatchMode):
         return out
 
 
-def test_a_round_holds_no_number_for_every_bit_in_the_main_memory(tmp_path, monkeypatch):
-    """A whole round of two categories, its checkpoint included: what is as long as the bits lies in files."""
-    pipe, make = load_pipeline(), Vectors.zeros
-    known = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
+class KnownVectors(Vectors):
+    """Vectors in files, however small, and where they lie."""
+
+    def __init__(self, folder):
+        super().__init__(folder, small=0)
+        self.places = set()
 
     def zeros(self, *shape, dtype=torch.float32):
-        made = make(self, *shape, dtype=dtype)
-        known.add(made.untyped_storage().data_ptr())
+        made = super().zeros(*shape, dtype=dtype)
+        self.places.add(made.untyped_storage().data_ptr())
         return made
 
-    monkeypatch.setattr(Vectors, "zeros", zeros)
-    monkeypatch.setattr(vectors, "SMALL", 0)
-    training = Run(plan_run(["weapons", "alcohol"], None, SETTINGS, {}), pipe, tmp_path, Processes())
+
+def test_a_round_holds_no_number_for_every_bit_in_the_main_memory(tmp_path):
+    """A whole round of two categories, its checkpoint included: what is as long as the bits lies in files."""
+    pipe, vectors = load_pipeline(), KnownVectors(tmp_path)
+    config = plan_run(["weapons", "alcohol"], None, SETTINGS, {})
+    training = Run(config, pipe, tmp_path, Processes(), vectors=vectors)
     with Results() as results:
         report = next(training.rounds())
     assert all(report.masked.values())
+    known = vectors.places | {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
     assert max(size for place, size in results.sizes.items() if place not in known) <= PIECE * 4
     assert training.bits.count > PIECE
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safeflux.trainer.methods.estimates import LEAST_URGENCY, PARTS, Estimates, Smoothed, urgency
 from safeflux.trainer.methods.selection import exchange_
-from safeflux.trainer.objective import vectors
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.losses import random_projection
 from safeflux.trainer.objective.vectors import PIECE, Vectors
@@ -85,12 +84,11 @@ def test_a_part_without_news_stays_as_it_was():
     assert known.erase.item() == pytest.approx((0.5 * 1 + 3) / 1.5)
 
 
-def test_bits_of_several_pieces_are_chosen_as_if_they_were_one(tmp_path, monkeypatch):
+def test_bits_of_several_pieces_are_chosen_as_if_they_were_one(tmp_path):
     """The worth and the switches of a million bits, in files, against one expression over all of them."""
-    monkeypatch.setattr(vectors, "SMALL", 0)
     count, draw = PIECE + 5, torch.Generator().manual_seed(0)
     whole = Estimates(*(torch.randn(count, generator=draw) for _ in range(3)), torch.rand(count, generator=draw))
-    running = Smoothed(count, dict.fromkeys(PARTS, 0.0), Vectors(tmp_path / "run"))
+    running = Smoothed(count, dict.fromkeys(PARTS, 0.0), Vectors(tmp_path / "run", small=0))
     for part, values in vars(whole).items():
         running.update(part, values.split(PIECE))
     worth = running.worth(2.0, 0.5)

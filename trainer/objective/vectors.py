@@ -17,19 +17,24 @@ import torch
 PIECE = 1 << 20
 """Numbers that are worked on at a time."""
 SMALL = 1 << 26
-"""Bytes of a vector up to which it stays in memory, where it is faster to make."""
+"""Bytes of a vector that is faster to make in memory."""
 _WRITTEN = 1 << 24
 
 
 class Vectors:
     """Makes vectors in files of a folder."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """`folder`: made when it is needed; None for plain tensors in memory."""
-        self._folder = folder
+    def __init__(self, folder: Path | None, small: int = SMALL) -> None:
+        """Make nothing yet.
+
+        Args:
+            folder: Made when it is needed; None for plain tensors in memory.
+            small: Bytes of a vector up to which it stays in memory.
+        """
+        self._folder, self._small = folder, small
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Zeros, of more than `SMALL` bytes in a file of their own, which goes when the tensor does.
+        """Zeros, in a file of their own unless they are small. The file goes when the tensor does.
 
         Its bytes on the disk are reserved at once.
 
@@ -37,7 +42,7 @@ class Vectors:
             OSError: The disk is full, or the folder cannot be written to.
         """
         size = math.prod(shape) * dtype.itemsize
-        if self._folder is None or size <= SMALL:
+        if self._folder is None or size <= self._small:
             return torch.zeros(shape, dtype=dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=self._folder) as file:

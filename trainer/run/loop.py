@@ -52,6 +52,7 @@ class Run:
         given: GivenMasks | None = None,
         eyes: Eyes | None = None,
         base: Base | None = None,
+        vectors: Vectors | None = None,
     ) -> None:
         """Prepare the rounds, or resume from the folder's checkpoint.
 
@@ -65,6 +66,7 @@ class Run:
             given: The masks of `initial` and `together_with`, where they have been read already.
             eyes: Draws the pictures of a run that nothing validates.
             base: Sites and fingerprint; None for a transformer that is whole, to read them here.
+            vectors: Makes what has a number for every bit; None for files in the folder.
 
         Raises:
             SafeFluxError: The checkpoint, the masks or the sites do not fit the configuration or the model.
@@ -84,7 +86,7 @@ class Run:
         named = {name for masks in (*fixed.values(), *initial.values()) for name in masks}.union(*chosen.values())
         self.bits = Bits({name: site for name, site in sites.items() if name in named})
         starts = [initial.get(name, MaskSet({})) for name in self.names]
-        self.vectors = Vectors(folder)
+        self.vectors = vectors or Vectors(folder)
         masks = torch.empty(len(starts) + len(fixed), self.bits.count, dtype=torch.bool)
         for row, start in zip(masks, (*starts, *fixed.values()), strict=True):
             self.bits.write_(row, start)
