@@ -4,7 +4,7 @@ Finished stages are skipped, cut-off ones go on.
 
     python -m benchmarks.emoji_flux --out runs/emoji_flux --to safeflux/reference
 
-Hours on two cores, most of them for the flow. Each stage can be run by itself; see the modules' own help.
+It takes hours on two cores, mostly for the flow. Each stage can be run by itself; see the modules' own help.
 """
 
 from __future__ import annotations
