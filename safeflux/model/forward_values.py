@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safeflux.families.sites import base_names
-from safeflux.model.watch.parts import named_parameters, named_parts
-from safeflux.model.weights import PLAIN, check_whole, fused_rows, is_frozen, offload_copies, offload_files
+from safeflux.model.watch.parts import named_parameters, named_parts, note_children
+from safeflux.model.weights import PLAIN, fused_rows, is_frozen, offload_copies, offload_files
 
 
 class UnreadableError(Exception):
@@ -28,9 +28,9 @@ class Values:
         """Find out where they are held at this moment.
 
         Raises:
-            ModelError: The model's parts are not in their places now.
+            ModelError: cache-dit draws with the model, and has done so since its parts were first looked at.
         """
-        check_whole(transformer)
+        note_children(transformer)
         self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in named_parts(transformer).values())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
         parameters = base_names(named_parameters(transformer))

@@ -11,7 +11,7 @@ import torch
 from safeflux.errors import ModelError
 from safeflux.families.fingerprint import TOLERANCE, fingerprint_of
 from safeflux.families.sites import Site, Sites, base_names, find_sites, spans
-from safeflux.model.watch.parts import named_parameters, named_parts, part_of_itself
+from safeflux.model.watch.parts import check_whole, named_parameters, named_parts
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The types of tensors that are what they seem: not packed, not a shard."""
@@ -37,16 +37,6 @@ def find_transformer(model: Any) -> torch.nn.Module:
         raise ModelError(f"this model is compiled already. {_ORDER}")
     check_whole(transformer)
     return transformer
-
-
-def check_whole(transformer: torch.nn.Module) -> None:
-    """Make sure that a model's parts are in their places, so that its weights can be found by name.
-
-    Raises:
-        ModelError: It is a part of itself: cache-dit puts its own blocks in while a picture is being drawn.
-    """
-    if any(transformer in list(module._modules.values()) for module in named_parts(transformer).values()):
-        raise part_of_itself()
 
 
 def check_not_compiled(transformer: torch.nn.Module) -> None:

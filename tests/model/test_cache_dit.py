@@ -164,25 +164,6 @@ def test_flux2_is_known(flux2_transformer, store, cache_dit):
     assert not strangers(flux2_transformer)
 
 
-def test_in_the_midst_of_a_picture_nobody_can_tell(transformer, store, forward, cache_dit):
-    handle = guard(transformer, BOTH, store=store)
-    cache_dit.enable_cache(transformer, **residuals(cache_dit))
-    states = []
-
-    class Midst(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if not states and len(transformer.transformer_blocks) == 1:
-                states.append(handle.verify().state)
-                with pytest.raises(ModelError, match="a part of itself"):
-                    handle.undo()
-            return func(*args, **kwargs or {})
-
-    with Midst():
-        forward(transformer)
-    assert states == [State.STALE]
-    assert handle.verify().ok
-
-
 @contextmanager
 def another_thread_draws(transformer, forward):
     """A thread that draws once: halfway after `to_the_midst`, done after `to_the_end`."""
@@ -215,6 +196,73 @@ def another_thread_draws(transformer, forward):
         yield to_the_midst, to_the_end
     finally:
         to_the_end()
+
+
+def both_lists(cache_dit, model):
+    """Blocks of cache-dit for each of the two lists; its own way puts one in for both, and an empty list."""
+    adapter = cache_dit.BlockAdapter(
+        transformer=model,
+        blocks=[model.transformer_blocks, model.single_transformer_blocks],
+        blocks_name=["transformer_blocks", "single_transformer_blocks"],
+        forward_pattern=[cache_dit.ForwardPattern.Pattern_1] * 2,
+    )
+    cache_dit.enable_cache(adapter, **residuals(cache_dit))
+
+
+def one_list(cache_dit, model):
+    cache_dit.enable_cache(model, **residuals(cache_dit))
+
+
+@pytest.mark.parametrize("enable", [one_list, both_lists], ids=lambda enable: enable.__name__)
+def test_in_the_midst_of_a_picture_another_thread_finds_it_guarded_and_writes_nothing(
+    transformer, other_transformer, store, forward, cache_dit, monkeypatch, enable
+):
+    handle = guard(transformer, BOTH, store=store)
+    enable(cache_dit, transformer)
+    with another_thread_draws(transformer, forward) as (to_the_midst, _):
+        to_the_midst()
+        for deep in (False, True):
+            found = handle.verify(deep=deep)
+            assert (found.state, found.faults) == (State.GUARDED, ())
+        with monkeypatch.context() as patch:
+            patch.delattr("safeflux.model.handle.read")
+            assert handle.verify().ok  # nothing moved since, so nothing is read
+        for write in (handle.undo, handle.refresh, lambda: guard(transformer, SPIRITS, store=store)):
+            with pytest.raises(ModelError, match="a part of itself"):
+                write()
+        mine, (own,) = transformer.norm_out, transformer.transformer_blocks
+        transformer.norm_out = other_transformer.norm_out
+        assert handle.verify().state is State.DEGRADED
+        transformer.norm_out = mine
+        assert handle.verify().ok
+        own.transformer_blocks, blocks = other_transformer.transformer_blocks, own.transformer_blocks
+        assert handle.verify().state is State.STALE
+        own.transformer_blocks = blocks
+        assert handle.verify().ok
+    assert handle.verify().ok
+
+
+@pytest.mark.parametrize("cache", [residuals, pruned], ids=lambda cache: cache.__name__)
+def test_who_looks_all_the_time_while_pictures_are_drawn_finds_it_guarded(
+    transformer, store, forward, cache_dit, cache
+):
+    handle = guard(transformer, BOTH, store=store)
+    cache_dit.enable_cache(transformer, **cache(cache_dit))
+    done = threading.Event()
+
+    def draw():
+        for _ in range(10):
+            forward(transformer)
+        done.set()
+
+    thread = threading.Thread(target=draw)
+    looks = []
+    thread.start()
+    while not done.is_set():
+        looks += [handle.verify(), handle.verify(deep=True)]
+    thread.join()
+    assert looks
+    assert {(found.state, found.faults) for found in looks} == {(State.GUARDED, ())}
 
 
 def run_until(number, look, then):

@@ -28,7 +28,7 @@ from safeflux.model.watch.known import (
     reached_by,
     uncompiled_call,
 )
-from safeflux.model.watch.parts import named_parts
+from safeflux.model.watch.parts import has_cache_dit, named_parts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 OWN = ("forward", "processor", "_hf_hook", "_old_forward", "_diffusers_hook", "merged_adapters")
@@ -93,8 +93,8 @@ def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
         own = vars(module)
         if (registry := own.get("_diffusers_hook")) is not None:
             registry.reset_stateful_hooks(recurse=False)
-        contexts: Any = own.get("_context_manager")
-        if contexts is not None and home_of(type(contexts)).startswith("cache_dit."):
+        if has_cache_dit(module):
+            contexts: Any = own["_context_manager"]
             for name, context in list(contexts._cached_context_manager.items()):
                 contexts.reset_context(name, *context._init_args, **context._init_kwargs)
 

@@ -2,14 +2,21 @@
 
 cache-dit puts blocks of its own into a transformer, which hold the transformer, while it draws, and takes them out
 again. Torch's own walks may meet that halfway: they never end in a module that is a part of itself, and break off
-where a dictionary changes under them. These do neither.
+where a dictionary changes under them. These do neither. They see the parts that stand there when nothing is drawn: what
+was noted before, for what is one of the stand-ins that the forward of cache-dit holds.
 """
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
 from safeflux.errors import ModelError
+from safeflux.model.watch.known import home_of, reached_by
+
+_Parts = dict[str, torch.nn.Module | None]
+_NOTED: WeakKeyDictionary[torch.nn.Module, dict[str, ref[torch.nn.Module]]] = WeakKeyDictionary()
+"""The parts of modules when nothing was drawn; whoever draws or owns the module keeps them alive."""
 
 
 def named_parts(root: torch.nn.Module, prefix: str = "") -> dict[str, torch.nn.Module]:
@@ -42,8 +49,58 @@ def named_parameters(root: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
+def children(module: torch.nn.Module) -> _Parts:
+    """Return the direct parts of a module by name; while cache-dit draws with it, those that were noted before."""
+    now = dict(module._modules)  # at once, before another thread changes it
+    if has_cache_dit(module) and (noted := _NOTED.get(module)):
+        replaced = _stand_ins(module)
+        for name, part in noted.items():
+            if name not in now or now[name] in replaced:  # between two blocks there is none for a moment
+                now[name] = part()
+    return now
+
+
+def note_children(module: torch.nn.Module) -> None:
+    """Remember the direct parts of a module, for as long as cache-dit draws with it; nothing while it does.
+
+    Raises:
+        ModelError: It does, and nothing was noted before.
+    """
+    now = dict(module._modules)
+    if has_cache_dit(module):
+        noted, replaced = _NOTED.get(module), _stand_ins(module)
+        if not replaced.isdisjoint(now.values()) and not noted:
+            raise part_of_itself()
+        if noted and not (noted.keys() <= now.keys() and replaced.isdisjoint(now.values())):
+            return
+    _NOTED[module] = {name: ref(part) for name, part in now.items() if part is not None}
+
+
+def check_whole(module: torch.nn.Module) -> None:
+    """Make sure that a module's parts are in their places, so that they can be written to.
+
+    Raises:
+        ModelError: cache-dit draws a picture with it.
+    """
+    if dict(module._modules) != children(module):
+        raise part_of_itself()
+    note_children(module)
+
+
+def has_cache_dit(module: torch.nn.Module) -> bool:
+    """Whether cache-dit may put blocks of its own into a module while it draws."""
+    contexts = vars(module).get("_context_manager")
+    return contexts is not None and home_of(type(contexts)).startswith("cache_dit.")
+
+
+def _stand_ins(module: torch.nn.Module) -> set[torch.nn.Module | None]:
+    """What the forward of cache-dit puts in the place of a module's blocks: lists of its own blocks, or empty ones."""
+    held = [each for each in reached_by(vars(module).get("forward")) if type(each) is torch.nn.ModuleList]
+    return {each for each in held if all(home_of(type(block)).startswith("cache_dit.") for block in each)}
+
+
 def part_of_itself() -> ModelError:
-    """The error for a module that is a part of itself, so that its weights cannot be found by name."""
+    """The error for a model that cannot be written to, or whose weights cannot be found by name, at the moment."""
     return ModelError(
         "the model is a part of itself at the moment: cache-dit draws a picture with it. Try again after "
         "that; with several threads draw inside of the handle's `drawing()`."
@@ -51,8 +108,7 @@ def part_of_itself() -> ModelError:
 
 
 def _inside(path: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    parts = list(module._modules.items())  # at once, before another thread changes it
-    return ((_joined(path, leaf), part) for leaf, part in parts if part is not None)
+    return ((_joined(path, leaf), part) for leaf, part in children(module).items() if part is not None)
 
 
 def _joined(path: str, leaf: str) -> str:

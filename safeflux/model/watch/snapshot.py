@@ -19,6 +19,7 @@ import torch.nn.modules.module as torch_module
 from safeflux.model.forward_values import Values
 from safeflux.model.watch.called import Places, called_by
 from safeflux.model.watch.forward import HOOKS, OWN, makers_of
+from safeflux.model.watch.parts import children, has_cache_dit
 
 _PARTS = [itemgetter(name) for name in ("_parameters", "_modules", *HOOKS)]
 """Each by itself: a tuple a module would be as many objects for the garbage collector to follow."""
@@ -46,7 +47,10 @@ class Snapshot:
         self._sizes = list(map(len, self._owns))
         self._parts = [list(map(part, self._owns)) for part in _PARTS]
         every = list(chain.from_iterable(self._parts))
-        self._filled = [dict.values(part) for part in (*every, *(m._buffers for m in modules)) if part]
+        self._children = [(m, children(m)) for m in modules if has_cache_dit(m)]
+        others = {id(m._modules) for m, _ in self._children}
+        within = (part for part in every if id(part) not in others)
+        self._filled = [dict.values(part) for part in (*within, *(m._buffers for m in modules)) if part]
         self._held = list(chain.from_iterable(self._filled))
         self._empty = [part for part in every if not part]
         own = [(vars(m), name) for m in modules for name in OWN if name in vars(m)]
@@ -94,6 +98,7 @@ class Snapshot:
             and all(list(map(part, self._owns)) == then for part, then in zip(_PARTS, self._parts, strict=True))
             and not any(self._empty)
             and list(chain.from_iterable(self._filled)) == self._held  # by identity first
+            and all(m._modules == parts or children(m) == parts for m, parts in self._children)
             and list(map(type, self._modules)) == self._types
             and all(
                 o.get(name, _MISSING) is was for o, name, was in zip(self._own_of, self._own_names, own, strict=True)
