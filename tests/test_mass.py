@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.mass.learning import GROUP, TOGETHER, configured
-from benchmarks.mass.measuring import Measuring, Report, by_size, pooled_harmonic, sizes_for, subsets_of
+from benchmarks.mass.measuring import Measuring, Report, by_size, pictures_of, pooled_harmonic, sizes_for, subsets_of
 from benchmarks.mass.page import write_page
 from benchmarks.mass.world import World
 from safeflux.errors import ConfigError
@@ -77,6 +77,7 @@ def test_subsets_are_all_of_one_and_different_random_ones_of_each_other_size():
     assert [len(some) for some in found] == [1] * 100 + [5] * 20 + [50] * 20 + [100]
     assert len(set(found)) == len(found)
     assert found == subsets_of(names, [1, 5, 50, 100, 200], 20)
+    assert pictures_of(found, 24, 20) == {1: 24, 5: 24, 50: 24, 100: 480}
 
 
 @pytest.mark.slow  # it draws some hundred pictures
@@ -84,14 +85,14 @@ def test_a_subset_is_the_and_of_its_masks_and_is_measured_once(tmp_path):
     world, (masks, _) = world_of(3), load_masks(MASKS / "tobacco.safetensors")
     every = {name: random_like(masks, k) for k, name in enumerate(world.names)}
     report = Report(tmp_path / "mass.json")
-    measuring = Measuring(world, every, report, 2, lambda line: None)
+    measuring = Measuring(world, every, report, {1: 2, 3: 2}, lambda line: None)
     measuring.measure(world.names[:1])
     measuring.measure(world.names)
     measuring.measure(world.names, is_random=True)
     kept = Report(tmp_path / "mass.json")
     rows = kept.found["measured"]
     assert rows[" + ".join(world.names)]["masks"] == digest(compose(*every.values()))
-    again = Measuring(world, every, kept, 2, lambda line: pytest.fail(line))
+    again = Measuring(world, every, kept, {1: 2, 3: 2}, lambda line: pytest.fail(line))
     again.measure(world.names)
     again.measure(world.names, is_random=True)
     assert list(by_size(rows)) == [1, 3]

@@ -17,7 +17,7 @@ import click
 
 from benchmarks.mass.costs import costs_of
 from benchmarks.mass.learning import learn
-from benchmarks.mass.measuring import Measuring, Report, num_pictures, read_masks, subsets_of
+from benchmarks.mass.measuring import Measuring, Report, num_pictures, pictures_of, read_masks, subsets_of
 from benchmarks.mass.page import write_page
 from benchmarks.mass.world import World
 from safeflux.reference import NAME
@@ -30,10 +30,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--vocabulary", "words", type=_FILE, help="Its vocabulary.  [default: that of the embedded model]")
 @click.option("--judge", type=_FILE, help="Its judge.  [default: that of the embedded model]")
 @click.option("--concepts", default=100, show_default=True, help="How many get a mask.")
-@click.option("--group", default=25, show_default=True, help="How many of them learn together.")
+@click.option("--group", default=10, show_default=True, help="How many of them learn together.")
 @click.option("--sizes", default="1,5,10,25,50,100", show_default=True, help="Masks on at once, divided by commas.")
 @click.option("--subsets", default=20, show_default=True, help="Random subsets of each size but one.")
-@click.option("--pictures", default=48, show_default=True, help="About so many for each question and subset.")
+@click.option("--pictures", default=24, show_default=True, help="About so many for each question and subset.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/mass"), show_default=True)
 def main(
     model: str,
@@ -52,9 +52,10 @@ def main(
     masks = read_masks(folder, world.names)
     report.add("costs", costs_of(world, masks, folder))
     chosen = subsets_of(world.names, [int(size) for size in sizes.split(",")], subsets)
-    total = sum(num_pictures(len(some), len(masks), pictures) for some in chosen)
+    each = pictures_of(chosen, pictures, subsets)
+    total = sum(num_pictures(len(some), len(masks), each[len(some)]) for some in chosen)
     click.echo(f"{len(chosen)} subsets, {total:,} pictures at most, and those of the controls")
-    measuring = Measuring(world, masks, report, pictures, click.echo)
+    measuring = Measuring(world, masks, report, each, click.echo)
     first = {len(some): some for some in reversed(chosen)}
     for some in chosen:
         measuring.measure(some)

@@ -19,34 +19,34 @@ from safeflux.disk.atomic import write_atomically
 PARTS = 8
 """Concepts of a batch of 32 prompts."""
 GROUP: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.2},
+    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.5},
     "saliency": {
-        "rounds": 12,
+        "rounds": 14,
         "warm_up": 2,
-        "last_rounds": 10,
-        "erase_batches": 2,
+        "last_rounds": 0,
+        "erase_batches": 3,
         "preserve_batches": 4 * PARTS,
-        "bits_off": 64,
-        "bits_on": 24,
+        "bits_off": 60,
+        "bits_on": 20,
         "preserve_budget": 0.01,
     },
 }
-"""Of a group, from masks that keep everything."""
+"""Of a group, from masks that keep everything. Each learns to erase alone; what all of them spoil is repaired later."""
 TOGETHER: dict[str, Any] = {
     "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.1, "within_initial": True},
     "saliency": {
         "rounds": 16,
-        "warm_up": 3,
+        "warm_up": 2,
         "last_rounds": 0,
         "erase_batches": 2,
         "preserve_batches": 16 * PARTS,
         "bits_off": 30,
-        "bits_on": 40,
+        "bits_on": 50,
         "preserve_budget": 0.03,
     },
 }
-"""Of all masks, which exchange bits among those that are off in any of them."""
-PAIRS = {"group": (96, 1024), "together": (48, 2048)}
+"""Of all masks, which exchange bits among those that are off in any of them; they preserve together, erase alone."""
+PAIRS = {"group": (96, 1024), "together": (32, 2048)}
 """Erase prompts a concept, and prompts to preserve."""
 _NEVER = 1000
 

@@ -9,6 +9,7 @@ H      the harmonic mean of 1 - Acc_e, 1 - Acc_g and Acc_s (arXiv 2403.06135)
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -70,6 +71,15 @@ def subsets_of(names: Sequence[str], sizes: Sequence[int], each: int, seed: int 
     return out
 
 
+def pictures_of(chosen: Sequence[Sequence[str]], pictures: int, each: int) -> dict[int, int]:
+    """Pictures a question for the subsets of each size: more where there are fewer than `each` subsets.
+
+    The only subset of all concepts gets as many as the others of a size in all, for an interval as narrow as theirs.
+    """
+    subsets = Counter(map(len, chosen))
+    return {size: pictures * max(1, each // count) for size, count in subsets.items()}
+
+
 def sizes_for(size: int, count: int, pictures: int) -> Sizes:
     """About `pictures` of each question for a subset of `size` of the `count` concepts, however many it has."""
     return Sizes(
@@ -94,12 +104,17 @@ class Measuring:
         world: The model.
         masks: Concept -> its mask.
         report: Keeps the figures.
-        pictures: About so many for each question and subset.
+        pictures: About so many for each question, by the number of masks on.
         say: Called with a line for each subset.
     """
 
     def __init__(
-        self, world: World, masks: Mapping[str, MaskSet], report: Report, pictures: int, say: Callable[[str], None]
+        self,
+        world: World,
+        masks: Mapping[str, MaskSet],
+        report: Report,
+        pictures: Mapping[int, int],
+        say: Callable[[str], None],
     ) -> None:
         self._world, self._masks, self._report, self._pictures, self._say = world, masks, report, pictures, say
         self._bench = Bench(world.pipeline(), world.judge(), seed=SEED)
@@ -110,11 +125,12 @@ class Measuring:
         if is_random:
             masks = random_like(masks, SEED)
         part, key = "random" if is_random else "measured", " + ".join(chosen)
-        what = {"masks": digest(masks), "pictures": self._pictures}
+        pictures = self._pictures[len(chosen)]
+        what = {"masks": digest(masks), "pictures": pictures}
         kept = self._report.found[part]
         if key in kept and what == {name: kept[key][name] for name in what}:
             return
-        self._bench.sizes = sizes_for(len(chosen), len(self._masks), self._pictures)
+        self._bench.sizes = sizes_for(len(chosen), len(self._masks), pictures)
         figures = self._bench.measure(masks, [self._world.words.targets[name] for name in chosen])
         row = {"concepts": list(chosen), **what, **brief(figures)}
         self._report.add(part, {**kept, key: row})
