@@ -9,8 +9,11 @@ The judge decides, and the second detector has its say where there is one (`emoj
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -74,46 +77,78 @@ def contact_sheet(words: Vocabulary, images: Sequence[Image.Image]) -> Image.Ima
     return sheet
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """Who measures, how much, and how pictures are drawn."""
+
+    judge: Judge
+    second: SecondJudge | None
+    each: int
+    pairs: int
+    seed: int
+    settings: Mapping[str, Any]
+
+    def figures(self, pipe: Any, words: Vocabulary) -> dict[str, object]:
+        """The rates of one object, of two and of synonyms, as plain values; printed too."""
+        rng = np.random.default_rng(self.seed)
+        tasks = {
+            "one object": single_asks(words, words.concepts, self.each, rng),
+            "two objects": pair_asks(words, words.concepts, words.concepts, self.pairs, rng),
+            "synonym": single_asks(words, words.concepts, self.each // 2, rng, synonyms="synonyms")
+            + single_asks(words, words.concepts, self.each // 2, rng, synonyms="held_out"),
+        }
+        found: dict[str, object] = {"settings": dict(self.settings), "first_seed": self.seed}
+        others: dict[str, object] = {}
+        for k, (name, asks) in enumerate(tasks.items()):
+            first = self.seed + 1_000_000 * k
+            images = draw(pipe, [ask.prompt for ask in asks], first, settings=self.settings)
+            verdicts = self.judge(images)
+            found[name] = told(name, figures_of(verdicts, asks))
+            if self.second:
+                others[name] = told(f"{name}, second detector", figures_of(self.second(images), asks))
+            if name == "one object":
+                found["wrong by concept"] = wrong_by_concept(verdicts, asks)
+        return {**found, "by the second detector": others} if self.second else found
+
+    def write(self, pipe: Any, words: Vocabulary, report: Path) -> None:
+        """Measure; leave `figures.json` and `contact_sheet.webp`."""
+        report.mkdir(parents=True, exist_ok=True)
+        found = self.figures(pipe, words)
+        drawn = draw(pipe, sheet_prompts(words), SEED + 9_000_000, settings=self.settings)
+        contact_sheet(words, drawn).save(report / "contact_sheet.webp", quality=90)
+        (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def wrong_by_concept(verdicts: Verdicts, asks: list[Ask]) -> dict[str, int]:
+    """Concept -> pictures in which it is not the likeliest; the worst first, none of the faultless."""
+    pairs = zip(asks, verdicts.top(1), strict=True)
+    return dict(Counter(ask.concept for ask, top in pairs if {ask.concept} != top).most_common())
+
+
+def sizes_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of how much is measured."""
+    options = (
+        click.option("--each", default=16, show_default=True, help="One-object pictures a concept."),
+        click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept."),
+        click.option("--seed", default=SEED, show_default=True, help="First seed of the noises."),
+        click.option("--steps", default=8, show_default=True),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command(help=__doc__)
 @vocabulary_option
 @to_option
 @report_option
-@click.option("--each", default=16, show_default=True, help="One-object pictures a concept.")
-@click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept.")
-@click.option("--seed", default=SEED, show_default=True, help="First seed of the noises.")
-@click.option("--steps", default=8, show_default=True)
+@sizes_options
 def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
     """Measure and write."""
-    words, rng = vocabulary(vocabulary_path), np.random.default_rng(seed)
-    pipe, judge = load_pipeline(to / "emoji-flux"), Judge(to / "judge.onnx", words)
-    second = SecondJudge(to / "emoji-clip", words) if (to / "emoji-clip").exists() else None
-    others: dict[str, object] = {}
-    tasks = {
-        "one object": single_asks(words, words.concepts, each, rng),
-        "two objects": pair_asks(words, words.concepts, words.concepts, pairs, rng),
-        "synonym": single_asks(words, words.concepts, each // 2, rng, synonyms="synonyms")
-        + single_asks(words, words.concepts, each // 2, rng, synonyms="held_out"),
-    }
-    found: dict[str, object] = {"settings": {**EMOJI_FLUX_CALL, "num_inference_steps": steps}, "first_seed": seed}
-    for k, (name, asks) in enumerate(tasks.items()):
-        images = draw(pipe, [ask.prompt for ask in asks], seed + 1_000_000 * k, num_inference_steps=steps)
-        verdicts = judge(images)
-        found[name] = told(name, figures_of(verdicts, asks))
-        if second:
-            others[name] = told(f"{name}, second detector", figures_of(second(images), asks))
-        if name == "one object":
-            tops = verdicts.top(1)
-            wrong = {
-                c.name: sum(a.concept == c.name and {c.name} != t for a, t in zip(asks, tops, strict=True))
-                for c in words.concepts
-            }
-            found["wrong by concept"] = dict(sorted(((n, w) for n, w in wrong.items() if w), key=lambda item: -item[1]))
-    if second:
-        found["by the second detector"] = others
-    report.mkdir(parents=True, exist_ok=True)
-    drawn = draw(pipe, sheet_prompts(words), SEED + 9_000_000)
-    contact_sheet(words, drawn).save(report / "contact_sheet.webp", quality=90)
-    (report / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    words, folder = vocabulary(vocabulary_path), to / "emoji-clip"
+    judge, second = Judge(to / "judge.onnx", words), SecondJudge(folder, words) if folder.exists() else None
+    settings = {**EMOJI_FLUX_CALL, "num_inference_steps": steps}
+    Measuring(judge, second, each, pairs, seed, settings).write(load_pipeline(to / "emoji-flux"), words, report)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def fit(
     lr: float,
     decay: float,
     *,
+    decay_share: float = DECAY_SHARE,
     convolutions: bool = False,
     max_norm: float = 1.0,
     dtype: torch.dtype | None = None,
@@ -33,7 +34,7 @@ def fit(
 ) -> float:
     """Train in place, or go on from the checkpoint, and return the hours that it took in all.
 
-    The learning rate rises, is flat, and falls over the last 60 % of the steps.
+    The learning rate rises, is flat, and falls over the last steps.
 
     Args:
         name: Of the checkpoint and of the log in `out`.
@@ -43,6 +44,7 @@ def fit(
         steps: Of the whole run.
         lr: Highest learning rate.
         decay: AdamW's weight decay.
+        decay_share: Share of the steps in which the rate falls.
         convolutions: Whether Muon has the convolutions of its hidden layers too.
         max_norm: The norm that gradients are clipped to; infinite to leave them.
         dtype: Of matrix products; None for the one that is faster here.
@@ -63,7 +65,7 @@ def fit(
             value = loss(step)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        optimisers.step(lr * learning_rate(step, steps, DECAY_SHARE), dtype)
+        optimisers.step(lr * learning_rate(step, steps, decay_share), dtype)
         log.add(step, value.item(), last=step + 1 == steps)
         if to_save.is_due() or step + 1 == steps:
             checkpoint.save(step + 1)

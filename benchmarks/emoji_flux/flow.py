@@ -57,17 +57,24 @@ POOLED_DROP = 0.15
 def flow_loss(
     model: EmojiFlux, x0: torch.Tensor, prompts: list[str], generator: torch.Generator, noisy_share: float
 ) -> torch.Tensor:
-    """The flow-matching loss of one batch at random times; a share of them evenly between 0.75 and 1."""
-    batch = len(prompts)
+    """The flow-matching loss of one batch at random times."""
+    x, s, target = noised(x0, generator, noisy_share)
+    dropped = torch.rand(len(prompts), generator=generator) < POOLED_DROP
+    tokens, pooled = model.encode([*prompts, ""])
+    pooled = torch.where(dropped[:, None], pooled[-1:], pooled[:-1])
+    return F.mse_loss(model.velocity(x, s, tokens[:-1], pooled).float(), target)
+
+
+def noised(
+    x0: torch.Tensor, generator: torch.Generator, noisy_share: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents (B, N, C) at random times, those times (B,), and the velocity; a share evenly between 0.75 and 1."""
+    batch = len(x0)
     noise = torch.randn(x0.shape, generator=generator)
     s = torch.sigmoid(1.2 * torch.randn(batch, generator=generator) + 0.2)
     if noisy_share:
         s = torch.where(torch.arange(batch) < noisy_share * batch, 1 - torch.rand(batch, generator=generator) / 4, s)
-    dropped = torch.rand(batch, generator=generator) < POOLED_DROP
-    tokens, pooled = model.encode([*prompts, ""])
-    pooled = torch.where(dropped[:, None], pooled[-1:], pooled[:-1])
-    x = (1 - s)[:, None, None] * x0 + s[:, None, None] * noise
-    return F.mse_loss(model.velocity(x, s, tokens[:-1], pooled).float(), noise - x0)
+    return (1 - s)[:, None, None] * x0 + s[:, None, None] * noise, s, noise - x0
 
 
 @dataclass(frozen=True)
@@ -217,7 +224,7 @@ def main(
     if start:
         model.load_state_dict(torch.load(out / start, weights_only=True))
     if compiled:
-        compile_(model)
+        compile_(model.transformer)
     run = Run(model, out, name, Settings(heads, start, **settings), resume_from)
     signal.signal(signal.SIGTERM, lambda *_: run.stop.set())
     run.train()

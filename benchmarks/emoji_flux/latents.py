@@ -38,7 +38,7 @@ class Codec:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, 64, 64) in [-1, 1] -> (B, 32, 8, 8)."""
-        return ((_patches(images) - self.mean) @ self.forward).permute(0, 3, 1, 2).contiguous()
+        return ((patches_of(images) - self.mean) @ self.forward).permute(0, 3, 1, 2).contiguous()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, 32, 8, 8) -> (B, 3, 64, 64): the least-squares picture, which the trained decoder improves on."""
@@ -49,7 +49,7 @@ class Codec:
     @classmethod
     def fit(cls, images: torch.Tensor) -> Codec:
         """Principal components of the pictures' patches."""
-        patches = _patches(images).reshape(-1, 3 * PATCH * PATCH).double()
+        patches = patches_of(images).reshape(-1, 3 * PATCH * PATCH).double()
         variances, vectors = torch.linalg.eigh(torch.cov(patches.T))
         deviations, basis = variances[-CHANNELS:].flip(0).sqrt(), vectors[:, -CHANNELS:].flip(1)
         scale = deviations**0.4
@@ -62,7 +62,7 @@ class Codec:
         return cls(**torch.load(out / "codec.pt", weights_only=True))
 
 
-def _patches(images: torch.Tensor) -> torch.Tensor:
+def patches_of(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> (B, H / 8, W / 8, 192)."""
     b, _, h, w = images.shape
     patches = images.view(b, 3, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5)

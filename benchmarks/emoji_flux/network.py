@@ -112,12 +112,12 @@ def image_ids() -> torch.Tensor:
     return torch.stack([torch.zeros(16), rows.flatten(), columns.flatten()], dim=1)
 
 
-def compile_(model: EmojiFlux) -> None:
-    """Compile the transformer in place.
+def compile_(transformer: nn.Module) -> None:
+    """Compile a transformer in place.
 
     The pattern matcher stays off: it would put the fused attention back in, whose backward is many times slower than
     the plain one on a CPU.
     """
     torch._inductor.config.pattern_matcher = False
     torch._inductor.config.cpp.dynamic_threads = True  # see FreeCores
-    model.transformer.compile(dynamic=False)
+    transformer.compile(dynamic=False)

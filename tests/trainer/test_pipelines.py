@@ -41,15 +41,17 @@ def test_encoded_prompts_draw_what_the_pipeline_draws_of_them(name, scale, tmp_p
         assert condition.mask.sum(dim=1).tolist() == [4, 20]  # one of padding too, if any
 
 
-@pytest.mark.parametrize(("family", "scale"), [("flux2", 4.0), ("klein", 1.0), ("klein", 4.0)])
-def test_prompts_of_flux2_are_encoded_and_numbered_as_the_pipeline_does(make_case, family, scale):
+@pytest.mark.parametrize(
+    ("family", "scale", "layers"), [("flux2", 4.0, None), ("klein", 1.0, None), ("klein", 4.0, (1, 2, 5))]
+)
+def test_prompts_of_flux2_are_encoded_and_numbered_as_the_pipeline_does(make_case, family, scale, layers):
     case, prompts, length = make_case(family), ["a cat", "a dagger of a cup"], 200  # dev's system message comes first
-    case.options["guidance_scale"] = scale
+    case.options |= {"guidance_scale": scale} | ({"text_encoder_out_layers": layers} if layers else {})
     if family == "klein":
         case.pipe.register_to_config(is_distilled=scale == 1)
-    sampler = sampler_of(case.pipe, **SIZE, guidance=scale, max_sequence_length=length)
+    sampler = sampler_of(case.pipe, **SIZE, guidance=scale, max_sequence_length=length, layers=layers)
     assert (sampler.cfg is not None) == (family == "klein" and scale > 1)
-    noise, condition = sampler.noise(2, seed=1), encode(case.pipe, prompts, length)
+    noise, condition = sampler.noise(2, seed=1), encode(case.pipe, prompts, length, layers=layers)
     with torch.no_grad():
         ours = rollout(case.pipe.transformer, sampler, noise, condition)
     theirs = case.draw(noise, SIZE["steps"], prompt=prompts, max_sequence_length=length)

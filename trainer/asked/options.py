@@ -61,6 +61,12 @@ def call_of(config: TrainConfig) -> dict[str, Any]:
     return _call({**usual, **config.call}, config.height, config.width)
 
 
+def text_layers_of(config: TrainConfig) -> tuple[int, ...] | None:
+    """The text encoder's hidden states that validation pictures are drawn with, so that training reads the same."""
+    layers = call_of(config).get("text_encoder_out_layers")
+    return tuple(layers) if layers else None
+
+
 def detector_of(config: TrainConfig) -> str | None:
     """The spec of the run's detector, or that of its model's profile; None for a run that nothing validates."""
     profile = profile_of(config.model)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.options import text_layers_of
 from safeflux.trainer.asked.prompts import Pair, PromptSource
 from safeflux.trainer.objective.batches import rng_of
 from safeflux.trainer.objective.bits import Bits
@@ -99,6 +100,7 @@ def prepare(
         width=config.width,
         guidance=config.guidance,
         max_sequence_length=config.max_sequence_length,
+        layers=text_layers_of(config),
         compute_dtype=compute_dtype,
     )
     pools = _pairs(config, names)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig, TrajectoryConfig
+from safeflux.trainer.asked.options import text_layers_of
 from safeflux.trainer.asked.prompts import Pair
 from safeflux.trainer.objective.losses import distance
 from safeflux.trainer.sampling.precision import fast_math
@@ -67,7 +68,7 @@ def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encode
     """
     unique = list(dict.fromkeys(("", *(text for pair in pairs for text in (pair.prompt, pair.anchor)))))
     parts = [
-        encode(pipe, unique[k : k + ENCODED_TOGETHER], config.max_sequence_length)
+        encode(pipe, unique[k : k + ENCODED_TOGETHER], config.max_sequence_length, layers=text_layers_of(config))
         for k in range(0, len(unique), ENCODED_TOGETHER)
     ]
     condition = replace(
@@ -79,7 +80,7 @@ def encode_once(pipe: Any, pairs: Sequence[Pair], config: TrainConfig) -> Encode
     images = {}
     for path in config.prompts.images:
         pixels = read_image(path, config.width, config.height)
-        reference = encode(pipe, unique[:1], config.max_sequence_length, pixels).reference
+        reference = encode(pipe, unique[:1], config.max_sequence_length, pixels, text_layers_of(config)).reference
         assert reference is not None
         images[path] = reference
     return Encoded(condition, {prompt: k for k, prompt in enumerate(unique)}, images)

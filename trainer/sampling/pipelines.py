@@ -16,6 +16,8 @@ from safeflux.trainer.sampling.sampler import ClassifierFree, Condition, Referen
 from safeflux.errors import ModelError
 
 _CPU = torch.device("cpu")
+Layers = Sequence[int] | None
+"""The text encoder's hidden states that a FLUX.2 reads (`text_encoder_out_layers` of its call); None for the usual."""
 
 
 class Preparation(Protocol):
@@ -33,7 +35,7 @@ class Preparation(Protocol):
     def runs_twice(self, index: Mapping[str, Any], scale: float) -> bool:
         """Whether each step runs a second forward at this scale, for a pipeline with this configuration."""
 
-    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
+    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int, layers: Layers = None) -> Condition:
         """The encoded prompts."""
 
     def reference(self, pipe: Any, image: torch.Tensor, count: int) -> Reference:
@@ -64,7 +66,7 @@ class Flux1:
         """Never: that takes a `true_cfg_scale` and a negative prompt, which a run does not set."""
         return False
 
-    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
+    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int, layers: Layers = None) -> Condition:
         """T5 tokens (B, L, D) and CLIP's pooled vectors (B, P)."""
         tokens, pooled, text_ids = pipe.encode_prompt(
             prompt=prompts, prompt_2=None, max_sequence_length=max_sequence_length
@@ -113,9 +115,10 @@ class Flux2:
         """Never."""
         return False
 
-    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
+    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int, layers: Layers = None) -> Condition:
         """Hidden states of a few layers side by side, (B, L, D)."""
-        tokens, text_ids = pipe.encode_prompt(prompt=prompts, max_sequence_length=max_sequence_length)
+        chosen = {"text_encoder_out_layers": tuple(layers)} if layers else {}
+        tokens, text_ids = pipe.encode_prompt(prompt=prompts, max_sequence_length=max_sequence_length, **chosen)
         return Condition(tokens, text_ids=text_ids[0])
 
     def reference(self, pipe: Any, image: torch.Tensor, count: int) -> Reference:
@@ -147,7 +150,7 @@ class Chroma(Flux1):
         """Above 1."""
         return scale > 1
 
-    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int) -> Condition:
+    def encode(self, pipe: Any, prompts: list[str], max_sequence_length: int, layers: Layers = None) -> Condition:
         """T5 tokens (B, L, D); the mask leaves out all padding but the first token of it."""
         tokens, text_ids, mask, *_ = pipe.encode_prompt(
             prompt=prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
@@ -173,6 +176,7 @@ def sampler_of(
     width: int,
     guidance: float | None = None,
     max_sequence_length: int | None = None,
+    layers: Layers = None,
     compute_dtype: torch.dtype = torch.float32,
 ) -> Sampler:
     """Return the sampler that the pipeline itself would run at this size and number of steps (shift included).
@@ -186,6 +190,7 @@ def sampler_of(
         guidance: Guidance scale; None for the pipeline's own default. Where the pipeline would run a second forward
             for it in each step, with an empty negative prompt, so does a rollout.
         max_sequence_length: Text tokens of that negative prompt; None for the pipeline's own default.
+        layers: Hidden states of the text encoder that are read of it; see `Layers`.
         compute_dtype: Of matrix products: float32, which leaves the model's own dtype, or bfloat16 by autocast.
 
     Raises:
@@ -203,7 +208,7 @@ def sampler_of(
         guidance=preparation.guidance(pipe, scale),
         shape=(len(ids), int(pipe.transformer.config.in_channels)),
         compute_dtype=compute_dtype,
-        cfg=ClassifierFree(encode(pipe, [""], length), scale) if runs_twice else None,
+        cfg=ClassifierFree(encode(pipe, [""], length, layers=layers), scale) if runs_twice else None,
     )
 
 
@@ -213,7 +218,13 @@ def default_of(pipeline: type, argument: str) -> Any:
 
 
 @torch.no_grad()
-def encode(pipe: Any, prompts: Sequence[str], max_sequence_length: int, image: torch.Tensor | None = None) -> Condition:
+def encode(
+    pipe: Any,
+    prompts: Sequence[str],
+    max_sequence_length: int,
+    image: torch.Tensor | None = None,
+    layers: Layers = None,
+) -> Condition:
     """Return the conditions of a batch of prompts, encoded as the pipeline itself does.
 
     Args:
@@ -222,12 +233,13 @@ def encode(pipe: Any, prompts: Sequence[str], max_sequence_length: int, image: t
         max_sequence_length: Text tokens of a prompt.
         image: An image for the model to see beside every prompt, (1, 3, H, W) in [-1, 1], in the size in which the
             model should see it, a multiple of the area of one token; None without.
+        layers: Hidden states of the text encoder that are read; see `Layers`.
 
     Raises:
         ModelError: A pipeline of no known class, or an image for a pipeline that takes none.
     """
     preparation = preparation_of(pipe)
-    condition = preparation.encode(pipe, list(prompts), max_sequence_length)
+    condition = preparation.encode(pipe, list(prompts), max_sequence_length, layers)
     if image is None:
         return condition
     return replace(condition, reference=preparation.reference(pipe, image, len(prompts)))
