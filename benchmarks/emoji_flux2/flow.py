@@ -46,7 +46,7 @@ def flow_loss(model: EmojiFlux2, bank: Bank, batch: int, step: int) -> torch.Ten
 
 @click.command(help=__doc__)
 @out_option
-@click.option("--steps", default=6000, show_default=True)
+@click.option("--steps", default=8000, show_default=True)
 @click.option("--batch", default=64, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
 @click.option("--compiled/--eager", default=True, show_default=True, help="torch.compile: faster after the first step.")

@@ -21,7 +21,7 @@ TRANSFORMER = {
     "num_layers": 2,
     "num_single_layers": 4,
     "attention_head_dim": 32,
-    "num_attention_heads": 6,
+    "num_attention_heads": 5,
     "joint_attention_dim": TEXT_WIDTH * len(TEXT_LAYERS),
     "axes_dims_rope": (8, 8, 8, 8),
     "guidance_embeds": False,

@@ -49,7 +49,7 @@ def test_the_pipeline_decodes_normalised_latents_to_the_pictures_that_they_are_o
     vae = flux2_vae(embedded, codes)
     pipe = export.assemble(EmojiFlux2(words).eval(), vae)
     grids = normalised(codes, vae).mT.unflatten(2, (4, 4))
-    drawn = pipe(PROMPTS, latents=grids, output_type="pt", **{**export.CALL, "num_inference_steps": 1}).images
+    drawn = pipe(prompt=PROMPTS, latents=grids, output_type="pt", **{**export.CALL, "num_inference_steps": 1}).images
     expected = (embedded.decode(unpack(codes)).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
 
@@ -75,6 +75,6 @@ def test_a_run_leaves_a_pipeline_and_a_profile_that_training_draws_the_same_with
     with torch.no_grad():
         ours = rollout(pipe.transformer, sampler, noise, condition)
     call = {**profile.call, "num_inference_steps": 2, "output_type": "latent"}
-    theirs = pipe(PROMPTS, latents=noise.mT.unflatten(2, (4, 4)), **call).images
+    theirs = pipe(prompt=PROMPTS, latents=noise.mT.unflatten(2, (4, 4)), **call).images
     drawn = pipe._pack_latents(pipe._patchify_latents(theirs))
     torch.testing.assert_close(normalised(drawn, pipe.vae), ours, rtol=1e-4, atol=1e-4)
