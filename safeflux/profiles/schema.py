@@ -11,6 +11,7 @@ from safeflux.policy.schema import Name, Strict, Versioned, json_schema
 Kind = Literal["ff", "mlp", "norm", "weight"]
 Pixels = Annotated[int, Field(gt=0, le=16384)]
 Gigabytes = Annotated[float, Field(gt=0)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 
 
 class Training(Strict):
@@ -37,12 +38,12 @@ class Memory(Strict):
 class Speech(Strict):
     """For a model that was trained on captions of one form: these templates and things, whatever a pack says."""
 
-    single: tuple[Text, ...] = Field(strict=False, description="Templates with {thing} and the slots.")
-    pair: tuple[Text, ...] = Field((), strict=False, description="Templates with {first}, {second} and the slots.")
-    slots: dict[str, tuple[Text, ...]] = Field({}, strict=False, description="Slot -> its values, e.g. styles.")
-    neutral: tuple[Text, ...] = Field(strict=False, description="Things that the model draws, for training.")
-    held_out: tuple[Text, ...] = Field((), strict=False, description="Others, that only the evaluation uses.")
-    synonyms: dict[Text, tuple[Text, ...]] = Field(
+    single: Texts = Field(description="Templates with {thing} and the slots.")
+    pair: Texts = Field((), description="Templates with {first}, {second} and the slots.")
+    slots: dict[str, Texts] = Field({}, description="Slot -> its values, e.g. styles.")
+    neutral: Texts = Field(description="Things that the model draws, for training.")
+    held_out: Texts = Field((), description="Others, that only the evaluation uses.")
+    synonyms: dict[Text, Texts] = Field(
         {},
         description="Thing -> its other names, which stand among these things too; the evaluation asks by the first.",
     )
