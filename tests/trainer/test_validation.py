@@ -6,17 +6,20 @@ import pytest
 import torch
 from safeflux.trainer.asked.config import CategoryConfig, make_config
 from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.run.looking import DetectorValidator
 from safeflux.trainer.run.validation import JudgeValidator, erased_things, found, validate
 
+from safeflux.detectors.judge import JudgeDetector
 from safeflux.errors import ConfigError
 from safeflux.families.sites import find_sites
 from safeflux.masks.file import load_masks
 from safeflux.masks.mask_set import MaskSet
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
-from safeflux.reference.vocabulary import known_concepts
+from safeflux.reference.vocabulary import known_concepts, vocabulary
 
 NAMES = ("weapons", "fluent-style")
+FEW_STEPS = {"call": {"num_inference_steps": 4}}
 MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"
 
 
@@ -27,7 +30,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def validator(pipe):
-    config = make_config({**embedded_options(NAMES), "validation_prompts": 16}, "test")
+    config = make_config({**embedded_options(NAMES), "validation_prompts": 16, **FEW_STEPS}, "test")
     return JudgeValidator(pipe, Judge(), config, {"alcohol": ("alcohol",), "rhinos": ("rhino",)})
 
 
@@ -84,3 +87,16 @@ def test_neutral_things_that_a_category_erases_are_not_to_be_preserved():
     all_of_them = make_config({**options, "categories": {"all": CategoryConfig(concepts=everything)}}, "test")
     with pytest.raises(ConfigError, match="at least two neutral concepts"):
         erased_things(all_of_them, {})
+
+
+def test_thresholds_of_a_detector_come_from_pictures_without_what_is_erased(pipe):
+    """Things to preserve also stand beside weapons, and in the style: above those scores next to nothing is found."""
+    detector = JudgeDetector(Judge(), vocabulary().styles)
+    detector.is_calibrated = False  # as any detector that a user brings
+    config = make_config({**embedded_options(NAMES), "validation_prompts": 12, "batch": 12, **FEW_STEPS}, "test")
+    validator = DetectorValidator(pipe, detector, config)
+    for name in NAMES:
+        seen = validator.calibrations[name]
+        assert seen.overall.value > 0.9, name
+        assert sum(rate.hits for rate in seen.false_alarms.values()) == 0
+        assert validator.found(name, MaskSet({})) == seen.overall.value

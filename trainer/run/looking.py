@@ -4,6 +4,7 @@ The detector's thresholds are chosen on the base model's own pictures, drawn bef
 there cannot be shown to be gone, so what it finds and misses there is part of every report.
 """
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -47,20 +48,21 @@ class DetectorValidator:
         labels = labels_of(detector, _words_of(config))
         source, count = PromptSource(config), config.validation_prompts
         rng = np.random.default_rng((config.seed, VALIDATION_SEED))
+        pairs = {name: source.erase(name, rng, count) for name in config.categories}
         self._erased = {
-            name: [(pair.prompt, labels[name, pair.concept or ""]) for pair in source.erase(name, rng, count)]
-            for name in config.categories
+            name: [(pair.prompt, labels[name, pair.concept or ""]) for pair in of_one] for name, of_one in pairs.items()
         }
+        self._anchors = {name: [pair.anchor for pair in of_one] for name, of_one in pairs.items()}
         self._alone = source.alone(rng, -(-count // 2))
         self._kept = [*self._alone, *source.beside(rng, -(-count // 2))]
+        self._words = {
+            name: [w for words in one.concepts.values() for w in words] for name, one in config.categories.items()
+        }
         self._are_words_known = all(word in detector.concepts for _, word in self._kept)
         self._base: dict[str, Scores] = {}
         self._detector, self.calibrations = self._calibrate(detector)
         self._looked: dict[str, Scores] = {}
         self._looked_kept: list[Image.Image] = []
-        self._words = {
-            name: [w for words in one.concepts.values() for w in words] for name, one in config.categories.items()
-        }
 
     @property
     def about(self) -> dict[str, Any]:
@@ -91,11 +93,10 @@ class DetectorValidator:
 
     def beside_base(self, category: str) -> dict[str, Any]:
         """See `Validator`; of the neutral things alone whose prompts have no word of the category, as of a style."""
-        words = self._words[category]
-        places = [k for k, (prompt, _) in enumerate(self._alone) if not any(word in prompt for word in words)]
+        places = [k for k in self._without(category) if k < len(self._alone)]
         if not places:
             return {}
-        levels = trace_levels(self._base_quiet[places], self._detector.thresholds)
+        levels = trace_levels(self._base_kept_scores[places], self._detector.thresholds)
         rows, columns = np.arange(len(self._erased[category])), self._columns(category)
         base, masked = (one[category][rows, columns] > levels[columns] for one in (self._base, self._looked))
         things = [self._alone[k][1] for k in places]
@@ -119,18 +120,31 @@ class DetectorValidator:
         kept = self._pictures.draw([prompt for prompt, _ in self._kept], MaskSet({}), 100_000)
         self._base_kept = [_shrink(image) for image in kept]
         self._base_alone = [small(image, SMALL) for image in kept[: len(self._alone)]]
-        quiet = detector(kept)
-        self._base_quiet, calibrations = quiet[: len(self._alone)], {}
+        self._base_kept_scores, calibrations = detector(kept), {}
         for name, asked in self._erased.items():
             scores, labels = detector(self._draw(name, MaskSet({}))), np.array([label for _, label in asked])
             self._base[name] = scores
             by_label = {label: scores[labels == label] for label in dict.fromkeys(labels.tolist())}
-            chosen, calibrations[name] = calibrate_by_scores(detector, by_label, quiet)
+            chosen, calibrations[name] = calibrate_by_scores(detector, by_label, self._quiet(name, detector))
             for label in by_label:
                 detector.thresholds[detector.place_of(label)] = chosen.threshold_of(label)
         if self._are_words_known:
             detector = calibrate_among(detector, kept, [word for _, word in self._kept])
         return detector, calibrations
+
+    def _quiet(self, category: str, detector: Detector) -> Scores:
+        """The scores of the base model's pictures that do not ask for a category.
+
+        Where every thing to preserve is shown beside it, as in its style, the anchors are drawn for this.
+        """
+        if places := self._without(category):
+            return self._base_kept_scores[places]
+        return detector(self._pictures.draw(self._anchors[category], MaskSet({}), 100_000))
+
+    def _without(self, category: str) -> list[int]:
+        """Places of the prompts to preserve without a word of a category, which may stand beside the thing."""
+        words = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in self._words[category]))
+        return [k for k, (prompt, _) in enumerate(self._kept) if not words.search(prompt)]
 
     def _draw(self, category: str, masks: MaskSet) -> list[Image.Image]:
         """The pictures that ask for a category."""
