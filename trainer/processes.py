@@ -40,6 +40,11 @@ class Processes:
         return int(self._state.num_processes)
 
     @property
+    def here(self) -> int:
+        """How many of them share this machine's main memory."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
     def is_first(self) -> bool:
         """Whether this one writes, and its validation counts."""
         return bool(self._state.is_main_process)

@@ -24,10 +24,11 @@ SETTINGS = {
     "prompts.erase_pairs": 6,
     "prompts.preserve_pairs": 8,
     "validation_prompts": 4,
-    "validate_every": 1,
+    "validate_every": 2,
     "target_found": 0,
-    "saliency.rounds": 1,
+    "saliency.rounds": 2,
     "saliency.warm_up": 0,
+    "call.num_inference_steps": 1,  # of validation, whose pictures are most of such a run
     "precision": "float32",
     "minimise": "false",
 }
@@ -47,6 +48,33 @@ try:
 except SystemExit as ended:
     assert not ended.code, ended.code
 assert torch.distributed.is_available() and not torch.distributed.is_initialized(), "a process ends within its group"
+"""
+
+CUT = """
+import sys
+from pathlib import Path
+from safeflux.trainer.processes import Processes
+from safeflux.trainer.run.dry_run import dry_run
+from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.run.session import run
+from safeflux.reference.model import load_pipeline
+
+arguments = sys.argv[1:]
+of = lambda option: [value for name, value in zip(arguments, arguments[1:]) if name == option]
+planned, folder = plan_run(of("--category"), None, of("--set"), {}), Path(of("--out")[0])
+Processes.leave, leave = lambda self: None, Processes.leave  # the rest of this script needs the group
+needs = dry_run(planned, folder)
+if needs:
+    size = sum(p.nbytes for p in load_pipeline().transformer.parameters())
+    assert needs.memory.weights < 0.95 * size, (needs.memory.weights, size)
+    assert "for each of 2 processes" in str(needs) and needs.minutes.step.gradient > 0
+try:
+    run(planned, folder, lambda report, most: None, stops=lambda: True)
+except KeyboardInterrupt:
+    assert (folder / "checkpoint.pt").exists()
+else:
+    raise AssertionError("not cut off")
+Processes.leave = leave
 """
 
 SPLIT = """
@@ -96,7 +124,7 @@ def trained(folder: Path, batches: int, script: str = "", *launcher: str) -> dic
         )
         assert done.returncode == 0, done.stderr[-4000:]
         assert "Warning" not in done.stderr
-        assert (folder / "log.csv").read_text().count("\n") == 2  # one process alone writes
+        assert (folder / "log.csv").read_text().count("\n") == 3  # one process alone writes
     else:
         assert CliRunner().invoke(main, ["train", *options(folder, batches)]).exit_code == 0
     return torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -113,13 +141,17 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batches(tmp_path, on
 
 
 def test_two_processes_that_split_the_weights_do_too_with_the_gradients_of_the_whole(tmp_path, one):
-    split = trained(tmp_path / "split", 1, SPLIT + TRAINED, "--use_fsdp", "--fsdp_version=2")
+    """It was cut off after a round, and began again from the checkpoint."""
+    split = trained(tmp_path / "split", 1, SPLIT + CUT + TRAINED, "--use_fsdp", "--fsdp_version=2")
     check_same(split, one)
+    again = CliRunner().invoke(main, ["train", *options(tmp_path / "split", 1)])
+    assert again.exit_code == 1
+    assert "began with 2 processes, each with batches of its own, expected as many, got 1" in again.stderr
 
 
 def check_same(two: dict[str, Any], one: dict[str, Any]) -> None:
     for estimates in zip(*(state["method"]["estimates"] for state in (two, one)), strict=True):
-        for part in ("erase", "price"):  # nothing is off yet, so that preservation has no slope
+        for part in ("erase", "price"):
             ours, theirs = (found["sums"][part] for found in estimates)
             assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
             assert theirs.norm() > 0

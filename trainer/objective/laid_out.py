@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.objective.memory import Memory, estimate_memory
+from safeflux.trainer.processes import own_part
 from safeflux.trainer.sampling.pipelines import PIPELINES, default_of
 from safeflux.trainer.sampling.sampler import ClassifierFree, Condition, Sampler
 
@@ -97,7 +98,7 @@ def fill(model: Any, device: torch.device) -> Any:
     """A laid-out model on a device with small random weights: what happens to lie in memory could be NaN, or slow."""
     filled = model.to_empty(device=device).requires_grad_(False).eval()
     for parameter in filled.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+        torch.nn.init.normal_(own_part(parameter), std=0.02)
     return filled
 
 
@@ -117,9 +118,9 @@ class LaidOut:
     condition: Condition
     sites: list[Site]
 
-    def memory(self, config: TrainConfig, rows: int, device: torch.device) -> Memory:
-        """The memory of the run on a device with as many masks as `rows`."""
-        return estimate_memory(self.model, self.sampler, self.condition, config, self.sites, rows, device)
+    def memory(self, config: TrainConfig, rows: int, device: torch.device, shares: int = 1) -> Memory:
+        """The memory of a process on a device with as many masks as `rows`, the weights split in `shares`."""
+        return estimate_memory(self.model, self.sampler, self.condition, config, self.sites, rows, device, shares)
 
     def on(self, device: torch.device) -> tuple[Sampler, Condition]:
         """What it is called with on a device; prompts of these shapes are random numbers."""

@@ -75,6 +75,7 @@ def estimate_memory(
     sites: Iterable[Site],
     rows: int,
     device: torch.device | None = None,
+    shares: int = 1,
 ) -> Memory:
     """Estimate the memory of a run.
 
@@ -86,6 +87,7 @@ def estimate_memory(
         sites: Those that may be masked.
         rows: How many masks there are.
         device: Where the run will be; None for where the transformer is. One on the meta device needs it.
+        shares: Among how many processes a transformer that is whole here will be split.
     """
     kept, largest, hidden = _activations(transformer, sampler, condition, config.batch, device)
     forwards = 1 if sampler.cfg is None else 2
@@ -97,7 +99,7 @@ def estimate_memory(
     }[config.recompute]
     chosen = list(sites)
     return Memory(
-        weights=_weights(transformer),
+        weights=_weights(transformer, shares),
         gated_layer=_gated_layer(transformer, chosen) * config.many.parts,
         masks=_masks(chosen, config, rows),
         activations=activations + latents,
@@ -105,10 +107,10 @@ def estimate_memory(
     )
 
 
-def _weights(transformer: torch.nn.Module) -> int:
+def _weights(transformer: torch.nn.Module, shares: int) -> int:
     """Of a transformer that is split: also all that lies outside of blocks, the running block and the one after it."""
     whole = sum(p.nbytes for p in transformer.parameters())
-    own = sum(own_part(p).nbytes for p in transformer.parameters())
+    own = sum(-(-own_part(p).nbytes // shares) for p in transformer.parameters())
     if own == whole:
         return whole
     blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(transformer)]

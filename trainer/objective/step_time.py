@@ -40,6 +40,7 @@ def measure_step(
         vectors: Makes the gradient.
     """
     device = processes.device
+    processes.split_(laid_out.model)  # before it has weights: of a large model none of them could hold all
     model = fill(laid_out.model, device)
     sampler, condition = laid_out.on(device)
     sampler = replace(sampler, sigmas=sampler.sigmas[:2])

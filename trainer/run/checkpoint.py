@@ -46,13 +46,19 @@ def config_digest(config: TrainConfig) -> str:
     return sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
-def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+def read_checkpoint(folder: Path, config: TrainConfig, processes: int) -> dict[str, Any] | None:
     """The state that a run in this folder was in after its last round; None for a folder without a run.
 
     Its tensors are mapped from the file, which is never in memory as a whole: copy what is to be kept.
 
+    Args:
+        folder: That of the run.
+        config: The run.
+        processes: How many there are. Each has batches of its own, so that another number would learn other masks.
+
     Raises:
-        ConfigError: The folder holds a run of another configuration, or its checkpoint cannot be read.
+        ConfigError: The folder holds a run of another configuration or of another number of processes, or its
+            checkpoint cannot be read.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -72,6 +78,12 @@ def read_checkpoint(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         raise ConfigError(
             f"{path}: this folder holds a run of another configuration. Resume with that configuration, or choose "
             "another --out."
+        )
+    began = state.get("processes", processes)
+    if began != processes:
+        raise ConfigError(
+            f"{path}: this run began with {began} processes, each with batches of its own, expected as many, got "
+            f"{processes}. Resume with `accelerate launch --num_processes {began}`, or choose another --out."
         )
     return state
 

@@ -77,14 +77,15 @@ class DryRun:
     """The needs of a run, and its first prompts.
 
     Attributes:
-        memory: By part.
-        free: Bytes where the model runs, and in the main memory; the same where that is one.
+        memory: By part, of each process.
+        free: Bytes for each process where the model runs, and in the main memory; the same where that is one.
         is_apart: Whether the model runs on an accelerator with memory of its own.
         disk: Bytes that the run folder takes at most, the files of estimates among them, and those that are free there.
         minutes: The time; None where the model is too large to measure a step.
         prompts: Category -> erase prompts; under `preserved` the prompts to preserve.
         detector: The spec of what validates; None for nothing.
         examples: Category -> its first pairs.
+        processes: How many there are.
     """
 
     memory: Memory
@@ -95,6 +96,7 @@ class DryRun:
     prompts: dict[str, int]
     detector: str | None
     examples: dict[str, list[Pair]]
+    processes: int = 1
 
     @property
     def fits(self) -> bool:
@@ -114,9 +116,10 @@ class DryRun:
         device, main = (f"{bytes_ / 1e9:.1f} GB" for bytes_ in self.free)
         needed, left = (f"{bytes_ / 1e9:.2f} GB" for bytes_ in self.disk)
         counts = ", ".join(f"{count} {name}" for name, count in self.prompts.items())
+        each = f", for each of {self.processes} processes" if self.processes > 1 else ""
         lines = [
-            f"memory     {self.memory}",
-            f"free       {f'{device} on the accelerator, ' if self.is_apart else ''}{main} in the main memory",
+            f"memory     {self.memory}{each}",
+            f"free       {f'{device} on the accelerator, ' if self.is_apart else ''}{main} in the main memory{each}",
             f"disk       {needed}, {left} free; {self.memory.estimates / 1e9:.2f} GB of it are estimates, which the "
             "system keeps in memory as far as some is free",
             f"minutes    {self.minutes or 'not measured: the model does not fit'}",
@@ -148,7 +151,7 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun | None:
     """
     processes = Processes()
     given = check_run(config, folder, processes, needs_model=False)
-    device, main = processes.device, main_memory().free
+    device, main = processes.device, main_memory().free // processes.here
     is_apart = device.type == "cuda"
     free = (torch.cuda.mem_get_info(device)[0] if is_apart else main, main)
     source = PromptSource(config, beside=tuple(config.categories))
@@ -158,7 +161,8 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun | None:
     }
     laid_out = lay_out_run(shape_of(config.model), config)
     prompts = {**counts, "preserved": config.prompts.preserve_pairs}
-    memory = laid_out.memory(config, len(config.categories) + len(given.fixed), device)
+    shares = processes.count if processes.splits_weights else 1
+    memory = laid_out.memory(config, len(config.categories) + len(given.fixed), device, shares)
     existing = _existing(folder)
     needs = DryRun(
         memory,
@@ -169,6 +173,7 @@ def dry_run(config: TrainConfig, folder: Path) -> DryRun | None:
         prompts,
         detector_of(config),
         examples,
+        processes.count,
     )
     if processes.from_first(needs.fits):
         step = measure_step(laid_out, config, processes, Vectors(existing))

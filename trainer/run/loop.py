@@ -74,7 +74,7 @@ class Run:
         """
         self.config, self.folder, self.processes, self.validator = config, folder, processes, validator
         self._eyes, self._plateau = eyes, None if validator else Plateau(PATIENCE * config.validate_every)
-        state = read_checkpoint(folder, config)
+        state = read_checkpoint(folder, config, processes.count)
         self.names = tuple(config.categories)
         given = given or GivenMasks.read(config)
         initial, fixed = given.initial, given.fixed
@@ -221,6 +221,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         return {
             "compute_dtype": self.compute_dtype,
+            "processes": self.processes.count,
             "method": self.method.state_dict(),
             "objective": self.objective.state_dict(),
             "round": self.round,

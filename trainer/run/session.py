@@ -150,7 +150,7 @@ def check_run(config: TrainConfig, folder: Path, processes: Processes, *, needs_
     if processes.splits_weights:
         check_splittable(config)
     check_writable(folder)
-    read_checkpoint(folder, config)
+    read_checkpoint(folder, config, processes.count)
     given = GivenMasks.read(config)
     if detector_of(config) == "judge":
         judged_targets(config)
