@@ -173,16 +173,24 @@ def test_float8_storage_is_cut_bit_for_bit(transformer, make_masks, bits_of):
     assert torch.equal(transformer.transformer_blocks[0].ff.net[0].proj.weight.view(torch.uint8), whole[kept])
 
 
+def few_of_each(moments):
+    """Numbers, from 1, of the first two and the last moment of each kind: in between, a loop does the same again."""
+    places = {}
+    for n, kind in enumerate(moments, start=1):
+        places.setdefault(kind, []).append(n)
+    return sorted({n for found in places.values() for n in (*found[:2], found[-1])})
+
+
 class FailAt(TorchDispatchMode):
     """Raises at the n-th operation of torch, once, as a lack of memory would."""
 
     def __init__(self, n):
         super().__init__()
-        self.n, self.count = n, 0
+        self.n, self.operations = n, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        if self.count == self.n:
+        self.operations.append(func)
+        if len(self.operations) == self.n:
             raise RuntimeError("no memory left")
         return func(*args, **(kwargs or {}))
 
@@ -192,28 +200,24 @@ def test_a_failure_at_any_operation_leaves_the_model_as_it_was(case, bits_of):
     model, (masks, _), _ = case
     masks = MaskSet({name: masks[name] for name in masks if "blocks.0" in name})
     before, layout, parameters = bits_of(model), layout_of(model), list(model.parameters())
-    with FailAt(0) as mode:
-        compact_(copy.deepcopy(model), masks)
-    assert mode.count > 50
-    n = 0
-    while True:
-        n += 1
-        try:
-            with FailAt(n) as mode:
-                compact_(model, masks, round_to=16)
-        except ApplyError:
-            assert (bits_of(model), layout_of(model)) == (before, layout), f"operation {n}"
-            assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True)), f"operation {n}"
-        else:
-            break
-    assert n == mode.count + 1
+    twin = copy.deepcopy(model)
+    with FailAt(0) as whole:
+        compact_(twin, masks, round_to=16)
+    assert len(whole.operations) > 50
+    for n in few_of_each(whole.operations):
+        with pytest.raises(ApplyError), FailAt(n):
+            compact_(model, masks, round_to=16)
+        assert (bits_of(model), layout_of(model)) == (before, layout), f"operation {n}"
+        assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True)), f"operation {n}"
+    compact_(model, masks, round_to=16)
+    assert WIDTHS in model.config
 
 
 class InterruptAt:
     """Raises at the n-th line that the room executes, once, as a key press could."""
 
     def __init__(self, n):
-        self.n, self.count = n, 0
+        self.n, self.lines = n, []
 
     def __enter__(self):
         self.tracer = sys.gettrace()
@@ -227,8 +231,8 @@ class InterruptAt:
         if frame.f_code.co_filename != compact.__file__:
             return None
         if event == "line":
-            self.count += 1
-            if self.count == self.n:
+            self.lines.append(frame.f_lineno)
+            if len(self.lines) == self.n:
                 raise KeyboardInterrupt
         return self.trace
 
@@ -238,18 +242,17 @@ def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(transformer, make_m
     masks = MaskSet({name: masks[name] for name in masks if ".0" in name and "context.net" not in name})
     model, widths = copy.deepcopy(transformer), widths_of(transformer)
     before, layout = bits_of(transformer), layout_of(transformer)
-    n = 0
-    while WIDTHS not in transformer.config:
-        n += 1
+    with InterruptAt(0) as whole:
+        compact_(model, masks, round_to=16)
+    assert len(whole.lines) > 100
+    for n in few_of_each(whole.lines):
         with contextlib.suppress(KeyboardInterrupt), InterruptAt(n):
             compact_(transformer, masks, round_to=16)
-        if WIDTHS not in transformer.config:
-            assert (bits_of(transformer), layout_of(transformer)) == (before, layout), f"line {n}"
+        if WIDTHS in transformer.config:
+            break
+        assert (bits_of(transformer), layout_of(transformer)) == (before, layout), f"line {n}"
     assert widths_of(transformer) == widths | transformer.config[WIDTHS]
-    assert n > 100
-    with InterruptAt(0) as lines:
-        compact_(model, masks, round_to=16)
-    assert lines.count - n < 2, "once it is recorded it is done"
+    assert len(whole.lines) - n < 2, "once it is recorded it is done"
     assert bits_of(model) == bits_of(transformer)
 
 
