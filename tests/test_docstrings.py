@@ -27,6 +27,8 @@ WITH_EXAMPLES = {
     "safeflux.checkpoints.number_formats",
     "safeflux.checkpoints.layout",
     "safeflux.disk.canonical",
+    "safeflux.policy.values",
+    "safeflux.profiles.call",
     "safeflux.masks.mask_set",
     "safeflux.policy.claims",
     "safeflux.policy.diff",

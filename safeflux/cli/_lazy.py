@@ -1,6 +1,7 @@
 """Click groups that import commands lazily, name the exit codes in each help, and suggest the nearest command."""
 
 import difflib
+import errno
 import io
 import sys
 from collections.abc import Mapping
@@ -74,8 +75,8 @@ class Group(click.Group):
 class LazyGroup(Group):
     """The top-level group, made from a table `name -> (module, attribute, short help)`.
 
-    The group's own help is printed from the table. A `SafeFluxError` becomes its message and an exit code; any other
-    exception is a bug of ours and keeps its traceback.
+    The group's own help is printed from the table. A `SafeFluxError`, and what the system refuses of a file, becomes
+    one message and an exit code; any other exception is a bug of ours and keeps its traceback.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str, str]], **kwargs: Any) -> None:
@@ -117,9 +118,21 @@ class LazyGroup(Group):
             return super().invoke(ctx)
         except SafeFluxError as error:
             raise (UnavailableError if exit_code(error) == COULD_NOT_CHECK else CleanError)(error) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # of a library, not of the system; a reader that is gone, as `head`
+                raise
+            raise UnavailableError(_refusal(error)) from error
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+def _refusal(error: OSError) -> SafeFluxError:
+    """What the system refuses, such as a name that is too long or a byte on a full disk, and the way out."""
+    place = f"{error.filename}: " if error.filename else ""
+    return SafeFluxError(
+        f"{place}{error.strerror}; check the path, its permissions and the free space, or choose another"
+    )
 
 
 def _list(names: list[str]) -> str:

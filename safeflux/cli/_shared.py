@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +26,8 @@ from safeflux.cli._completion import POLICY
 from safeflux.cli._logs import is_quiet
 from safeflux.disk.folders import check_writable
 from safeflux.errors import ConfigError
+from safeflux.policy.values import read_value
+from safeflux.profiles.call import call_faults
 from safeflux.reference import NAME
 
 
@@ -78,10 +79,27 @@ keys = click.option(
 def on_device(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for a model's device and dtype."""
     dtypes = click.Choice(["float32", "bfloat16", "float16"])
-    command = click.option("--dtype", type=dtypes, default="float32", show_default=True, help="Dtype of the weights.")(
-        command
-    )
-    return click.option("--device", default="cpu", show_default=True, help="Device to draw on, e.g. cuda.")(command)
+
+    @click.option("--device", default="cpu", show_default=True, help="Device to draw on, e.g. cuda.")
+    @click.option("--dtype", type=dtypes, default="float32", show_default=True, help="Dtype of the weights.")
+    @wraps(command)
+    def run(*arguments: Any, device: str, **options: Any) -> Any:
+        _check_device(device)
+        return command(*arguments, device=device, **options)
+
+    return run
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that PyTorch does not know or that is not here, before a model loads."""
+    if name != "cpu":
+        import torch
+
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+            raise click.BadParameter(f"{name!r} cannot be used ({why})", param_hint="--device") from error
 
 
 def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
@@ -107,7 +125,10 @@ def call_arguments(pipeline: type, settings: dict[str, str]) -> dict[str, Any]:
     for key in settings:
         if key not in known:
             raise ConfigError(f"--call {key}: {pipeline.__name__} takes {', '.join(sorted(known))}")
-    return {key: yaml.safe_load(value) for key, value in settings.items()}
+    values = {key: read_value(value, f"--call {key}") for key, value in settings.items()}
+    for key, fault in call_faults(values):
+        raise ConfigError(f"--call {key}: {fault}")
+    return values
 
 
 def store(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +154,7 @@ def refuse_options_before(ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         if ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"{parameter.opts[0]} has no effect before `{ctx.invoked_subcommand}`; see `safeflux eval "
+                f"{parameter.opts[0]} has no effect before `{ctx.invoked_subcommand}`; see `{ctx.command_path} "
                 f"{ctx.invoked_subcommand} --help` for the options that go after it"
             )
 

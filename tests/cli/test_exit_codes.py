@@ -15,6 +15,7 @@ from safeflux.cli._lazy import EXIT_CODES, exit_code
 from safeflux.errors import PolicyError, StoreError
 from tests.helpers.key_presses import heed_key_presses
 
+LONG = "n" * 300
 BAD = "apiVersion: safeflux/v1\nkind: Policy\nname: mine\nextends: strict\nadpaters: deny\n"
 
 
@@ -73,6 +74,30 @@ def test_the_code_says_whether_it_looked(run, line, code):
     result = run(line)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("train --category weapons --set batch=[1", 1, "--set batch: expected a value as in YAML"),
+        ("train --category weapons --set seed=-1", 1, "seed: Input should be greater than or equal to 0"),
+        ("train --category weapons --set gates.lr=inf", 1, "gates.lr: Input should be a finite number"),
+        ("train --category weapons --set call.height=-8", 1, "height: expected a whole number from 1, got -8"),
+        ("train --category weapons --detector=", 1, "--detector: expected a name, got an empty text"),
+        ("train --seed 3 new mine.yaml", 2, "`main train new --help`"),
+        ("preview --device nowhere", 2, "--device: 'nowhere' cannot be used"),
+        ("preview --call num_inference_steps=-1", 1, "--call num_inference_steps: expected a whole number from 1"),
+        (f"train new {LONG}.yaml", 3, "File name too long"),
+        (f"train --category weapons --out {LONG}", 3, "File name too long"),
+        (f"demo --out {LONG}", 3, "File name too long"),
+        (f"policy explain strict --store {LONG}", 3, "File name too long"),
+    ],
+)
+def test_a_bad_value_is_one_clear_error_and_nothing_begins(run, tmp_path, line, code, message):
+    before = sorted(tmp_path.iterdir())
+    result = run(line)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_mask_that_is_in_no_store_is_missing(run, tmp_path):

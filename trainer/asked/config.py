@@ -12,6 +12,7 @@ from safeflux.errors import ConfigError
 from safeflux.packs.templates import BY_KIND, Templates, faults
 from safeflux.policy.validate import PlacedError, suggest
 from safeflux.policy.yaml_reader import Loc
+from safeflux.profiles.call import call_faults
 from safeflux.reference import NAME
 from safeflux.reference.vocabulary import TargetKind
 
@@ -27,7 +28,7 @@ NULL, DROPPED = "null", "dropped"
 class Part(BaseModel):
     """Base of the configuration's parts: unknown keys are errors, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TrajectoryConfig(Part):
@@ -233,8 +234,14 @@ class Options(Part):
     minimise: bool = True
     """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. Masks
     that take the thing are not: validation asks for it by its words."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
+
+    @model_validator(mode="after")
+    def _can_be_called(self) -> "Options":
+        for key, fault in call_faults(self.call):
+            raise PlacedError(("call", key), fault)
+        return self
 
     @model_validator(mode="after")
     def _no_bank(self) -> "Options":

@@ -17,7 +17,7 @@ class TermConfig(BaseModel):
     single steps from noised pictures of the thing, and so take the thing whatever the prompt says.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     named: Weight = 1.0
     """The whole sampler, from noise, by the prompt."""
@@ -50,7 +50,7 @@ class TermConfig(BaseModel):
 class NoisedConfig(BaseModel):
     """Single steps from noised pictures, x_t = (1 - sigma) x_0 + sigma noise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     ceiling: Annotated[float, Field(gt=1)] = 3.0
     """A thing counts as unknown from this error on, in units of the base model's own."""

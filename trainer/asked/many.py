@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class ManyConfig(BaseModel):
     """A batch in parts, and masks that share their bits: both for the method `saliency`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     parts: Annotated[int, Field(gt=0)] = 1
     """Equal parts of a batch, each with a category, prompts and masks of its own; it costs as much as a batch of one

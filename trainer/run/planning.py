@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safeflux.trainer.asked.config import TrainConfig, make_config
 from safeflux.trainer.asked.options import embedded_options, options_of
 from safeflux.trainer.asked.run_file import load_config
 
 from safeflux.errors import ConfigError
 from safeflux.packs.load import load_packs
+from safeflux.policy.values import read_value
 from safeflux.profiles.load import load_profile
 from safeflux.reference import NAME
 
@@ -39,6 +39,8 @@ def plan_run(
     Raises:
         ConfigError: None or several of categories, packs and file; or an option that is not valid.
     """
+    if unnamed := [option for option, name in (("--model", model), ("--detector", detector)) if name == ""]:
+        raise ConfigError(f"{unnamed[0]}: expected a name, got an empty text; leave the option out for the default")
     ways = {"--category": categories, "--pack": packs, "--config": config}
     if len(asked := [name for name, way in ways.items() if way]) != 1:
         raise ConfigError(
@@ -74,4 +76,4 @@ def _set(data: dict[str, Any], setting: str) -> None:
         data = data[parent]
     if not equals:
         raise ConfigError(f"--set {setting}: expected KEY=VALUE, e.g. saliency.rounds=20")
-    data[last] = yaml.safe_load(value)
+    data[last] = read_value(value, f"--set {path}")
