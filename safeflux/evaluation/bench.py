@@ -9,6 +9,7 @@ The base model's pictures are drawn and judged once, when a question is first as
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from safeflux.masks.mask_set import MaskSet, check_fit
 from safeflux.model.apply import apply_masks_
 from safeflux.model.weights import fingerprint
 from safeflux.reference.judge import Judge
-from safeflux.reference.measure import Ask, draw
+from safeflux.reference.measure import BATCH, Ask, draw
 from safeflux.reference.vocabulary import Target
 
 Progress = Callable[[str, int, int], None]
@@ -144,8 +145,24 @@ class Bench:
             done += count
             self._progress(what, done, total)
 
-        for name, question in questions.items():
-            images = draw(pipe, [ask.prompt for ask in question.asks], question.first_seed, drawn=drawn)
-            # Only these are compared pixel by pixel; all pictures of a long series would fill the memory.
-            answers[name] = Answer(self.judge(images), images if question.is_neutral else ())
+        for some in _packed(questions):
+            prompts = [ask.prompt for question in some.values() for ask in question.asks]
+            seeds = [question.first_seed + k for question in some.values() for k in range(len(question.asks))]
+            images = iter(draw(pipe, prompts, seeds, drawn=drawn))
+            for name, question in some.items():
+                own = list(islice(images, len(question.asks)))
+                # Only these are compared pixel by pixel; all pictures of a long series would fill the memory.
+                answers[name] = Answer(self.judge(own), own if question.is_neutral else ())
         return answers
+
+
+def _packed(questions: Mapping[str, Question]) -> Iterator[dict[str, Question]]:
+    """Whole questions, in order, enough to fill a batch: many short ones one by one take three times as long."""
+    some: dict[str, Question] = {}
+    for name, question in questions.items():
+        some[name] = question
+        if sum(len(one.asks) for one in some.values()) >= BATCH:
+            yield some
+            some = {}
+    if some:
+        yield some

@@ -13,6 +13,9 @@ from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.model import EMOJI_FLUX_CALL
 from safeflux.reference.vocabulary import Concept, Vocabulary, caption
 
+BATCH = 48
+"""How many pictures are drawn at a time."""
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -88,7 +91,7 @@ def draw(
     prompts: Sequence[str],
     seed: int | Sequence[int],
     *,
-    batch: int = 48,
+    batch: int = BATCH,
     drawn: Callable[[int], None] | None = None,
     settings: Mapping[str, Any] = EMOJI_FLUX_CALL,
     **call: Any,
