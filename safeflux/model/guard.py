@@ -22,10 +22,11 @@ from safeflux.model.handle import GuardHandle
 from safeflux.model.planning import make_plan
 from safeflux.model.record import ATTRIBUTE, GONE, Entry, Record, Standing, record_of, standing_record
 from safeflux.model.turn_lock import turns_of
-from safeflux.model.watch.forward import reset_caches
+from safeflux.model.watch.forward import Makers, reset_caches
 from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.sample import Sample
+from safeflux.model.watch.settings import Settings
 from safeflux.model.weights import check_not_compiled, find_transformer
 from safeflux.plan.lock import check_lock
 from safeflux.plan.resolve import Plan
@@ -119,7 +120,7 @@ def _write(transformer: torch.nn.Module, record: Record, plan: Plan, admitted: A
     def commit(undo: Undo) -> Commit:
         def make() -> Record:
             drawn = sample or Sample(transformer)  # of a compacted model after the cut: nothing brings back what it was
-            entry = Entry(Standing(plan, undo, drawn.masked_by(undo)), drawn, admitted)
+            entry = Entry(Standing(plan, undo, drawn.masked_by(undo)), drawn, Settings(Makers(transformer)), admitted)
             return record.plus(entry, drawn)
 
         return Commit(vars(transformer), ATTRIBUTE, make)

@@ -11,6 +11,7 @@ from safeflux.model.adapters import Admitted
 from safeflux.model.apply import Undo
 from safeflux.model.forward_values import Values
 from safeflux.model.watch.sample import Difference, Sample
+from safeflux.model.watch.settings import Settings
 from safeflux.model.watch.snapshot import Snapshot
 from safeflux.plan.resolve import Plan
 from safeflux.plan.status import State
@@ -37,6 +38,8 @@ class Entry:
     now: Standing
     sample: Sample
     """The record's, by which a record of a model that was loaded anew differs from this one's."""
+    settings: Settings
+    """What the transformer's parts and functions were set to when it was guarded."""
     admitted: Admitted = frozenset()
     """What adapters that the policy lists are recognised by."""
     state: State = State.GUARDED

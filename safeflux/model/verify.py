@@ -12,7 +12,7 @@ from safeflux.model.adapters import check_adapters, wrapped_layers
 from safeflux.model.forward_values import Values
 from safeflux.model.record import Entry, Record, record_of
 from safeflux.model.turn_lock import turns_of
-from safeflux.model.watch.forward import strangers
+from safeflux.model.watch.forward import Makers, strangers
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.snapshot import Snapshot
 from safeflux.model.weights import uncompiled
@@ -95,15 +95,17 @@ def _read(subject: Subject, entry: Entry) -> Verification:
     faults = entry.undo.faults(now)
     broken: list[str] = []
     unknown = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if not fault.is_open]
-    for is_open, reason in _reasons(subject, entry, record, now):
+    for is_open, reason in _reasons(subject, entry, record, now, seen.makers):
         (broken if is_open else unknown).append(reason)
     broken += [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if fault.is_open]
     state = State.DEGRADED if broken else State.STALE if unknown else State.GUARDED
     entry.seen = seen if state is State.GUARDED else None
+    if state is State.GUARDED:
+        entry.settings.add(seen.makers)
     return Verification(state, (*broken, *unknown), name)
 
 
-def _reasons(subject: Subject, entry: Entry, record: Record, now: Values) -> Iterator[tuple[bool, str]]:
+def _reasons(subject: Subject, entry: Entry, record: Record, now: Values, makers: Makers) -> Iterator[tuple[bool, str]]:
     """What else is wrong though all masked elements are zero: whether it breaks the guard, or only hides it."""
     policy, transformer = entry.plan.policy, subject.transformer
     if turns_of(transformer).are_torn:
@@ -124,7 +126,8 @@ def _reasons(subject: Subject, entry: Entry, record: Record, now: Values) -> Ite
         )
     if policy.adapters is not Adapters.ALLOW:
         yield from _changes(entry, record, transformer, now)
-    for reason in strangers(transformer):
+        yield from ((False, reason) for reason in entry.settings.other_parts(makers))
+    for reason in (*strangers(makers), *entry.settings.other_functions(makers)):
         yield False, reason
     broken, unknown = subject.rest.faults(policy, entry.admitted)
     yield from ((True, reason) for reason in broken)

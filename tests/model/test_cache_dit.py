@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from safeflux.errors import ModelError
 from safeflux.model.guard import guard
 from safeflux.model.pool.pool import PolicyPool
-from safeflux.model.watch.forward import strangers
+from safeflux.model.watch.forward import Makers, strangers
 from safeflux.plan.status import State
 from tests.helpers.policies import BOTH, SPIRITS
 
@@ -161,7 +161,7 @@ def test_blocks_put_in_after_it_was_seen_are_found_by_the_fast_look(transformer,
 
 def test_flux2_is_known(flux2_transformer, store, cache_dit):
     cache_dit.enable_cache(flux2_transformer, **residuals(cache_dit))
-    assert not strangers(flux2_transformer)
+    assert not strangers(Makers(flux2_transformer))
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What each look finds, as docs/serving.md says it: the cheap one, the deep one, and what neither can see."""
 
+import copy
+import inspect
 import types
 
 import pytest
@@ -10,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from safeflux.model.guard import guard
 from safeflux.plan.status import State
-from tests.helpers.policies import BOTH
+from tests.helpers.policies import BOTH, SPIRITS
 
 LAYER = "transformer_blocks.1.ff_context.net.2"
 
@@ -122,6 +124,105 @@ def check_both_looks(transformer, store, monkeypatch, change, fault):
     assert handle.verify().ok
 
 
+def code(function):
+    """Puts other code into a function: that of another one, or its own with another number in it."""
+
+    def change(patch):
+        function_code = function.__code__
+        patch.setattr(function, "__code__", function_code.replace(co_consts=(*function_code.co_consts, "other")))
+
+    return change
+
+
+def defaults(patch):
+    patch.setattr(transformer_flux.apply_rotary_emb, "__defaults__", (False, -2, 1))
+
+
+def defaults_by_name(patch):
+    patch.setattr(transformer_flux.FluxAttention.forward, "__kwdefaults__", {"image_rotary_emb": None})
+
+
+def what_a_decorated_forward_holds(patch):
+    cells = transformer_flux.FluxTransformer2DModel.forward.__closure__
+    cell = next(each for each in cells if callable(each.cell_contents))
+    patch.setattr(cell, "cell_contents", torch.nn.Identity.forward)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        code(torch.nn.Linear.forward),
+        code(transformer_flux.FluxAttnProcessor.__call__),
+        code(transformer_flux.apply_rotary_emb),
+        code(torch.nn.functional.layer_norm),
+        code(inspect.unwrap(transformer_flux.FluxTransformer2DModel.forward)),
+        *(defaults, defaults_by_name, what_a_decorated_forward_holds),
+    ],
+    ids=lambda change: "",
+)
+def test_what_a_function_is_made_of_is_watched(transformer, store, monkeypatch, change):
+    check_both_looks(transformer, store, monkeypatch, change, "has other code or defaults than at the guard")
+
+
+def test_other_code_in_a_method_is_seen_by_the_deep_look(transformer, store, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    code(type(transformer.transformer_blocks[0].ff.net[0]).gelu)(monkeypatch)
+    found = handle.verify(deep=True)
+    assert found.state is State.STALE
+    assert found.faults == (
+        "the function diffusers.models.activations.GELU.gelu has other code or defaults than at the guard",
+    )
+    again = guard(transformer, SPIRITS, store=store)  # what was changed before a guard is what it is compared with
+    assert again.verify(deep=True).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("transformer_blocks.0.attn.norm_q", "eps", 100.0),
+        ("transformer_blocks.0.norm1.norm", "normalized_shape", (31,)),
+        ("pos_embed", "theta", 1),
+        ("pos_embed", "axes_dim", (8, 4, 4)),
+        ("single_transformer_blocks.0.attn", "heads", 1),
+        ("time_text_embed.time_proj", "scale", 2),
+        ("transformer_blocks.1.ff.net.0", "approximate", "none"),
+    ],
+)
+def test_a_setting_of_a_part_is_seen_by_the_deep_look(transformer, store, monkeypatch, name, attribute, value):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    with monkeypatch.context() as patch:
+        patch.setattr(transformer.get_submodule(name), attribute, value)
+        assert handle.verify().ok
+        found = handle.verify(deep=True)
+        assert found.state is State.STALE
+        assert found.faults[0].startswith(f"module {name!r}: its {attribute} was ")
+        assert found.faults[0].endswith(f" at the guard, and is {value!r}")
+        twin = copy.deepcopy(transformer)
+    assert handle.verify(deep=True).ok
+    copied = guard(twin, BOTH, store=store)  # finds the guard that was copied
+    assert copied.verify(deep=True).faults == found.faults
+
+
+def another_class(model):
+    model.norm_out.__class__ = torch.nn.Identity
+
+
+def another_part(model):
+    model.set_submodule("transformer_blocks.0.norm1.silu", torch.nn.Identity())
+
+
+@pytest.mark.parametrize("change", [another_class, another_part])
+def test_a_part_of_another_known_class_is_seen_by_both_looks(transformer, store, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(transformer)
+    for deep in (False, True):
+        found = handle.verify(deep=deep)
+        assert found.state is State.STALE
+        assert "at the guard, and is torch.nn.modules.linear.Identity" in found.faults[0]
+
+
 def of_a_class(own):
     return type("F", (), {"linear": staticmethod(lambda *args: own.linear(*args))})
 
@@ -213,6 +314,5 @@ def test_what_neither_look_sees(transformer, base_transformer, store, inputs, fo
     assert not torch.equal(steered, masked)
     assert both_say_guarded()
 
-    transformer.transformer_blocks[0].attn.norm_q.eps = 100.0
-    assert not torch.equal(forward(transformer), masked)
+    transformer.transformer_blocks[0].attn.processor.extra = 1  # as an IP-Adapter keeps its scale
     assert both_say_guarded()

@@ -17,10 +17,11 @@ from safeflux.model.pool.under import Under
 from safeflux.model.record import ATTRIBUTE, GONE, Entry, record_of, standing_record
 from safeflux.model.turn_lock import turns_of
 from safeflux.model.verify import Verification
-from safeflux.model.watch.forward import reset_caches
+from safeflux.model.watch.forward import Makers, reset_caches
 from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.sample import Sample
+from safeflux.model.watch.settings import Settings
 from safeflux.model.weights import check_not_compiled, check_reached, find_transformer
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Policy, load_policy
@@ -98,7 +99,7 @@ class PolicyPool:
             sample = record.sample or Sample(self._transformer)
             members = Members(self._transformer, plans, sample)
             first = members[next(iter(plans))]
-            entry = Entry(first, sample, admitted)
+            entry = Entry(first, sample, Settings(Makers(self._transformer)), admitted)
             first.undo.fill_(Commit(vars(self._transformer), ATTRIBUTE, lambda: record.plus(entry, sample)))
             return entry
 

@@ -8,12 +8,12 @@ import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 
-from safeflux.model.watch.known import inmost, is_from_known, is_known_to_call, name_of
+from safeflux.model.watch.known import functions_in, inmost, is_from_known, is_known_to_call, name_of
 
 _FOLLOWED = ("diffusers", "transformers", "torch.nn")
 """Packages into whose functions the search goes on; what these call of others is looked at, and not what that calls."""
@@ -34,20 +34,60 @@ class Called(NamedTuple):
         return f"{self.space.get('__name__', 'attention backend')}.{self.name}, which is now {held},"
 
 
-def called_by(modules: Collection[torch.nn.Module]) -> list[Called]:
+class Reached(NamedTuple):
+    """What forwards call by name, and every function of Python among that and among the forwards themselves."""
+
+    calls: list[Called]
+    functions: list[types.FunctionType]
+
+
+def called_by(modules: Collection[torch.nn.Module]) -> Reached:
     """Return what the forwards and attention processors of modules call by name, and what that calls."""
     processors = {type(held): held for module in modules if (held := vars(module).get("processor")) is not None}
     found = {(id(called.space), called.name): called for called in _backends(processors.values())}
     left = [*_starts(modules), *(kind.__call__ for kind in processors), *(called.held for called in found.values())]
-    seen: set[types.CodeType] = set()
+    seen: dict[types.FunctionType, None] = {}
     while left:
-        function = inmost(left.pop())
-        if isinstance(function, types.FunctionType) and function.__code__ not in seen and _is_followed(function):
-            seen.add(function.__code__)
-            for called in _called_of(function):
+        for function in functions_in(inmost(left.pop())):
+            if function in seen:
+                continue
+            seen[function] = None
+            for called in _called_of(function) if _is_followed(function) else ():
                 found[id(called.space), called.name] = called
                 left.append(called.held)
-    return list(found.values())
+    return Reached(list(found.values()), list(seen))
+
+
+class Insides:
+    """What functions are made of, for the question whether they still are."""
+
+    def __init__(self, functions: list[types.FunctionType]) -> None:
+        """Note code, defaults, and the functions that decorated ones hold."""
+        self._functions = functions
+        self._states = list(map(_STATE, functions))
+        cells = [cell for function in functions for cell in function.__closure__ or () if callable(_content(cell))]
+        self._cells, self._contents = cells, list(map(_content, cells))
+
+    def are_unchanged(self) -> bool:
+        """Whether they are made of the same; what was changed inside of a dictionary of defaults is not seen."""
+        return list(map(_STATE, self._functions)) == self._states and list(map(_content, self._cells)) == self._contents
+
+
+_STATE = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def inside(function: types.FunctionType) -> tuple[object, ...]:
+    """What a function is made of: code, defaults, and the functions that it holds from where it was defined."""
+    code, defaults, by_name = _STATE(function)
+    held = [content for cell in function.__closure__ or () if callable(content := _content(cell))]
+    return code, defaults, dict(by_name or {}), held
+
+
+def _content(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing yet
+        return None
 
 
 class Places:

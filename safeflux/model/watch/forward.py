@@ -37,24 +37,37 @@ _CALLED = {"forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl"}
 """What torch calls, or is set to call, for an output."""
 
 
-def strangers(root: torch.nn.Module) -> list[str]:
-    """Say what of the code that makes a module's output is not known; empty if all of it is.
+class Makers:
+    """What makes a module's output at the moment when this is made: modules, functions, classes."""
 
-    Args:
-        root: A transformer, or another module of a pipeline.
-    """
-    makers = makers_of(root)
-    within = set(makers.values())
+    def __init__(self, root: torch.nn.Module) -> None:
+        """Find it.
+
+        Args:
+            root: A transformer, or another module of a pipeline.
+        """
+        self.modules = makers_of(root)
+        """By name."""
+        self.calls, self.functions = called_by(self.modules.values())
+
+    @property
+    def classes(self) -> list[type]:
+        """Those of the modules, of their processors and hooks, and all that these inherit."""
+        modules = self.modules.values()
+        kinds = dict.fromkeys(type(each) for module in modules for each in (module, *_helpers(vars(module))))
+        return list(dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object))
+
+
+def strangers(makers: Makers) -> list[str]:
+    """Say what of the code that makes a module's output is not known; empty if all of it is."""
+    within = set(makers.modules.values())
     foreign = [hook for hook in _global_hooks() if not is_known(hook, within)]
     found = [f"a hook of all modules, {name_of(hook)}," for hook in foreign]
-    kinds: dict[type, None] = {}
-    for name, module in makers.items():
-        found += [f"module {name or type(root).__name__!r}: {what}" for what in _strange(module, within)]
-        kinds |= dict.fromkeys(type(each) for each in (module, *_helpers(vars(module))))
-    bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object)
-    found += [f"{name_of(base)}.{method}" for base in bases for method in foreign_methods(base)]
-    found += [f"{name_of(kind)}.{method}" for kind in called_classes() for method in foreign_methods(kind)]
-    found += foreign_calls(called_by(makers.values()))
+    for name, module in makers.modules.items():
+        found += [f"module {name or type(module).__name__!r}: {what}" for what in _strange(module, within)]
+    for kind in (*makers.classes, *called_classes()):
+        found += [f"{name_of(kind)}.{method}" for method in foreign_methods(kind)]
+    found += foreign_calls(makers.calls)
     return [f"{what} is not known here, and may draw with other weights" for what in found]
 
 

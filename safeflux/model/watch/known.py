@@ -52,6 +52,11 @@ def reached_by(call: Any) -> Iterator[Any]:
             left += _held_by(thing)
 
 
+def functions_in(call: Any) -> list[types.FunctionType]:
+    """The functions of Python among a callable and what it holds, such as the one inside of a decorated one."""
+    return [each for each in reached_by(call) if isinstance(each, types.FunctionType)]
+
+
 def is_known_to_call(call: Any) -> bool:
     """Whether a function that known code calls by name is known and holds only what is, or is an attention kernel."""
     return not any(_is_foreign(each, ()) for each in reached_by(call)) or (
@@ -89,7 +94,7 @@ def foreign_methods(kind: type) -> Iterator[str]:
         kind: The class itself; not what it inherits.
     """
     for name, held in vars(kind).items():
-        call = getattr(held, "__func__", None) or getattr(held, "fget", None) or held
+        call = method_in(held)
         if isinstance(call, types.FunctionType):
             home = _written_in(call)
         elif isinstance(call, type) or not (callable(call) or hasattr(call, "__get__")):
@@ -98,6 +103,11 @@ def foreign_methods(kind: type) -> Iterator[str]:
             home = home_of(type(call))
         if not (is_from_known(home) or home.partition(".")[0] in _HELPERS):
             yield name
+
+
+def method_in(held: Any) -> Any:
+    """The function behind what stands in a class: a method of any sort, or what a property calls."""
+    return getattr(held, "__func__", None) or getattr(held, "fget", None) or held
 
 
 def home_of(thing: Any) -> str:

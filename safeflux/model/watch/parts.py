@@ -108,6 +108,8 @@ def part_of_itself() -> ModelError:
 
 
 def _inside(path: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    if not module._modules:  # most have none
+        return iter(())
     return ((_joined(path, leaf), part) for leaf, part in children(module).items() if part is not None)
 
 

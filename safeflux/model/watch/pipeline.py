@@ -12,9 +12,10 @@ import torch
 
 from safeflux.errors import ModelError
 from safeflux.model.adapters import Admitted, check_adapters
-from safeflux.model.watch.forward import strangers
+from safeflux.model.watch.forward import Makers, strangers
 from safeflux.model.watch.known import foreign_methods, is_known, name_of
 from safeflux.model.watch.sample import Sample
+from safeflux.model.watch.settings import Settings
 from safeflux.model.watch.snapshot import Snapshot
 from safeflux.policy.load import Adapters, Policy
 
@@ -27,6 +28,7 @@ class _Module:
 
     sample: Sample
     strangers: frozenset[str]
+    settings: Settings
 
 
 def check_parts(policy: Policy, model: Any, admitted: Admitted) -> None:
@@ -63,7 +65,7 @@ class Rest:
         self._names = _names(model)
         self._then = {name: part for name in self._names if (part := getattr(model, name)) is not None}
         self._modules = {
-            name: _Module(Sample(part), frozenset(strangers(part)))
+            name: _Module(Sample(part), frozenset(strangers(makers := Makers(part))), Settings(makers))
             for name, part in self._then.items()
             if isinstance(part, torch.nn.Module)
         }
@@ -140,7 +142,11 @@ class Rest:
             broken.append(f"weights of the pipeline's {name} have changed since the guard: {found.changed_names}")
         if found.unreadable:
             unknown.append(f"weights of the pipeline's {name} cannot be read: {found.unreadable_names}")
-        unknown.extend(f"{name}: {each}" for each in strangers(part) if each not in noted.strangers)
+        makers = Makers(part)
+        strange = [each for each in strangers(makers) if each not in noted.strangers]
+        strange += [*noted.settings.other_parts(makers), *noted.settings.other_functions(makers)]
+        unknown.extend(f"{name}: {each}" for each in strange)
+        noted.settings.add(makers)
 
 
 def _draw_alike(then: _Calls, now: _Calls) -> bool:

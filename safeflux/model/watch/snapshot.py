@@ -17,8 +17,8 @@ import torch
 import torch.nn.modules.module as torch_module
 
 from safeflux.model.forward_values import Values
-from safeflux.model.watch.called import Places, called_by
-from safeflux.model.watch.forward import HOOKS, OWN, makers_of
+from safeflux.model.watch.called import Insides, Places
+from safeflux.model.watch.forward import HOOKS, OWN, Makers
 from safeflux.model.watch.parts import children, has_cache_dit
 
 _PARTS = [itemgetter(name) for name in ("_parameters", "_modules", *HOOKS)]
@@ -40,7 +40,8 @@ class Snapshot:
             now: Where its weights are held, if that is known already.
         """
         # What is compared is held, or another object could come to lie where it lay.
-        modules = list(makers_of(root).values())
+        self.makers = Makers(root)
+        modules = list(self.makers.modules.values())
         self._modules = modules
         self._types = list(map(type, modules))
         self._owns = [vars(m) for m in modules]
@@ -69,7 +70,7 @@ class Snapshot:
         self._calls = [(kind, kind.forward, kind.__call__) for kind in kinds]
         processors = {type(held) for held, name in zip(self._own, self._own_names, strict=True) if name == "processor"}
         self._processors = [(kind, kind.__call__) for kind in processors]
-        self._called = Places(called_by(modules))
+        self._called, self._insides = Places(self.makers.calls), Insides(self.makers.functions)
         self._global = [list(hooks.values()) for hooks in _GLOBAL]
         values = now or Values(root)
         tensors = values.sources()
@@ -107,6 +108,7 @@ class Snapshot:
             and all(kind.__call__ is call for kind, call in self._processors)
             and all(layer.merged_adapters == names and _scales(layer) == was for layer, names, was in self._fused)
             and self._called.are_unchanged()
+            and self._insides.are_unchanged()
             and [list(hooks.values()) for hooks in _GLOBAL] == self._global
         )
 
