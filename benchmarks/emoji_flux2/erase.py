@@ -45,18 +45,27 @@ def result(figures: dict[str, Any]) -> dict[str, Any]:
     return {"found": found, "lost_of_everything_else": round(lost, 4), "reached": reached}
 
 
+def model_facts(out: Path) -> dict[str, Any]:
+    """How the run's model was made and what it draws; its weights are in no repository."""
+    made = {name: json.loads((out / f"{name}.json").read_text()) for name in ("vae", "flow")}
+    return {**made, "draws": json.loads((out / "report/figures.json").read_text())}
+
+
 @click.command(help=__doc__)
 @out_option
 @click.option("--report", type=click.Path(path_type=Path))
 def main(out: Path, report: Path | None) -> None:
     """Run what is left, print, write."""
-    masks = [out / "masks" / f"{name}.safetensors" for name in CATEGORIES]
+    model, masks = model_facts(out), [out / "masks" / f"{name}.safetensors" for name in CATEGORIES]
     done = [all(mask.exists() for mask in masks), (out / "own.yaml").exists(), False]
-    times = [run(line, out)[1] for line, is_done in zip(commands(CATEGORIES), done, strict=True) if not is_done]
+    ran = [
+        {"command": line, "done": "before"} if is_done else run(line, out)[1]
+        for line, is_done in zip(commands(CATEGORIES), done, strict=True)
+    ]
     figures = json.loads((out / "eval/report.json").read_text())["figures"]
     facts = result(figures)
     click.echo(json.dumps(facts, indent=1))
-    write_report(report, **facts, commands=times, figures=figures)
+    write_report(report, **facts, commands=ran, figures=figures, model=model)
 
 
 if __name__ == "__main__":
