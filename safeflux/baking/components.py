@@ -46,7 +46,7 @@ def components(root: Path) -> list[Component]:
     for index in (_INDEX, _MODULAR):
         entries = read_json(root / index) if (root / index).is_file() else {}
         for name, entry in entries.items():
-            if isinstance(entry, list) and any(entry):
+            if isinstance(entry, list) and any(entry) and not name.startswith("_"):
                 facts = _facts(entry)
                 elsewhere = next((str(facts[key]) for key in _PLACES if facts.get(key)), None)
                 folder = root / str(facts.get("subfolder") or name)
@@ -59,6 +59,21 @@ def components(root: Path) -> list[Component]:
 def unguarded(root: Path) -> list[Component]:
     """Return the transformers that a pipeline loads from somewhere other than the guarded folder."""
     return [one for one in components(root) if (one.is_home or one.is_flux) and not _is_guarded(one, root)]
+
+
+def own_code(root: Path) -> dict[str, Path]:
+    """Return the files of Python in a folder whose classes its index names, by the entry: a pipeline, a component.
+
+    Raises:
+        ModelError: The index cannot be read.
+    """
+    entries = read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
+    found = {}
+    for name, entry in entries.items():
+        if isinstance(entry, list) and any(entry):
+            folder = root if name == "_class_name" else root / name
+            found[name] = folder / f"{entry[0]}.py"
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def made_local(root: Path) -> dict[Path, Any]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safeflux.baking.companions import other_files
-from safeflux.baking.components import unguarded
+from safeflux.baking.components import own_code, unguarded
 from safeflux.baking.readback import FileStatus, read_back
 from safeflux.baking.stamp import KEY, Stamp
 from safeflux.baking.verify_compact import verify_compact
@@ -71,6 +71,10 @@ def _with_others(status: FileStatus, found: Source) -> FileStatus:
         others += [
             f"index: loads {one.name!r} from {one.elsewhere or one.folder}, which was not verified; remove the entry"
             for one in unguarded(found.path)
+        ]
+        others += [
+            f"index: {name!r} is of a class in {path}, and what that code draws was not verified; remove the entry"
+            for name, path in own_code(found.path).items()
         ]
     if not others:
         return status

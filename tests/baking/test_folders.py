@@ -92,6 +92,23 @@ def test_other_weights_of_the_source_do_not_go_along(folder, base_transformer, s
     assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
 
 
+@pytest.mark.parametrize(
+    ("entry", "file"), [("_class_name", "own_code.py"), ("transformer", "transformer/own_code.py")]
+)
+def test_code_of_the_folder_that_its_index_names_goes_along_and_is_a_fault(folder, store, entry, file):
+    (folder / file).write_text("class Own: ...\n")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, entry: ["own_code", "Own"]}))
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    assert (target / file).is_file()
+    status = verify_files(target, BLADES, store=store).status
+    assert status.state is State.DEGRADED
+    assert status.faults[0].startswith(f"index: {entry!r} is of a class in {target / file}, and what that code draws")
+    (target / "model_index.json").write_text(json.dumps(index))
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+
+
 def test_the_command_exits_1_and_names_the_file(folder, base_transformer, store, tmp_path):
     (tmp_path / "blades.yaml").write_text(
         "apiVersion: safeflux/v1\nkind: Policy\nname: blades\ncategories: {weapons: {masks: [blades]}}\n"
