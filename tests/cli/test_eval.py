@@ -55,14 +55,14 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_policy_is_measured_and_reported(run, tmp_path):
-    result = run("--policy", "strict", "--images", 3, "--kept", 6)
+    result = run("--policy", "strict", "--images", 2, "--kept", 4)
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "runs/eval/strict/report.json").read_text())
     figures = data["figures"]
     assert list(figures["targets"]) == data["subject"]["categories"]
     assert figures["found"]["base"]["rate"] > 0.8
     assert figures["found"]["masked"]["rate"] < figures["found"]["base"]["rate"] / 2  # the bundled masks erase
-    assert data["settings"]["pictures"] == {"found": 3, "details": 3, "neighbours": 1, "kept": 6, "others": 3}
+    assert data["settings"]["pictures"] == {"found": 2, "details": 2, "neighbours": 1, "kept": 4, "others": 2}
     asked = {"style": "the style is found"}
     rows = [f"{name}: {asked.get(target['kind'], 'found')}" for name, target in figures["targets"].items()]
     assert all(row in result.stdout for row in rows)

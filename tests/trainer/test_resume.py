@@ -4,8 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,7 +15,7 @@ from safeflux.cli import main
 from safeflux.disk.reading import state_of
 from safeflux.errors import ConfigError
 from safeflux.masks.file import load_masks
-from tests.helpers.key_presses import heed_key_presses
+from tests.helpers.forked import begin
 from tests.helpers.runs import SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -26,24 +24,26 @@ pytestmark = pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(whole, tmp_path):
     """By a key press after a round, and by a kill after a later one."""
     options = [part for setting in SETTINGS for part in ("--set", setting)]
-    command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(tmp_path), *options]
+    folder = tmp_path / "run"
+    command = ["train", "--category", "weapons", "--out", str(folder), *options]
     for kill in (signal.SIGINT, signal.SIGKILL):
-        before = _state_of(tmp_path / "checkpoint.pt")
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_key_presses)
+        before = _state_of(folder / "checkpoint.pt")
+        process = begin(command, tmp_path / kill.name)
         deadline = time.monotonic() + 300
-        while _state_of(tmp_path / "checkpoint.pt") == before:
-            assert process.poll() is None
+        while _state_of(folder / "checkpoint.pt") == before:
+            assert process.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process.pid, kill)
-        errors = process.communicate()[1]
-        assert process.returncode == (130 if kill is signal.SIGINT else -signal.SIGKILL)
+        process.join()
+        assert process.exitcode == (130 if kill is signal.SIGINT else -signal.SIGKILL)
+        errors = (tmp_path / kill.name).read_text()
         assert kill is signal.SIGKILL or "the same command resumes after the last round" in errors
-        assert not (tmp_path / "weapons.safetensors").exists()
-    done = CliRunner().invoke(main, ["train", "--category", "weapons", "--out", str(tmp_path), *options])
+        assert not (folder / "weapons.safetensors").exists()
+    done = CliRunner().invoke(main, command)
     assert done.exit_code == 0
     assert "warning: no validation found every category in at most 0.0 %" in done.stderr
-    assert (tmp_path / "weapons.safetensors").read_bytes() == (whole / "weapons.safetensors").read_bytes()
+    assert (folder / "weapons.safetensors").read_bytes() == (whole / "weapons.safetensors").read_bytes()
 
 
 def _state_of(path):
@@ -155,20 +155,23 @@ def test_the_first_interrupt_waits_for_the_round_and_the_second_does_not(tmp_pat
         )
         options = [part for setting in settings for part in ("--set", setting)]
         folder = tmp_path / str(presses)
-        command = [sys.executable, "-m", "safeflux", "train", "--category", "weapons", "--out", str(folder), *options]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_key_presses)
+        errors = tmp_path / f"{presses}.txt"
+        process = begin(["train", "--category", "weapons", "--out", str(folder), *options], errors)
         while not (folder / "tensorboard").exists():  # made right before the first round
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
         time.sleep(0.3)
         os.kill(process.pid, signal.SIGINT)
-        answer = next(line for line in process.stderr if "Ctrl-C" in line)
+        while "\n" not in (answer := errors.read_text().partition("Ctrl-C")[2]):
+            assert process.is_alive()
+            time.sleep(0.01)
         assert "waiting for the end of round 1 and its checkpoint" in answer
         assert "The same command resumes the run" in answer
         assert not (folder / "checkpoint.pt").exists()
         if presses == 2:
             os.kill(process.pid, signal.SIGINT)
-        rest = process.communicate()[1]
-        assert process.returncode == 130
+        process.join()
+        rest = errors.read_text()
+        assert process.exitcode == 130
         assert ("round 1 saliency" in rest) == (folder / "checkpoint.pt").exists() == (presses == 1)
         assert "interrupted; the same command resumes" in rest
