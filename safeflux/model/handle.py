@@ -86,7 +86,8 @@ class GuardHandle:
                 moved since that was last done: a module, hook, processor or parameter, the place or version of a
                 tensor, a part of the pipeline. That is cheap enough to ask before each picture. Only `deep` sees what
                 torch keeps no version of: writes through `Tensor.data`, shared memory or `Tensor.numpy()`, and a
-                module's `__dict__` put in the place of another. Ask for it now and then.
+                module's `__dict__` put in the place of another; and settings of layers, such as `eps`. Ask for it now
+                and then.
         """
         entry = self._entry
         if entry is None:
