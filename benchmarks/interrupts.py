@@ -101,7 +101,6 @@ class Bench:
 
     def prepare(self, call: str) -> tuple[GuardHandle | None, Callable[[], Any]]:
         """Bring the model where a call starts, and return what guards it with the call."""
-        torch.set_grad_enabled(True)
         if record_of(self.model).entries or self.bits() != self.states[""]:
             vars(self.model).pop("_safeflux", None)
             self.model.load_state_dict(self.base)
@@ -193,12 +192,14 @@ class Injector:
 
 @contextmanager
 def tracing(trace: Injector) -> Iterator[None]:
-    """Trace what is called inside."""
+    """Trace what is called inside; torch computes gradients afterwards as before."""
+    grad = torch.is_grad_enabled()
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(None)
+        torch.set_grad_enabled(grad)  # what is raised as torch leaves `no_grad` keeps it off
 
 
 def lengths(bench: Bench) -> dict[tuple[str, bool], int]:
@@ -255,6 +256,7 @@ def send(bench: Bench, times: int, draw: random.Random, seconds: float = math.in
                 run()
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
+                torch.set_grad_enabled(True)  # as in `tracing`
                 bench.judge(call, handle, f"signal after {1000 * after:.2f} ms", found)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         while fast and len(ordered) < (worker + 1) * len(items) / count:
             ordered += files[fast.pop(0)]
     items[:] = ordered
+
+
+@pytest.fixture(autouse=True)
+def _gradients() -> Iterator[None]:
+    """No test leaves torch without gradients, which would fail those after it in the same process."""
+    yield
+    assert torch.is_grad_enabled()
 
 
 @pytest.fixture(scope="session")
