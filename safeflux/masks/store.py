@@ -163,6 +163,8 @@ class Store:
 
 
 def _folder_of(root: str) -> Path:
+    if not root:  # as a path it would be the current folder
+        raise StoreError("store: expected a folder, or hf://ORG/NAME@COMMIT, got an empty text; is a variable not set?")
     return (masks_at(root) if root.startswith(ADDRESS) else Path(root)).resolve()
 
 
@@ -178,7 +180,7 @@ def open_store(store: StoreLike | Store | None = None, keys: Iterable[str | os.P
         keys: PEM files.
 
     Raises:
-        StoreError: A given path is not a folder, or a repository that can be had.
+        StoreError: A given path is empty, not a folder, or no repository that can be had.
     """
     if isinstance(store, Store):
         return Store(store._given, [*store.keys, *keys]) if keys else store

@@ -37,6 +37,12 @@ def test_a_mask_for_another_base_is_refused(store, other_transformer):
         Store([store]).find("blades", fingerprint(other_transformer))
 
 
+@pytest.mark.parametrize("given", ["", [""]])
+def test_an_empty_text_is_not_the_current_folder(given):
+    with pytest.raises(StoreError, match=r"expected a folder, .* got an empty text"):
+        open_store(given)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one(store, base):
     with pytest.raises(StoreError, match=r"'blade' is not in the store.*did you mean 'blades'"):
         Store([store]).find("blade", base)
