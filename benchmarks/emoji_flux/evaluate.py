@@ -128,10 +128,14 @@ def wrong_by_concept(verdicts: Verdicts, asks: list[Ask]) -> dict[str, int]:
 def sizes_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of how much is measured."""
     options = (
-        click.option("--each", default=16, show_default=True, help="One-object pictures a concept."),
-        click.option("--pairs", default=8, show_default=True, help="Two-object pictures a concept."),
+        click.option(
+            "--each", type=click.IntRange(2), default=16, show_default=True, help="One-object pictures a concept."
+        ),
+        click.option(
+            "--pairs", type=click.IntRange(1), default=8, show_default=True, help="Two-object pictures a concept."
+        ),
         click.option("--seed", default=SEED, show_default=True, help="First seed of the noises."),
-        click.option("--steps", default=8, show_default=True),
+        click.option("--steps", type=click.IntRange(1), default=8, show_default=True),
     )
     for option in reversed(options):
         command = option(command)
