@@ -173,51 +173,52 @@ def test_float8_storage_is_cut_bit_for_bit(transformer, make_masks, bits_of):
     assert torch.equal(transformer.transformer_blocks[0].ff.net[0].proj.weight.view(torch.uint8), whole[kept])
 
 
-def few_of_each(moments):
-    """Numbers, from 1, of the first two and the last moment of each kind: in between, a loop does the same again."""
-    places = {}
-    for n, kind in enumerate(moments, start=1):
-        places.setdefault(kind, []).append(n)
-    return sorted({n for found in places.values() for n in (*found[:2], found[-1])})
+class Moments:
+    """Notes the moments of a compaction, and raises at the n-th of them, once.
+
+    Attributes:
+        kinds: What happened at each; after the second of a kind a loop does the same again.
+    """
+
+    def __init__(self, n, error):
+        super().__init__()
+        self.kinds, self._n, self._error = [], n, error
+
+    def note(self, kind):
+        self.kinds.append(kind)
+        if len(self.kinds) == self._n:
+            raise self._error
+
+    @classmethod
+    def of_all_kinds(cls, model, masks):
+        """Numbers, from 1, of the first two and the last moment of each kind, and of all moments how many."""
+        with cls(0) as whole:
+            compact_(model, masks, round_to=16)
+        places = {}
+        for n, kind in enumerate(whole.kinds, start=1):
+            places.setdefault(kind, []).append(n)
+        return sorted({n for found in places.values() for n in (*found[:2], found[-1])}), len(whole.kinds)
 
 
-class FailAt(TorchDispatchMode):
-    """Raises at the n-th operation of torch, once, as a lack of memory would."""
+class FailAt(Moments, TorchDispatchMode):
+    """At the n-th operation of torch, as a lack of memory would; operations of other lines are of other kinds."""
 
     def __init__(self, n):
-        super().__init__()
-        self.n, self.operations = n, []
+        super().__init__(n, RuntimeError("no memory left"))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations.append(func)
-        if len(self.operations) == self.n:
-            raise RuntimeError("no memory left")
+        frame = sys._getframe()
+        while frame and frame.f_code.co_filename != compact.__file__:
+            frame = frame.f_back
+        self.note((func, frame and frame.f_lineno))
         return func(*args, **(kwargs or {}))
 
 
-@FAMILIES
-def test_a_failure_at_any_operation_leaves_the_model_as_it_was(case, bits_of):
-    model, (masks, _), _ = case
-    masks = MaskSet({name: masks[name] for name in masks if "blocks.0" in name})
-    before, layout, parameters = bits_of(model), layout_of(model), list(model.parameters())
-    twin = copy.deepcopy(model)
-    with FailAt(0) as whole:
-        compact_(twin, masks, round_to=16)
-    assert len(whole.operations) > 50
-    for n in few_of_each(whole.operations):
-        with pytest.raises(ApplyError), FailAt(n):
-            compact_(model, masks, round_to=16)
-        assert (bits_of(model), layout_of(model)) == (before, layout), f"operation {n}"
-        assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True)), f"operation {n}"
-    compact_(model, masks, round_to=16)
-    assert WIDTHS in model.config
-
-
-class InterruptAt:
-    """Raises at the n-th line that the room executes, once, as a key press could."""
+class InterruptAt(Moments):
+    """At the n-th line that the room executes, as a key press could."""
 
     def __init__(self, n):
-        self.n, self.lines = n, []
+        super().__init__(n, KeyboardInterrupt)
 
     def __enter__(self):
         self.tracer = sys.gettrace()
@@ -231,29 +232,42 @@ class InterruptAt:
         if frame.f_code.co_filename != compact.__file__:
             return None
         if event == "line":
-            self.lines.append(frame.f_lineno)
-            if len(self.lines) == self.n:
-                raise KeyboardInterrupt
+            self.note(frame.f_lineno)
         return self.trace
+
+
+@FAMILIES
+def test_a_failure_at_any_operation_leaves_the_model_as_it_was(case, bits_of):
+    model, (masks, _), _ = case
+    masks = MaskSet({name: masks[name] for name in masks if "blocks.0" in name})
+    before, layout, parameters = bits_of(model), layout_of(model), list(model.parameters())
+    moments, count = FailAt.of_all_kinds(copy.deepcopy(model), masks)
+    assert count > 50
+    for n in moments:
+        with pytest.raises(ApplyError), FailAt(n):
+            compact_(model, masks, round_to=16)
+        assert (bits_of(model), layout_of(model)) == (before, layout), f"operation {n}"
+        assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True)), f"operation {n}"
+    compact_(model, masks, round_to=16)
+    assert WIDTHS in model.config
 
 
 def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(transformer, make_masks, bits_of):
     masks = make_masks(7, share=0.5)
     masks = MaskSet({name: masks[name] for name in masks if ".0" in name and "context.net" not in name})
-    model, widths = copy.deepcopy(transformer), widths_of(transformer)
+    twin, widths = copy.deepcopy(transformer), widths_of(transformer)
     before, layout = bits_of(transformer), layout_of(transformer)
-    with InterruptAt(0) as whole:
-        compact_(model, masks, round_to=16)
-    assert len(whole.lines) > 100
-    for n in few_of_each(whole.lines):
+    moments, count = InterruptAt.of_all_kinds(twin, masks)
+    assert count > 100
+    for n in moments:
         with contextlib.suppress(KeyboardInterrupt), InterruptAt(n):
             compact_(transformer, masks, round_to=16)
         if WIDTHS in transformer.config:
             break
         assert (bits_of(transformer), layout_of(transformer)) == (before, layout), f"line {n}"
     assert widths_of(transformer) == widths | transformer.config[WIDTHS]
-    assert len(whole.lines) - n < 2, "once it is recorded it is done"
-    assert bits_of(model) == bits_of(transformer)
+    assert count - n < 2, "once it is recorded it is done"
+    assert bits_of(twin) == bits_of(transformer)
 
 
 def test_masks_that_keep_everything_change_nothing(transformer, bits_of):

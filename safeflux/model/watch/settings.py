@@ -67,7 +67,7 @@ def _differences(name: str, then: dict[str, object], now: dict[str, object]) -> 
     for setting, value in then.items():
         if setting not in now:
             yield f"module {name!r}: its {setting} was {value!r} at the guard, and is gone"
-        elif now[setting] != value:
+        elif [now[setting]] != [value]:  # a list, so that NaN is equal to itself
             yield f"module {name!r}: its {setting} was {value!r} at the guard, and is {now[setting]!r}"
 
 
