@@ -199,7 +199,7 @@ def tracing(trace: Injector) -> Iterator[None]:
         yield
     finally:
         sys.settrace(None)
-        torch.set_grad_enabled(grad)  # what is raised as torch leaves `no_grad` keeps it off
+        torch.set_grad_enabled(grad)  # an exception on the way out of `no_grad` leaves it off
 
 
 def lengths(bench: Bench) -> dict[tuple[str, bool], int]:

@@ -9,24 +9,23 @@ It takes hours on two cores, mostly for the flow. Each stage can be run by itsel
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 
 from .options import heads_option, out_option, report_option, to_option, vocabulary_option
+from .stages import run_left, run_stage
 
 STAGES = (
-    ("art", "art.npz"),
-    ("latents", "bank.pt"),
-    ("judge", "judge.json"),
-    ("clip", "clip.json"),
-    ("vae decoder", "vae_decoder.json"),
-    ("vae encoder", "vae_encoder.json"),
-    ("flow --decay-share 0", "flow.pt"),
+    ("emoji_flux.art", "art.npz"),
+    ("emoji_flux.latents", "bank.pt"),
+    ("emoji_flux.judge", "judge.json"),
+    ("emoji_flux.clip", "clip.json"),
+    ("emoji_flux.vae decoder", "vae_decoder.json"),
+    ("emoji_flux.vae encoder", "vae_encoder.json"),
+    ("emoji_flux.flow --decay-share 0", "flow.pt"),
     (
-        "flow --name shared --start flow.pt --steps 2200 "
+        "emoji_flux.flow --name shared --start flow.pt --steps 2200 "
         "--decay-share 1 --single-share 0.6 --noisy-share 0.5 --consistency 10",
         "shared.pt",
     ),
@@ -46,23 +45,12 @@ def main(
     out: Path, vocabulary_path: Path | None, heads: int, vae_options: str, flow_options: str, to: Path, report: Path
 ) -> None:
     """Run what is left."""
-    out.mkdir(parents=True, exist_ok=True)
     words = ("--vocabulary", str(vocabulary_path)) if vocabulary_path else ()
-    further = {"vae": vae_options.split(), "flow": [*flow_options.split(), "--heads", str(heads)]}
+    vae, flow, size = vae_options.split(), flow_options.split(), ("--heads", str(heads))
     made = ("--to", str(to), "--report", str(report))
-    for stage, result in STAGES:
-        if (out / result).exists():
-            click.echo(f"{stage}: done before")
-            continue
-        module, *options = stage.split()
-        _run(module, *options, *further.get(module, ()), "--out", str(out), *words)
-    _run("export", "--out", str(out), *words, "--heads", str(heads), *made)
-    _run("evaluate", *words, *made)
-
-
-def _run(module: str, *arguments: str) -> None:
-    click.echo(f"{module} {' '.join(arguments)}")
-    subprocess.run([sys.executable, "-m", f"benchmarks.emoji_flux.{module}", *arguments], check=True)
+    run_left(out, STAGES, {"emoji_flux.vae": vae, "emoji_flux.flow": [*flow, *size]}, *words)
+    run_stage("emoji_flux.export", "--out", str(out), *words, *size, *made)
+    run_stage("emoji_flux.evaluate", *words, *made)
 
 
 if __name__ == "__main__":

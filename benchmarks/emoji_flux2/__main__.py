@@ -7,11 +7,11 @@ Some hours on a core, nearly all for the flow. Finished stages are skipped, cut-
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import click
+
+from benchmarks.emoji_flux.stages import run_left, run_stage
 
 from .options import out_option
 
@@ -27,21 +27,11 @@ STAGES = (
 
 @click.command(help=__doc__)
 @out_option
-@click.option("--report", type=click.Path(path_type=Path), help="Of what was erased; a JSON file.")
+@click.option("--report", type=click.Path(path_type=Path), help="JSON file for what erasing gave.")
 def main(out: Path, report: Path | None) -> None:
     """Run what is left."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stage, left in STAGES:
-        if (out / left).exists():
-            click.echo(f"{stage}: done before")
-            continue
-        own = ("--report", str(out / "report")) if stage.endswith("evaluate") else ()
-        _run(stage, "--out", str(out), *own)
-    _run("emoji_flux2.erase", "--out", str(out), *(("--report", str(report)) if report else ()))
-
-
-def _run(stage: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"benchmarks.{stage}", *arguments], check=True)
+    run_left(out, STAGES, {"emoji_flux2.evaluate": ("--report", str(out / "report"))})
+    run_stage("emoji_flux2.erase", "--out", str(out), *(("--report", str(report)) if report else ()))
 
 
 if __name__ == "__main__":

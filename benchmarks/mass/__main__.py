@@ -33,7 +33,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--group", default=10, show_default=True, help="How many of them learn together.")
 @click.option("--sizes", default="1,5,10,25,50,100", show_default=True, help="Masks on at once, divided by commas.")
 @click.option("--subsets", default=20, show_default=True, help="Random subsets of each size but one.")
-@click.option("--pictures", default=24, show_default=True, help="About so many for each question and subset.")
+@click.option(
+    "--pictures",
+    default=24,
+    show_default=True,
+    help="About so many for each question and subset; more where a size has few subsets.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/mass"), show_default=True)
 def main(
     model: str,

@@ -119,7 +119,7 @@ class LazyGroup(Group):
         except SafeFluxError as error:
             raise (UnavailableError if exit_code(error) == COULD_NOT_CHECK else CleanError)(error) from error
         except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # of a library, not of the system; a reader that is gone, as `head`
+            if error.errno in (None, errno.EPIPE):  # raised by a library; a pipe that its reader closed, as `head` does
                 raise
             raise UnavailableError(_refusal(error)) from error
         except (KeyboardInterrupt, click.Abort):

@@ -102,7 +102,7 @@ def _stand_ins(module: torch.nn.Module) -> set[torch.nn.Module | None]:
 def part_of_itself() -> ModelError:
     """The error for a model that cannot be written to, or whose weights cannot be found by name, at the moment."""
     return ModelError(
-        "the model is a part of itself at the moment: cache-dit draws a picture with it. Try again after "
+        "the model is a part of itself at the moment: cache-dit is drawing a picture with it. Try again after "
         "that; with several threads draw inside of the handle's `drawing()`."
     )
 
