@@ -26,8 +26,9 @@ def load_profile(model: str | Path) -> Profile:
     """The profile of a model.
 
     Args:
-        model: A bundled name (`flux2-klein-4b`), the hub id of a bundled profile, a YAML file, or the folder of a
-            pipeline, for which the bundled profile of its shape is taken, or else that of its class.
+        model: A bundled name (`flux2-klein-4b`), which stands for a pinned revision; the hub id of a bundled profile,
+            with `@REVISION` or for the default branch; a YAML file; or the folder of a pipeline, for which the bundled
+            profile of its shape is taken, or else that of its class.
 
     Raises:
         ConfigError: There is no such profile, the file is not valid, or no bundled profile is for such a pipeline.
@@ -38,10 +39,8 @@ def load_profile(model: str | Path) -> Profile:
     if text in bundled_profiles():
         return _bundled(text)
     every = [_bundled(name) for name in bundled_profiles()]
-    for profile in every:
-        if profile.model.lower() == text.partition("@")[0].lower():
-            _, at, revision = text.partition("@")
-            return profile.model_copy(update={"revision": revision}) if at else profile
+    if profile := _by_id(text, every):
+        return profile
     if (Path(text) / "model_index.json").is_file():
         return _of_folder(Path(text), every)
     hint = suggest(text, bundled_profiles())
@@ -53,7 +52,8 @@ def load_profile(model: str | Path) -> Profile:
 
 def profile_of(model: str) -> Profile | None:
     """The bundled profile of a model that is named by the profile, or by its hub id; None for any other."""
-    return next((one for one in map(_bundled, bundled_profiles()) if model in (one.name, one.source)), None)
+    every = [_bundled(name) for name in bundled_profiles()]
+    return next((one for one in every if model == one.name), None) or _by_id(model, every)
 
 
 def choose_detectors(named: Sequence[str], profile: Profile | None, *, is_needed: bool = True) -> tuple[str, ...]:
@@ -92,6 +92,13 @@ def _bundled(name: str) -> Profile:
     entry = files("safeflux.profiles") / "bundled" / f"{name}.yaml"
     profile = read_strict(entry, f"bundled:{name}.yaml", Profile)
     return profile.model_copy(update={"speech": emoji_speech()}) if name == NAME else profile
+
+
+def _by_id(text: str, every: Sequence[Profile]) -> Profile | None:
+    """The profile of `ID` or `ID@REVISION`. An id by itself stands for the hub's default branch, as in diffusers."""
+    identity, _, revision = text.partition("@")
+    found = next((profile for profile in every if profile.model.lower() == identity.lower()), None)
+    return found and found.model_copy(update={"revision": revision or None})
 
 
 def _of_folder(folder: Path, every: list[Profile]) -> Profile:

@@ -12,7 +12,7 @@ from safeflux.trainer.sampling.pipelines import PIPELINES
 
 from safeflux.errors import ConfigError
 from safeflux.families.sites import find_sites
-from safeflux.profiles.load import bundled_profiles, load_profile
+from safeflux.profiles.load import bundled_profiles, load_profile, profile_of
 from safeflux.profiles.schema import profile_schema
 from safeflux.reference.model import EMOJI_FLUX, EMOJI_FLUX_CALL
 from safeflux.reference.vocabulary import vocabulary
@@ -82,6 +82,17 @@ def test_the_call_is_one_that_the_pipeline_takes_and_the_trainer_knows_it(name):
     assert profile.licence
 
 
+@pytest.mark.parametrize("name", sorted(set(bundled_profiles()) - {"emoji-flux"}))
+def test_the_name_of_a_profile_stands_for_one_commit(name):
+    profile = load_profile(name)
+    assert profile.source == f"{profile.model}@{profile.revision}"
+    assert profile_of(profile.source) == profile_of(name) == profile
+    other = profile_of(f"{profile.model}@{'0' * 40}")
+    assert other.name == name
+    assert other.revision == "0" * 40
+    assert profile_of(profile.model) == profile.model_copy(update={"revision": None})
+
+
 def test_the_embedded_model_is_one_among_others():
     profile = load_profile("emoji-flux")
     assert profile.call == EMOJI_FLUX_CALL
@@ -95,6 +106,7 @@ def test_a_model_is_named_by_id_revision_file_or_folder(tmp_path):
     revision = "0123456789abcdef0123456789abcdef01234567"
     by_id = load_profile(f"black-forest-labs/FLUX.2-klein-4B@{revision}")
     assert (by_id.name, by_id.source) == ("flux2-klein-4b", f"black-forest-labs/FLUX.2-klein-4B@{revision}")
+    assert load_profile("black-forest-labs/flux.2-klein-4b").source == "black-forest-labs/FLUX.2-klein-4B"
     (tmp_path / "mine.yaml").write_text(MINIMAL)
     assert load_profile(tmp_path / "mine.yaml").source == "somewhere"
     (tmp_path / "flux/transformer").mkdir(parents=True)
