@@ -12,7 +12,7 @@ loaded model in place. Nothing else stays on the model: no hook, no wrapper, no 
 `__all__` is the whole public API; everything else may change. Importing safeflux imports no torch: a name's module is
 loaded when the name is first used. The packages, in the order in which they may import one another: `disk`,
 `families`, `policy`, `reference`; `evidence`, `detectors`; `masks`; `plan`, `checkpoints`, `doctor`; `model`, `baking`;
-`convert`, `evaluation`, `demo`, `serve`; `trainer`; `cli`. docs/architecture.md tells what each is for.
+`convert`, `evaluation`, `demo`, `serve`; `trainer`; `cli`. docs/architecture.md says what each is for.
 """
 
 from importlib import import_module

@@ -22,7 +22,7 @@ def environment(tmp_path_factory):
     return {**os.environ, LIBRARY: str(build(tmp_path_factory.mktemp("apart")))}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # most of it is compilation; tests/model and tests/trainer check the same on the CPU
 @pytest.mark.skipif(not (HAS_COMPILER or torch.cuda.is_available()), reason="needs a C++ compiler, or a GPU")
 def test_checks_on_a_device(environment):
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]

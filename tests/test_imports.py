@@ -1,11 +1,13 @@
 """What importing costs. Which package may import which is held by import-linter (pyproject.toml, `make lint`)."""
 
 import pkgutil
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import safeflux.trainer
 
 import safeflux
 from safeflux.cli import COMMANDS
@@ -49,6 +51,22 @@ def test_the_house_is_small_at_every_door():
     inside = {path.parent for top in (home, *mapped) for path in top.rglob("__init__.py")} - {home}
     for package in inside:
         assert len(list(package.glob("*.py"))) <= 16, package
+
+
+OTHER_FOLDERS = {"comfyui", "conformance", "device", "helpers", "recipe"}
+"""Those of `tests/` that mirror no package of safeflux."""
+
+
+def test_tests_mirror_the_packages_and_use_no_private_name_of_another():
+    tests, home = Path(__file__).parent, Path(safeflux.__file__).parent
+    packages = {path.name for path in (*home.iterdir(), Path(str(safeflux.trainer.__file__)).parent)}
+    folders = {path.name for path in tests.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    assert folders - OTHER_FOLDERS < packages
+    private = r"""from safeflux\.?([\w.]*) import (?:.*\W)?_[a-z]|(?:["']|from )safeflux\.?([\w.]*)\._[a-z]"""
+    for path in tests.rglob("*/*.py"):
+        own = path.relative_to(tests).parts[0]
+        used = {"".join(found) for found in re.findall(private, path.read_text(encoding="utf-8"))}
+        assert {name for name in used if name.partition(".")[0] != own} == set(), path
 
 
 def test_torch_free_packages_need_neither_torch_nor_an_extra():

@@ -64,6 +64,13 @@ def test_the_description_on_a_package_index_has_no_link_that_leads_nowhere():
     assert "- Policies: the YAML file" in make(readme, None)
 
 
+def test_every_address_of_the_project_is_one_that_pages_name_too():
+    urls = CONFIG["project"]["urls"]
+    assert urls["Paper"].startswith("https://arxiv.org/abs/")
+    assert f"arXiv {urls['Paper'].rpartition('/')[2]}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(url.startswith("https://") for url in urls.values())
+
+
 def test_constraints_pin_exactly_and_within_what_the_package_asks_for():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][\w.]*", line) for line in lines)

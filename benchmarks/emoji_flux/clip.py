@@ -8,7 +8,7 @@ backgrounds) and against the captions of some of the pictures. Each pair is a ye
 loss of Zhai et al. (SigLIP, arXiv 2303.15343, Algorithm 1): two things in one picture are two yeses. The loss's bias
 only shifts all answers, and CLIP has none; it stays behind. So does a table of one free vector a label, which the
 pictures are held against too: a text tower that is new gives all labels nearly the same vector, and with it alone
-hundreds of steps told no concept from another.
+hundreds of steps could not distinguish the concepts.
 
 Trained with the larger vocabulary of `grown/`, it serves a model of the smaller one too.
 """

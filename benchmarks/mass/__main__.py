@@ -1,4 +1,4 @@
-"""Learn a mask for each of many concepts, and measure random subsets of them, AND-ed as a policy does.
+"""Learn a mask for each of many concepts, and measure random subsets of them, combined as a policy does.
 
     python -m benchmarks.mass --out runs/mass --concepts 100 --model benchmarks/emoji_flux/grown/emoji-flux \
         --vocabulary benchmarks/emoji_flux/grown/vocabulary.yaml --judge benchmarks/emoji_flux/grown/judge.onnx

@@ -51,10 +51,10 @@ class Group(click.Group):
     """A group whose commands name the exit codes in their help, and that suggests the nearest command."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, with the exit codes at the end of its help."""
+        """The command, with the exit codes in its help, above the examples."""
         command = self.find(ctx, cmd_name)
         if command and EXIT_CODES not in (command.epilog or ""):
-            command.epilog = f"{command.epilog.rstrip()}\n\n{EXIT_CODES}" if command.epilog else EXIT_CODES
+            command.epilog = f"{EXIT_CODES}\n\n{command.epilog}" if command.epilog else EXIT_CODES
         return command
 
     def find(self, ctx: click.Context, name: str) -> click.Command | None:

@@ -28,8 +28,6 @@ _VERIFY_EXAMPLES = """\b
 Examples:
   safeflux verify guarded --policy strict
   safeflux verify quantised-later.gguf --policy mine.yaml --store masks/ --base flux1-dev.safetensors
-\b
-The second is for files that another tool rewrote, without the header that bake wrote.
 """
 
 
@@ -133,7 +131,8 @@ def _as_dict(made: Baked) -> dict[str, Any]:
 @click.option(
     "--base",
     metavar="MODEL",
-    help="The base model; not needed for files from `safeflux bake`, unless neurons were removed (--compact).",
+    help="The base model. Needed for files without the header that `safeflux bake` writes, such as those that another "
+    "tool rewrote, and for those whose neurons were removed (--compact).",
 )
 @as_json
 @click.pass_context

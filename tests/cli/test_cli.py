@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from safeflux._version import __version__
+import safeflux
 from safeflux.cli import COMMANDS, main
 from safeflux.cli._lazy import LazyGroup
 from safeflux.errors import ApplyError
@@ -39,7 +39,7 @@ def test_help_lists_every_command_with_its_line(run):
 
 
 def test_version(run):
-    assert run("--version").stdout == f"safeflux {__version__}\n"
+    assert run("--version").stdout == f"safeflux {safeflux.__version__}\n"
 
 
 def test_wrong_use_is_exit_code_2(run):

@@ -84,8 +84,11 @@ def _leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 @pytest.mark.parametrize("words", [words for words in _leaves(main) if words], ids=" ".join)
-def test_every_help_has_examples_of_its_command(words):
+def test_every_help_ends_in_examples_of_its_command(words):
     help_text = CliRunner().invoke(main, [*words, "--help"], catch_exceptions=False).stdout
-    _, found, rest = help_text.partition("Examples:\n")
+    before, found, rest = help_text.partition("  Examples:\n")
     assert found
+    assert "Exit codes: " in before
     assert f"safeflux {' '.join(words)}" in rest
+    for line in rest.splitlines():
+        assert line.startswith(("    safeflux ", "    hf upload ", "        ")), line  # a command, or the rest of one

@@ -173,7 +173,7 @@ def packaged(program, path):
 
 
 @pytest.mark.parametrize(
-    "export", [written, *([pytest.param(packaged, marks=pytest.mark.slow)] if HAS_COMPILER else [])]
+    "export", [written, *([pytest.param(packaged, marks=pytest.mark.thorough)] if HAS_COMPILER else [])]
 )
 def test_an_export_draws_guarded_and_no_later_write_reaches_it(transformer, store, inputs, forward, tmp_path, export):
     arguments = {**inputs, "return_dict": False}

@@ -50,7 +50,10 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["flux1-kontext-dev", "flux2-klein-base-4b", "flux2-dev", "chroma1-hd"])
+FLUX2_DEV = pytest.param("flux2-dev", marks=pytest.mark.thorough)  # flux2-klein-base-4b has the same transformer
+
+
+@pytest.mark.parametrize("name", ["flux1-kontext-dev", "flux2-klein-base-4b", FLUX2_DEV, "chroma1-hd"])
 def test_any_model_is_trained_measured_and_previewed(home, tmp_path, name):
     """A tiny random model of each pipeline's class, from a pack to a page; benchmarks.profiles does so for all."""
     model = save_tiny(tmp_path / name, name)

@@ -135,6 +135,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return trained(tmp_path_factory.mktemp("processes") / "one", 2)
 
 
+@pytest.mark.thorough  # the next test exchanges the same between processes
 def test_two_processes_learn_what_one_learns_from_twice_the_batches(tmp_path, one):
     two = trained(tmp_path / "two", 1, TRAINED, "--multi_gpu")
     check_same(two, one)

@@ -79,7 +79,7 @@ def evaluate(
     have 95 % intervals. Prompts and noises play no part in training.
 
     The embedded model has its own words and its judge. For any other model, or with --pack or --detector, the words are
-    those of packs, and a detector's thresholds are chosen on the base model's own pictures, which the report tells.
+    those of packs, and a detector's thresholds are chosen on the base model's own pictures; the report has them.
 
     `safeflux eval prompts` measures with the prompts of a file instead.
 

@@ -21,10 +21,6 @@ Examples:
   safeflux eval prompts i2p.csv --model FLUX.1-schnell --device cuda --dtype bfloat16 --mask weapons.safetensors
       --call num_inference_steps=4 --call guidance_scale=0 --detector onnx:nsfw.onnx --labels nsfw.txt --find nsfw
       --preprocess activation=softmax --preprocess mean=0.485,0.456,0.406 --preprocess std=0.229,0.224,0.225
-
-\b
---preprocess takes size=H,W (where the file leaves it free), mean=R,G,B and std=R,G,B (of pixels in 0 to 1),
-activation=none|sigmoid|softmax, threshold=NUMBER.
 """
 
 
@@ -52,7 +48,12 @@ activation=none|sigmoid|softmax, threshold=NUMBER.
     help="Label to look for; for zero-shot any words, e.g. 'a dagger'. Repeatable.  [default: all]",
 )
 @click.option(
-    "--preprocess", multiple=True, metavar="KEY=VALUE", callback=pairs, help="How the ONNX file takes pictures."
+    "--preprocess",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=pairs,
+    help="How the ONNX file takes pictures: size=H,W (where the file leaves it free), mean=R,G,B and std=R,G,B (of "
+    "pixels in 0 to 1), activation=none|sigmoid|softmax, threshold=NUMBER. Repeatable.",
 )
 @calls
 @on_device

@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import sys
+from contextlib import chdir
 
 import numpy as np
 import onnx
@@ -31,6 +32,14 @@ from safeflux.reference.model import load_pipeline
 from safeflux.reference.onnx_session import providers
 from tests.helpers.onnx_running import FEWEST, assert_runs_like, bytes_in, facts, inputs_of, run, session, tensors
 from tests.helpers.policies import BLADES, BOTH, SPIRITS
+from tests.helpers.tiny import save_tiny
+
+BOTH_YAML = """\
+apiVersion: safeflux/v1
+kind: Policy
+name: both
+categories: {weapons: {masks: [blades]}, alcohol: {masks: [spirits]}}
+"""
 
 
 def test_an_export_has_the_parameters_by_name_and_answers_like_torch(small, plain):
@@ -57,7 +66,12 @@ def test_an_export_has_the_parameters_by_name_and_answers_like_torch(small, plai
 def test_masked_after_the_export_is_guarded_before_it_byte_for_byte(small, guarded, plain, masks, tmp_path):
     before = bytes_in(plain.parent)
     plan = bake(plain, tmp_path / "after", BOTH, store=masks).plan
-    export_onnx(guarded, tmp_path / "before")
+    small.save_pretrained(save_tiny(tmp_path / "flux", "flux1-dev") / "transformer")
+    (tmp_path / "both.yaml").write_text(BOTH_YAML)
+    command = ["onnx", "export", "flux", "before", "--policy", "both.yaml", "--store", str(masks), "--json"]
+    with chdir(tmp_path):
+        done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert json.loads(done.stdout)["bits_off"] == plan.masks.count.masked
     assert bytes_in(tmp_path / "after") == bytes_in(tmp_path / "before")
     assert sorted(bytes_in(tmp_path / "after")) == ["model.onnx", "model.onnx.data"]
     assert bytes_in(plain.parent) == before
@@ -88,7 +102,7 @@ def test_two_guards_are_told_with_the_masks_of_both(small, masks):
     assert told["masks_sha256"] == digest(compose(*(plan.masks for plan in plans)))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # the tests above export a smaller model of the same class
 def test_the_embedded_model_with_its_own_policy(tmp_path):
     done = CliRunner().invoke(
         main, ["onnx", "export", NAME, str(tmp_path / "guarded"), "--json"], catch_exceptions=False
