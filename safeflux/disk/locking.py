@@ -1,11 +1,16 @@
 """File locks of POSIX systems. Elsewhere the error is raised when a lock is needed, not at import."""
 
 import errno
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
-from safeflux.errors import SafeFluxError
+from safeflux.errors import ConfigError, SafeFluxError
 
+_LOCK = ".lock"
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of file systems without locks, such as some of NFS."""
 
@@ -24,6 +29,37 @@ def file_locks() -> ModuleType:
             "safeflux inside WSL"
         ) from error
     return fcntl
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Work in a folder that no other process works in; it is created if needed.
+
+    On a file system without locks, whoever asks gets in.
+
+    Raises:
+        ConfigError: Another process works in it.
+        OSError: It cannot be created or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if try_lock(handle) is False:
+            raise ConfigError(f"{folder}: another process works in it; wait until it is done, or choose another folder")
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuse a folder that another process works in, before a long preparation. Creates nothing.
+
+    Raises:
+        ConfigError: Another process works in it.
+    """
+    if (folder / _LOCK).exists():
+        with locked(folder):
+            pass
 
 
 def try_lock(handle: int) -> bool | None:

@@ -5,8 +5,8 @@ carries the sha256 of its content: a damaged file is refused, never read in part
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.canonical import canonical_json, parse_mapping
-from safeflux.disk.locking import try_lock
+from safeflux.disk.locking import locked
 from safeflux.disk.reading import read_regular
 from safeflux.errors import ConfigError, PolicyError
 from safeflux.policy.load import Policy
@@ -23,7 +23,7 @@ from safeflux.serve.folder import Texts
 KEPT = 16
 """Number of revisions kept for rollback."""
 _FORMAT = "safeflux-revisions/1"
-_FILE, _LOCK = "revisions.json", ".lock"
+_FILE = "revisions.json"
 _MOST = 1 << 25
 """Bytes of the file; the oldest revisions go first."""
 
@@ -73,24 +73,20 @@ class RevisionFolder:
         """Create the folder if needed, lock it, and read what it has.
 
         Raises:
-            ConfigError: It cannot be created, read or locked; another service has it open; or the file is damaged.
+            ConfigError: It cannot be created, read or locked; another process has it open; or the file is damaged.
         """
         self.path = path / _FILE
-        try:
-            path.mkdir(exist_ok=True)
-            self._handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be used to keep revisions ({error.strerror}); expected a folder that can be written to"
-            ) from error
-        try:
-            if try_lock(self._handle) is False:
-                raise ConfigError(f"{path}: another service keeps its revisions there; choose another folder")
+        with ExitStack() as opened:
+            try:
+                opened.enter_context(locked(path))
+            except OSError as error:
+                raise ConfigError(
+                    f"{path}: cannot be used to keep revisions ({error.strerror}); expected a folder that can be "
+                    "written to"
+                ) from error
             self.found = self._read()
             """The revisions that it had, the oldest first; the last one was in force."""
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     def write(self, revisions: Sequence[PastRevision]) -> None:
         """Replace the file.
@@ -112,7 +108,7 @@ class RevisionFolder:
 
     def close(self) -> None:
         """Unlock the folder."""
-        os.close(self._handle)
+        self._opened.close()
 
     def _read(self) -> tuple[PastRevision, ...]:
         try:

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from safeflux.cli import COMMANDS
+from safeflux.disk.locking import check_unlocked, locked
 from safeflux.disk.staging import staged
-from safeflux.errors import SafeFluxError
+from safeflux.errors import ConfigError, SafeFluxError
 from safeflux.evidence.audit import AuditLog
 
 
@@ -31,6 +32,26 @@ def test_nothing_is_staged_without_a_lock(tmp_path):
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_works_in_a_folder_and_a_kill_lets_the_next_one_in(tmp_path):
+    folder = tmp_path / "new/run"
+    check_unlocked(folder)
+    assert not folder.parent.exists()
+    code = f"from safeflux.disk.locking import locked\nwith locked({folder!r}): print('in', flush=True), input()"
+    code = "from pathlib import PosixPath\n" + code
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with (
+            pytest.raises(ConfigError, match=r"run: another process works in it; wait .* another folder"),
+            locked(folder),
+        ):
+            pass
+        with pytest.raises(ConfigError, match="another process works in it"):
+            check_unlocked(folder)
+        other.kill()
+    with locked(folder):
+        pass
 
 
 def test_no_module_asks_for_locks_when_it_is_imported():

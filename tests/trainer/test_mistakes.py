@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.planning import plan_run
-from safeflux.trainer.run.session import run
+from safeflux.trainer.run.session import check_run, run
 
+from safeflux.disk.locking import locked
 from safeflux.errors import ConfigError, MaskMismatchError, ModelError, SafeFluxError
 from safeflux.masks.file import load_masks, save_masks
 from safeflux.reference.model import EMOJI_FLUX
@@ -73,6 +75,11 @@ def test_a_folder_that_is_a_file_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file is not a folder that can be written to"):
         run(plan_run(["weapons"], None, SETTINGS, {}), tmp_path / "file" / "run", lambda report, most: None)
+
+
+def test_a_folder_that_another_run_works_in_is_refused_at_once(tmp_path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="another process works in it"):
+        check_run(plan_run(["weapons"], None, SETTINGS, {}), tmp_path, Processes())
 
 
 def test_a_mask_for_other_base_weights_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """One whole training run: check, load the model, run the rounds, make the masks small, write the mask files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from safeflux.trainer.run.validation import (
 
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.folders import check_writable
+from safeflux.disk.locking import check_unlocked, locked
 from safeflux.errors import ConfigError, TrainError
 from safeflux.evaluation.bench import Progress
 from safeflux.evaluation.subject import source_of
@@ -99,8 +100,9 @@ def run(
         note: Called with each line about the detector before the first round.
 
     Raises:
-        SafeFluxError: An option, a mask or the folder is wrong, which is found before the model loads; the model
-            cannot be loaded, the loss is not finite, the run needs more memory than there is, or the disk is full.
+        SafeFluxError: An option, a mask or the folder is wrong, or another run works in the folder, which is found
+            before the model loads; the model cannot be loaded, the loss is not finite, the run needs more memory than
+            there is, or the disk is full.
         KeyboardInterrupt: `stops` was true after a round.
     """
     processes = Processes()  # before any library asks Accelerate on its own
@@ -113,7 +115,7 @@ def run(
         for line in validator.notes:
             note(line)
     shown = phase if processes.is_first else _silent
-    with _writing(folder):
+    with _writing(folder), locked(folder) if processes.is_first else nullcontext():
         eyes = Eyes(pipe, config) if validator is None else None
         drawn = partial(shown, "base model's outputs")
         training = Run(config, pipe, folder, processes, validator, drawn, given, eyes, base)
@@ -150,6 +152,8 @@ def check_run(config: TrainConfig, folder: Path, processes: Processes, *, needs_
     if processes.splits_weights:
         check_splittable(config)
     check_writable(folder)
+    if processes.is_first:
+        check_unlocked(folder)
     read_checkpoint(folder, config, processes.count)
     given = GivenMasks.read(config)
     if detector_of(config) == "judge":

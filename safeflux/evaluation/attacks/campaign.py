@@ -19,6 +19,7 @@ from PIL import Image
 
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.canonical import read_json
+from safeflux.disk.locking import locked
 from safeflux.errors import ConfigError
 from safeflux.evaluation.attacks.base import Attack, Shot, Size
 from safeflux.evaluation.attacks.belongings import prepare
@@ -125,20 +126,24 @@ class Campaign:
         Args:
             sight: Looks at the pictures.
             progress: Called with the pictures and gradients done so far, of all that were missing.
+
+        Raises:
+            ConfigError: Another process works in the folder.
         """
-        (self.folder / "units").mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "campaign.json", (json.dumps(self.depends, indent=1) + "\n").encode())
-        missing = self.missing()
-        meter = _Meter(progress, sum(unit.attack.cost(self.size).total for unit in missing))
-        unguarded = prepare(self, [unit.attack for unit in missing])
-        for arm in Arm:
-            units = [unit for unit in missing if unit.arm is arm]
-            if units:
-                with in_arm(self.pipe, arm, self.masks, self.size.seed) as masks:
-                    victim = replace(unguarded, masks=masks, drawn=meter.drawn)
-                    for unit in units:
-                        meter.begin(unit, self.size)
-                        self._do(unit, victim, sight)
+        with locked(self.folder):
+            (self.folder / "units").mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "campaign.json", (json.dumps(self.depends, indent=1) + "\n").encode())
+            missing = self.missing()
+            meter = _Meter(progress, sum(unit.attack.cost(self.size).total for unit in missing))
+            unguarded = prepare(self, [unit.attack for unit in missing])
+            for arm in Arm:
+                units = [unit for unit in missing if unit.arm is arm]
+                if units:
+                    with in_arm(self.pipe, arm, self.masks, self.size.seed) as masks:
+                        victim = replace(unguarded, masks=masks, drawn=meter.drawn)
+                        for unit in units:
+                            meter.begin(unit, self.size)
+                            self._do(unit, victim, sight)
 
     def points(self, attack: Attack, arm: Arm) -> list[Point]:
         """What was seen over all units of an attack in an arm, by budget; empty where one is missing."""

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from safeflux.detectors.specs import open_detector
+from safeflux.disk.locking import locked
 from safeflux.errors import ConfigError
 from safeflux.evaluation.attacks.base import Cost, Size
 from safeflux.evaluation.attacks.cost import bill_of
@@ -116,6 +117,11 @@ def test_another_campaign_is_refused_in_the_same_folder(campaign, make):
     with pytest.raises(ConfigError, match="expected a campaign with size"):
         make(campaign.folder, size=Size("quick", 2, 3, 5))
     assert make(campaign.folder, ["split", "empty", "plain"]).missing()  # more attacks are welcome
+
+
+def test_two_processes_do_not_attack_in_the_same_folder(campaign, sight):
+    with locked(campaign.folder), pytest.raises(ConfigError, match="another process works in it"):
+        campaign.run(sight)
 
 
 def test_a_detector_that_does_not_know_an_erased_thing_is_refused_before_anything_is_drawn(campaign):
