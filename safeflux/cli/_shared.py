@@ -161,11 +161,8 @@ def refuse_options_before(ctx: click.Context) -> None:
 
 def writable(ctx: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
     """Refuse at the start a folder that could not be written to at the end."""
-    if folder is not None:
-        try:
-            check_writable(folder)
-        except ConfigError as error:
-            raise click.BadParameter(str(error), ctx, parameter) from error
+    if folder is not None and not ctx.resilient_parsing:
+        check_writable(folder)
     return folder
 
 
@@ -173,7 +170,7 @@ def out_folder(what: str, default: Path | None = None) -> Callable[[Callable[...
     """The option `--out`: a folder that is refused at the start if it cannot be written to."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path),
         default=default,
         show_default=default is not None,
         callback=writable,

@@ -38,6 +38,12 @@ def write_new(file: Path, text: str, schema_name: str, schema: dict[str, Any]) -
         raise ConfigError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
 
 
+def report_new(file: Path, schema_name: str, command: str, *, as_json: bool, **facts: Any) -> None:
+    """Print what was written: one JSON object, or a line with the command that comes next."""
+    written = {"path": str(file), "schema": str(file.with_name(schema_name)), **facts}
+    click.echo(json.dumps(written) if as_json else f"{file}: written. Edit it, then: safeflux {command}")
+
+
 def schema_text(schema: dict[str, Any]) -> str:
     """A JSON Schema as it is printed and written."""
     return json.dumps(schema, indent=2) + "\n"

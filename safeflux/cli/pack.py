@@ -8,7 +8,7 @@ import click
 
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples
-from safeflux.cli._starter import check_new, schema_text, write_new
+from safeflux.cli._starter import check_new, report_new, schema_text, write_new
 from safeflux.errors import ConfigError
 from safeflux.packs.load import known_packs, load_pack, pack_text
 from safeflux.packs.schema import pack_schema
@@ -71,13 +71,14 @@ def _facts(name: str) -> dict[str, Any]:
 @pack.command(epilog=examples("safeflux pack new vehicles.yaml", "safeflux pack new cartoon.yaml --from art-style"))
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--from", "source", default="character", show_default=True, help="The bundled pack to start from.")
-def new(file: Path, source: str) -> None:
+@as_json
+def new(file: Path, source: str, as_json: bool) -> None:
     """Write a new pack to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
     check_new(file)
     text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{pack_text(source)}"
     text = text.replace(f"\nname: {source}\n", f"\nname: {file.stem}\n")
     write_new(file, text, SCHEMA_FILE, pack_schema())
-    click.echo(f"{file}: written. Edit it, then: safeflux pack check {file}")
+    report_new(file, SCHEMA_FILE, f"pack check {file}", as_json=as_json, source=source)
 
 
 @pack.command("schema", epilog=examples("safeflux pack schema > safeflux-pack.schema.json"))

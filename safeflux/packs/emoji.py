@@ -67,7 +67,8 @@ def emoji_pack(name: str) -> Pack:
         ConfigError: It has none of that name.
     """
     if name not in vocabulary().targets:
-        raise ConfigError(f"pack '{EMOJI}:{name}': emoji-flux has no such category{suggest(name, emoji_packs())}")
+        message = f"pack '{EMOJI}:{name}': emoji-flux has no such category{suggest(name, emoji_packs())}"
+        raise ConfigError(message) from FileNotFoundError(name)
     return pack_of(vocabulary().targets[name])
 
 

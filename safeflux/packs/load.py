@@ -38,7 +38,8 @@ def load_pack(name: str | Path) -> Pack:
         return emoji_pack(text.removeprefix(f"{EMOJI}:"))
     if text not in bundled_packs():
         hint = suggest(text, known_packs())
-        raise ConfigError(f"pack {text!r}: no bundled pack has this name{hint} (a file's path ends in .yaml)")
+        message = f"pack {text!r}: no bundled pack has this name{hint} (a file's path ends in .yaml)"
+        raise ConfigError(message) from FileNotFoundError(text)
     return read_strict(_bundled(text), f"bundled:{text}.yaml", Pack, Pack.faults)
 
 
@@ -49,7 +50,8 @@ def pack_text(name: str) -> str:
         ConfigError: There is no such pack.
     """
     if name not in bundled_packs():
-        raise ConfigError(f"pack {name!r}: no bundled pack has this name{suggest(name, bundled_packs())}")
+        message = f"pack {name!r}: no bundled pack has this name{suggest(name, bundled_packs())}"
+        raise ConfigError(message) from FileNotFoundError(name)
     return _bundled(name).read_text(encoding="utf-8")
 
 

@@ -47,7 +47,7 @@ def load_profile(model: str | Path) -> Profile:
     raise ConfigError(
         f"model {text!r}: expected a bundled profile, the hub id of one, a profile in a YAML file, or the folder of a "
         f"pipeline{hint}"
-    )
+    ) from FileNotFoundError(text)
 
 
 def profile_of(model: str) -> Profile | None:

@@ -174,7 +174,7 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
         (["prompts"], 2, "Missing argument 'FILE.csv'"),
         (["prompts", "words.csv", "--call", "steps"], 2, "expected KEY=VALUE"),
         (["prompts", "words.csv", "--mask", "none.safetensors", *NOWHERE], 3, "none.safetensors: cannot"),
-        (["--out", "words.csv/report"], 2, "words.csv is not a folder that can be written to"),
+        (["--out", "words.csv/report"], 3, "words.csv is not a folder that can be written to"),
         (["--mask", "{files}/rhinos.safetensors", "--out", "x"], 1, "'rhino'"),
         (["--images", "1"], 2, "--images"),
         (["prompts", "words.csv", "--least", "nudity_percentage=50"], 1, "ends in _percentage, of: none"),

@@ -49,6 +49,10 @@ def run(tmp_path, monkeypatch):
         ("policy check nowhere.yaml", 3),
         ("policy check bad.yaml nowhere.yaml", 3),
         ("policy check strct", 3),
+        ("pack check charactr", 3),
+        ("pack check emoji:charactr", 3),
+        ("pack new mine.yaml --from charactr", 3),
+        ("preview --model flux2-klein-4", 3),
         ("policy explain nowhere.yaml", 3),
         ("policy explain strict --store nowhere", 3),
         ("policy explain strict --store masks", 3),
@@ -91,6 +95,10 @@ def test_the_code_says_whether_it_looked(run, line, code):
         (f"train --category weapons --out {LONG}", 3, "File name too long"),
         (f"demo --out {LONG}", 3, "File name too long"),
         (f"policy explain strict --store {LONG}", 3, "File name too long"),
+        *(
+            (f"{command} --out /proc/x", 3, "/proc is not a folder that can be written to")  # root may, by permissions
+            for command in ("demo", "preview", "attack", "eval", "train --category weapons")
+        ),
     ],
 )
 def test_a_bad_value_is_one_clear_error_and_nothing_begins(run, tmp_path, line, code, message):
@@ -145,6 +153,22 @@ def test_an_interrupt_ends_in_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "interrupted\n")
+
+
+def test_an_interrupt_while_modules_load_ends_in_130(tmp_path):
+    """The first import of the commands, click, stands for a slow disk: it presses the key."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from safeflux.__main__ import main; main()"
+    command = [sys.executable, "-c", start, str(tmp_path), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed_key_presses)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_standard_input_that_is_closed_is_told():
+    command = [sys.executable, "-m", "safeflux", "policy", "check", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.close(0))
+    assert done.returncode == 3
+    assert done.stderr == "error: -: standard input is closed; name a file, or pipe a policy in\n"
 
 
 def _waits_in(pid):

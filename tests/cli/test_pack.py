@@ -25,6 +25,8 @@ def test_a_new_pack_is_valid_and_named_by_its_file(run, tmp_path, source):
     assert (tmp_path / "mine.yaml").read_text().startswith("# yaml-language-server: $schema=pack.schema.json\n")
     checked = run("check", "mine.yaml", source)
     assert checked.stdout.startswith("mine.yaml: mine, ")
+    told = json.loads(run("new", "other.yaml", "--from", source, "--json").stdout)
+    assert told == {"path": "other.yaml", "schema": "pack.schema.json", "source": source}
     again = run("new", "mine.yaml")
     assert (again.exit_code, "already exists" in again.stderr) == (1, True)
 
@@ -42,4 +44,4 @@ def test_mistakes_have_an_excerpt_and_exit_code_1(run, tmp_path):
     assert "bad.yaml:1:1: the key 'concepts' is missing" in result.stderr
     assert run("check", "none.yaml").exit_code == 3
     assert run("new", "mine.txt").exit_code == 2
-    assert run("new", "mine.yaml", "--from", "weapon").exit_code == 1
+    assert run("new", "mine.yaml", "--from", "weapon").exit_code == 3

@@ -46,7 +46,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "mask verify": ["FILE...", "--key", "--json"],
         "pack list": ["--json"],
         "pack check": ["PACK...", "--json"],
-        "pack new": ["FILE", "--from"],
+        "pack new": ["FILE", "--from", "--json"],
         "pack schema": [],
         "bake": [
             "SRC",
@@ -81,6 +81,25 @@ def _leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tupl
         found = command.get_command(click.Context(command), name)
         assert found is not None
         yield from _leaves(found, (*path, name))
+
+
+IN_A_FORM_OF_ITS_OWN = {
+    *(("policy", "schema"), ("pack", "schema"), ("train", "schema")),  # JSON Schema
+    *(("audit", "export"), ("audit", "statement")),  # OSCAL and in-toto, both JSON
+    ("serve",),  # runs until it is stopped
+}
+
+
+def test_every_command_that_prints_a_result_prints_it_as_json_too():
+    without = set()
+    for words in _leaves(main):
+        command: click.Command = main
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), word) or command
+        if not any("--json" in parameter.opts for parameter in command.params):
+            without.add(words)
+    assert without == IN_A_FORM_OF_ITS_OWN
 
 
 @pytest.mark.parametrize("words", [words for words in _leaves(main) if words], ids=" ".join)

@@ -31,6 +31,7 @@ def test_the_manifest_is_what_a_registry_reads():
     project, comfy = content["project"], content["tool"]["comfy"]
     assert project["name"] == "comfyui-safeflux"
     assert {"PublisherId", "DisplayName", "requires-comfyui"} <= comfy.keys()
+    assert comfy["PublisherId"] == ""  # an account's id, which whoever publishes fills in
     needs = [Requirement(line) for line in project["dependencies"]]
     assert [need.name for need in needs] == ["safeflux"]
     assert needs[0].specifier.contains(safeflux.__version__)

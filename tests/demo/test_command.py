@@ -31,12 +31,12 @@ def test_a_misspelt_policy_is_one_clean_message_and_nothing_is_written(run, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_a_folder_that_cannot_be_made_is_wrong_use(run, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("")
     for out in ("file", "file/out"):
         result = run("--out", out)
-        assert result.exit_code == 2
-        assert "file" in result.stderr
+        assert result.exit_code == 3
+        assert "file is not a folder that can be written to" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--images", "0"), ("--seed", "-1"), ("--images", "many")])

@@ -105,7 +105,7 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
         (["--pack", "brand"], 1, "no mask erases this category"),
         (["--policy", "mine.yaml"], 3, "mine.yaml"),
         (["--prompts", "none.csv"], 3, "none.csv: cannot be read"),
-        (["--model", "nowhere"], 1, "model 'nowhere': expected a bundled profile"),
+        (["--model", "nowhere"], 3, "model 'nowhere': expected a bundled profile"),
         (["--detector", "oracle"], 1, "detector 'oracle': expected"),
     ):
         result = run(*arguments, "--policy", "strict") if arguments[0] != "--policy" else run(*arguments)

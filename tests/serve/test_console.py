@@ -84,7 +84,7 @@ def test_the_next_policy_is_shown_before_and_after_and_put_in_force_by_keyboard_
     page.get_by_role("button", name="Edit live").focus()
     page.keyboard.press("Enter")
     text = page.get_by_label("Policy (YAML)")
-    page.wait_for_function("document.activeElement.id === 'text'")
+    expect(text).to_be_focused()
     assert text.input_value() == LIVE
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(TIGHT + "adpaters: deny\n")

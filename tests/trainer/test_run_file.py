@@ -48,6 +48,13 @@ def test_the_new_file_says_what_the_model_and_the_packs_say_and_so_does_all_of_i
     assert json.loads((tmp_path / "safeflux-train.schema.json").read_text()) == run_schema()
     assert json.loads(run("schema").stdout) == run_schema()
     assert "safeflux train --config run.yaml --dry-run" in result.stdout
+    told = json.loads(run("new", "again.yaml", "--json").stdout)
+    assert told == {
+        "path": "again.yaml",
+        "schema": "safeflux-train.schema.json",
+        "model": "flux2-klein-4b",
+        "packs": ["weapons"],
+    }
     again = run("new", "run.yaml")
     assert (again.exit_code, (tmp_path / "run.yaml").read_text()) == (1, text)
     assert run("new", "run.json").exit_code == 2

@@ -11,8 +11,9 @@ import click
 from safeflux.cli._completion import CATEGORY, POLICY
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples, masks, store, stores
-from safeflux.cli._starter import check_new, schema_text, write_new
+from safeflux.cli._starter import check_new, report_new, schema_text, write_new
 from safeflux.cli.policy.plan import changed_bits, lock, plan
+from safeflux.errors import ConfigError
 from safeflux.policy.check import STDIN, Checked, expand
 from safeflux.policy.check import check as check_policy
 from safeflux.policy.diff import Verdict, as_dict, compare, verdict
@@ -74,7 +75,7 @@ def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...]
         return open_store(stores or None)
 
     names = expand(policies)
-    stdin = sys.stdin.buffer.read() if STDIN in names else b""
+    stdin = _standard_input() if STDIN in names else b""
     results = [check_policy(name, masks, has_own=bool(stores), stdin=stdin) for name in names]
     cases = [result.case for result in results]
     failed = [result for result in results if result.case.errors]
@@ -218,6 +219,12 @@ def test(ctx: click.Context, files: tuple[str, ...], store: "Store", form: str, 
         ctx.exit(1)
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # the caller closed it
+        raise ConfigError("-: standard input is closed; name a file, or pipe a policy in") from OSError()
+    return sys.stdin.buffer.read()
+
+
 def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
 
@@ -246,14 +253,8 @@ def new(file: Path, categories: tuple[str, ...], extends: str | None, as_json: b
     warnings = [f"{name} has no bundled mask{suggest(name, known)}" for name in categories if name not in known]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    facts = {
-        "path": str(file),
-        "schema": str(file.with_name(SCHEMA_FILE)),
-        "extends": extends,
-        "categories": list(categories),
-    }
-    text_to_print = f"{file}: written. Edit it, then: safeflux policy check {file}"
-    click.echo(json.dumps({**facts, "warnings": warnings}) if as_json else text_to_print)
+    facts = {"extends": extends, "categories": list(categories), "warnings": warnings}
+    report_new(file, SCHEMA_FILE, f"policy check {file}", as_json=as_json, **facts)
 
 
 @policy.command(epilog=examples("safeflux policy schema > safeflux-policy.schema.json"))

@@ -45,7 +45,7 @@ Examples:
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of a run; `train new` writes one."
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/CATEGORY]")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CATEGORY]")
 @click.option(
     "--initial",
     type=click.Path(path_type=Path),

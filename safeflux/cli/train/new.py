@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, examples
-from safeflux.cli._starter import check_new, schema_text, write_new
+from safeflux.cli._shared import DETECTOR_HELP, MODEL_HELP, as_json, examples
+from safeflux.cli._starter import check_new, report_new, schema_text, write_new
 
 
 @click.command(
@@ -18,7 +18,8 @@ from safeflux.cli._starter import check_new, schema_text, write_new
 @click.option("--model", default="flux2-klein-4b", show_default=True, help=MODEL_HELP)
 @click.option("--pack", "packs", multiple=True, help="A bundled pack, or a YAML file. Repeatable.  [default: weapons]")
 @click.option("--detector", help=f"Looks at the pictures: {DETECTOR_HELP}")
-def new(file: Path, model: str, packs: tuple[str, ...], detector: str | None) -> None:
+@as_json
+def new(file: Path, model: str, packs: tuple[str, ...], detector: str | None, as_json: bool) -> None:
     """Write FILE (NAME.yaml) for `train --config`, and its schema for editors; existing files are not overwritten.
 
     Every option is in it with its meaning and the value that the model and the packs give it, as a comment.
@@ -27,9 +28,10 @@ def new(file: Path, model: str, packs: tuple[str, ...], detector: str | None) ->
     from safeflux.trainer.asked.run_file import run_schema
     from safeflux.trainer.asked.starter import SCHEMA_FILE, starter
 
-    text = starter(model, packs or ("weapons",), detector)
+    packs = packs or ("weapons",)
+    text = starter(model, packs, detector)
     write_new(file, text, SCHEMA_FILE, run_schema())
-    click.echo(f"{file}: written. Edit it, then: safeflux train --config {file} --dry-run")
+    report_new(file, SCHEMA_FILE, f"train --config {file} --dry-run", as_json=as_json, model=model, packs=list(packs))
 
 
 @click.command("schema", epilog=examples("safeflux train schema > safeflux-train.schema.json"))

@@ -210,7 +210,7 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
         (["--pack", "alcohol", "--mask", str(WEAPONS)], 1, "pack 'alcohol': no mask erases this category"),
         (["--detector", "oracle", "--mask", str(WEAPONS)], 1, "detector 'oracle': expected"),
         (["--call", "steps=3", "--mask", str(WEAPONS)], 2, "--call and --batch belong to"),
-        (["--model", "nowhere"], 1, "model 'nowhere': expected a bundled profile"),
+        (["--model", "nowhere"], 3, "model 'nowhere': expected a bundled profile"),
         (["--pack", "weapns"], 1, "did you mean 'weapons'"),
     ):
         result = CliRunner().invoke(main, ["eval", *arguments], catch_exceptions=False)
