@@ -74,6 +74,8 @@ def test_nothing_is_wider_than_the_window_and_text_has_contrast(open_page, width
 
 
 def test_the_next_policy_is_shown_before_and_after_and_put_in_force_by_keyboard_alone(open_page, served, home):
+    from playwright.sync_api import expect
+
     client, _ = served
     page = open_page()
     page.keyboard.press("Tab")  # the first field has the focus already; the button is next
