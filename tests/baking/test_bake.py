@@ -262,7 +262,7 @@ def test_flux_2_baked_and_converted_is_converted_and_baked(flux2_transformer, ow
     assert all(torch.equal(first[name], tensor) for name, tensor in flux2_transformer.state_dict().items())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # the tests above do it at small widths
 def test_at_the_width_of_flux_1_baked_and_converted_is_converted_and_baked(own_store, tmp_path):
     source = tmp_path / "flux1.safetensors"
     write_flux(source, flux1_shapes(1, 1), "F8_E4M3")

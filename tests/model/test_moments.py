@@ -137,6 +137,7 @@ def test_exceptions_at_random_bytecodes_and_signals_tear_nothing(tmp_path):
     assert injected.interrupted.keys() == set(CALLS)
 
 
+@pytest.mark.thorough  # the bench as such; the test above runs it on the code as it is
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.usefixtures("leaks_of_injected_exceptions")
 def test_the_bench_of_interrupts_finds_what_is_torn(tmp_path, monkeypatch):

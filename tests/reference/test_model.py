@@ -15,7 +15,7 @@ from safeflux.reference.model import load_pipeline
 from safeflux.reference.vocabulary import vocabulary
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # it asks for everything that the shipped model knows; the demo asks for some of it
 def test_the_embedded_model_draws_what_it_is_asked_for():
     words, rng, judge, pipe = vocabulary(), np.random.default_rng(1), Judge(), load_pipeline()
     singles = single_asks(words, words.concepts, 1, rng)
