@@ -4,6 +4,7 @@ Other weights are left out: the whole model in one file next to the folders, ano
 They would be unguarded, and a loader could pick them. In a folder that is already guarded, they are faults.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _WEIGHTS = {
     *(".pt2", ".msgpack", ".h5", ".npz", ".npy", ".data"),
     *(".engine", ".plan", ".trt", ".mlpackage", ".tflite", ".torchscript"),
 }
+_SETTINGS = "config.json"
+"""How the names of settings files end: `config.json`, `scheduler_config.json`; what an index says is judged itself."""
 _SIGNATURES = re.compile(rb"GGUF|PK\x03\x04|\x80[\x02-\x05]|\x89HDF|\x93NUMPY")
 """The first bytes of weight files, whatever their names: GGUF, zip (torch.save), pickle, HDF5, NumPy."""
 _NAMES_WITHIN = 1 << 22
@@ -71,6 +74,18 @@ def other_files(source: Source, *, hidden: bool = False) -> Others:
             (left_out if _could_draw(path, own, is_component) else copied).append(inside)
     links = {inside: real for inside, real in tree.leading_out.items() if inside not in left_out}
     return Others(tuple(copied), tuple(left_out), links)
+
+
+def settings_files(source: Source, files: Iterable[Path]) -> dict[str, Path]:
+    """Return those of a folder's files that say how its parts draw, by their paths from the transformer's folder.
+
+    Args:
+        source: The model.
+        files: Files of its folder, by relative path.
+    """
+    home = home_of(source.path)
+    named = [inside for inside in files if inside.name.endswith(_SETTINGS)]
+    return {Path(os.path.relpath(source.path / inside, home)).as_posix(): inside for inside in named}
 
 
 def check_whole(root: Path, others: Others) -> None:

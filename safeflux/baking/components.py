@@ -1,5 +1,6 @@
 """The components of a pipeline's folder according to its index, for diffusers' pipelines and modular pipelines."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from safeflux.checkpoints.checkpoint import home_of
 from safeflux.disk.canonical import read_json
 
 _INDEX, _MODULAR = "model_index.json", "modular_model_index.json"
+_CONFIGS = (_MODULAR, "modular_config.json", "config.json")
+"""Files that may name classes in a folder's own code under `auto_map`."""
 FLUX_CLASS = re.compile(r"Flux\d*Transformer2DModel")
 """diffusers' classes of FLUX transformers."""
 _PLACES = ("pretrained_model_name_or_path", "repo")
@@ -64,16 +67,28 @@ def unguarded(root: Path) -> list[Component]:
 def own_code(root: Path) -> dict[str, Path]:
     """Return the files of Python in a folder whose classes its index names, by the entry: a pipeline, a component.
 
+    So do the configurations of modular pipelines and of components, under `auto_map`: a file, or another repository.
+
     Raises:
-        ModelError: The index cannot be read.
+        ModelError: An index or a configuration cannot be read.
     """
-    entries = read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
     found = {}
-    for name, entry in entries.items():
-        if isinstance(entry, list) and any(entry):
-            folder = root if name == "_class_name" else root / name
-            found[name] = folder / f"{entry[0]}.py"
-    return {name: path for name, path in found.items() if path.is_file()}
+    for index in (_INDEX, _MODULAR):
+        entries = read_json(root / index) if (root / index).is_file() else {}
+        for name, entry in entries.items():
+            if isinstance(entry, list) and any(entry):
+                folder = root if name == "_class_name" else root / str(_facts(entry).get("subfolder") or name)
+                found[name] = folder / f"{entry[0]}.py"
+    found = {name: path for name, path in found.items() if path.is_file()}
+    folders = {root, home_of(root), *(one.folder for one in components(root))}
+    for config in (folder / name for folder in sorted(folders) for name in _CONFIGS if (folder / name).is_file()):
+        classes = read_json(config).get("auto_map")
+        for name, place in classes.items() if isinstance(classes, dict) else ():
+            repository, _, inside = str(place).rpartition("--")
+            path = config.parent / f"{inside.partition('.')[0]}.py"
+            if repository or path.is_file():
+                found[f"{os.path.relpath(config, root)}: {name}"] = Path(str(place)) if repository else path
+    return found
 
 
 def made_local(root: Path) -> dict[Path, Any]:

@@ -1,5 +1,6 @@
 """The plan of a guarded copy of a model: everything resolved and checked, nothing written."""
 
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from safeflux.baking.companions import check_whole, other_files
+from safeflux.baking.companions import check_whole, other_files, settings_files
 from safeflux.baking.components import made_local
 from safeflux.baking.patch import Patch
 from safeflux.baking.rewrite import Change
@@ -135,14 +136,15 @@ def make_job(source: str | os.PathLike[str], asked: Asked) -> Job:
         where = masked.get(name, ())
         check_maskable(tensor, where)
         changes[tensor.name] = Change(found.lying(name, where), kept.get(name, WHOLE))
-    stamp = Stamp.of([plan], "compact" if asked.compact else asked.form)
     shapes = {tensors[name].name: each.shape_of(tensors[name].shape) for name, each in kept.items()}
     inline, num_bytes_changed = _masked_inline(found.inline, tensors.values(), changes)
     others = other_files(found)
     check_whole(found.path, others)
-    rewritten = found.rewritten(inline, stamp.metadata) | _as_bytes(made_local(found.path))
+    settings = _as_bytes(made_local(found.path))
     if asked.compact:
-        rewritten |= _as_bytes(_resized(found, plan, kept))
+        settings |= _as_bytes(_resized(found, plan, kept))
+    stamp = Stamp.of([plan], "compact" if asked.compact else asked.form, _digests(found, others.copied, settings))
+    rewritten = found.rewritten(inline, stamp.metadata) | settings
     return Job(
         source=found.path,
         root=found.root,
@@ -165,6 +167,19 @@ def _opened(path: Path) -> tuple[Source, dict[Path, FileState]]:
         states = states_of(path) if path.exists() else {}
         found = open_source(path)
         return found, {file.path: state_of(file.path) for file in found.files} | states
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror}); copy the model again") from error
+
+
+def _digests(source: Source, copied: Iterable[Path], rewritten: Mapping[Path, bytes]) -> dict[str, str] | None:
+    """The sha256 that settings files of a folder's copy will have; None for a file."""
+    if not source.path.is_dir():
+        return None
+    try:
+        return {
+            name: hashlib.sha256(rewritten.get(inside) or (source.path / inside).read_bytes()).hexdigest()
+            for name, inside in settings_files(source, copied).items()
+        }
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror}); copy the model again") from error
 

@@ -40,6 +40,8 @@ class Stamp:
         masks: The sha256 of each mask file, by mask name; empty in files of the older schema for ONNX.
         masks_sha256: Digest of all masks together; None in files of the older schema for tensors.
         version: The version of safeflux that wrote it.
+        settings: The sha256 of each settings file of a folder, by its path from that of the transformer; None in files
+            that are no folder's, and in those of older versions.
     """
 
     base: str
@@ -48,9 +50,10 @@ class Stamp:
     masks: Mapping[str, str]
     masks_sha256: str | None
     version: str
+    settings: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, plans: Sequence[Plan], form: str) -> "Stamp":
+    def of(cls, plans: Sequence[Plan], form: str, settings: Mapping[str, str] | None = None) -> "Stamp":
         """The stamp of some plans, all for one base model."""
         stored = [one for plan in plans for name in plan.policy.enforced for one in plan.categories[name].stored]
         return cls(
@@ -60,6 +63,7 @@ class Stamp:
             masks={one.name: one.sha256 for one in stored},
             masks_sha256=digest(compose(*(plan.masks for plan in plans))),
             version=__version__,
+            settings=settings,
         )
 
     @classmethod
@@ -100,6 +104,7 @@ class Stamp:
             masks={str(name): str(sha256) for name, sha256 in facts.get("masks", {}).items()},
             masks_sha256=facts.get("masks_sha256"),
             version=str(facts["version"]),
+            settings=None if (kept := facts.get("settings")) is None else {str(k): str(v) for k, v in kept.items()},
         )
 
     @property
@@ -117,6 +122,7 @@ class Stamp:
             "masks_sha256": self.masks_sha256,
             "policies": [vars(policy) for policy in self.policies],
             "version": self.version,
+            **({} if self.settings is None else {"settings": dict(self.settings)}),
         }
 
     @property

@@ -1,6 +1,8 @@
 """Verifies that a model's files are guarded: masked elements are read and must be zero, or be removed. No torch."""
 
+import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +15,16 @@ from safeflux.checkpoints.checkpoint import Checkpoint, home_of
 from safeflux.checkpoints.source import Source, open_source
 from safeflux.disk.canonical import read_json
 from safeflux.disk.copying import Progress
+from safeflux.disk.reading import read_regular
 from safeflux.errors import ModelError
 from safeflux.masks.cuts import WIDTHS
 from safeflux.masks.store import Store, StoreLike, open_store
 from safeflux.plan.resolve import plan_for
 from safeflux.plan.status import State
 from safeflux.policy.load import Policy, load_policy
+
+_MAX_SETTINGS = 1 << 24
+"""No settings file of a model has so many bytes."""
 
 
 def verify_files(
@@ -54,18 +60,19 @@ def verify_files(
         plan = plan_for(effective, whole.sites, whole.fingerprint, masks)
         plan.check_enforces()
         compacted = Checkpoint.open(path)
-        return _with_others(verify_compact(compacted, whole, plan, stamp, progress), compacted)
+        return _with_others(verify_compact(compacted, whole, plan, stamp, progress), compacted, stamp)
     plan = plan_for(effective, found.sites, _base_of(stamp, base, found.path), masks)
     plan.check_enforces()
-    return _with_others(read_back(plan, found.layout, found.rows, stamp, progress), found)
+    return _with_others(read_back(plan, found.layout, found.rows, stamp, progress), found, stamp)
 
 
-def _with_others(status: FileStatus, found: Source) -> FileStatus:
-    """Add faults for other files in the folder that a loader could pick, and that would draw unguarded."""
+def _with_others(status: FileStatus, found: Source, stamp: Stamp | None) -> FileStatus:
+    """Add faults for other files in the folder: what a loader could pick that draws unguarded, and other settings."""
+    files = other_files(found, hidden=True)
     others = [
         f"file {inside}: other weights, which can be loaded from this folder (variant=, use_safetensors=False, "
         "from_single_file, subfolder=) and are not guarded; remove it"
-        for inside in other_files(found, hidden=True).left_out
+        for inside in files.left_out
     ]
     if found.path.is_dir():
         others += [
@@ -76,11 +83,29 @@ def _with_others(status: FileStatus, found: Source) -> FileStatus:
             f"index: {name!r} is of a class in {path}, and what that code draws was not verified; remove the entry"
             for name, path in own_code(found.path).items()
         ]
+        others += _other_settings(found, stamp)
     if not others:
         return status
     state = State.DEGRADED if status.status.state is State.GUARDED else status.status.state
     faults = (*status.status.faults, *others)
     return replace(status, status=replace(status.status, state=state, faults=faults))
+
+
+def _other_settings(found: Source, stamp: Stamp | None) -> Iterator[str]:
+    """Say which files no longer have the settings that they were baked with."""
+    home = home_of(found.path)
+    settings = stamp.settings if stamp is not None else None
+    for name, sha256 in (settings or {}).items():
+        path = Path(os.path.normpath(home / name))
+        if not path.is_relative_to(found.path):  # the transformer's folder is verified alone
+            continue
+        try:
+            is_same = hashlib.sha256(read_regular(path, _MAX_SETTINGS)).hexdigest() == sha256
+        except OSError:
+            is_same = False
+        if not is_same:
+            inside = path.relative_to(found.path)
+            yield f"file {inside}: has other settings than when it was baked, or is gone; bake the model again"
 
 
 def _base_of(stamp: Stamp | None, base: str | os.PathLike[str] | None, where: Path) -> str:

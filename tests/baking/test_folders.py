@@ -109,6 +109,50 @@ def test_code_of_the_folder_that_its_index_names_goes_along_and_is_a_fault(folde
     assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
 
 
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ("modular_model_index.json", "own_code.Own"),
+        ("modular_config.json", "own_code.Own"),
+        ("transformer/config.json", "own_code.Own"),
+        ("vae/config.json", "org/other--own_code.Own"),
+    ],
+)
+def test_code_that_a_configuration_names_is_a_fault(folder, store, config, place):
+    path = folder / config
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | {"auto_map": {"AutoModel": place}}))
+    (path.parent / "own_code.py").write_text("class Own: ...\n")
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    status = verify_files(target, BLADES, store=store).status
+    assert status.state is State.DEGRADED
+    assert f"index: '{config}: AutoModel' is of a class in" in status.faults[0]
+    (target / config).with_name("own_code.py").unlink()
+    assert verify_files(target, BLADES, store=store).status.state is (
+        State.DEGRADED if "--" in place else State.GUARDED
+    )
+
+
+@pytest.mark.parametrize("inside", ["transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"])
+def test_settings_that_were_changed_after_baking_are_a_fault(folder, store, inside):
+    target = folder.parent / "guarded"
+    bake(folder, target, BLADES, store=store)
+    path = target / inside
+    settings = path.read_bytes()
+    for change in (lambda: path.write_bytes(settings + b" "), path.unlink):
+        change()
+        status = verify_files(target, BLADES, store=store).status
+        assert status.state is State.DEGRADED
+        assert status.faults == (
+            f"file {inside}: has other settings than when it was baked, or is gone; bake the model again",
+        )
+        if inside != "transformer/config.json":  # the transformer alone has no other part
+            assert verify_files(target / "transformer", BLADES, store=store).status.state is State.GUARDED
+    path.write_bytes(settings)
+    assert verify_files(target, BLADES, store=store).status.state is State.GUARDED
+
+
 def test_the_command_exits_1_and_names_the_file(folder, base_transformer, store, tmp_path):
     (tmp_path / "blades.yaml").write_text(
         "apiVersion: safeflux/v1\nkind: Policy\nname: blades\ncategories: {weapons: {masks: [blades]}}\n"

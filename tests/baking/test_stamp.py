@@ -1,6 +1,7 @@
 """What guarded files say of themselves: one schema, older ones read, newer ones refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,11 @@ def test_what_is_written_is_read_back():
     assert Stamp.read(None, "x") is None
 
 
+def test_settings_of_a_folder_are_kept():
+    stamp = replace(STAMP, settings={"config.json": "e" * 64})
+    assert Stamp.read(stamp.metadata[KEY], "x") == stamp
+
+
 def test_both_older_schemas_are_read():
     tensors, onnx = (Stamp.read(json.dumps(each), "x") for each in (OF_A_TENSOR_FILE, OF_AN_ONNX_MODEL))
     assert tensors.policies == onnx.policies == (PolicyId("strict", "a" * 64),)
@@ -58,6 +64,7 @@ def test_a_newer_schema_is_refused_by_name():
     ["", "{", "[]", "null", "{}", "[" * 100_000]
     + [json.dumps({key: value for key, value in STAMP.to_json().items() if key != gone}) for gone in ("base", "form")]
     + [json.dumps(STAMP.to_json() | {"policies": other}) for other in (None, ["strict"], [{}])]
+    + [json.dumps(STAMP.to_json() | {"settings": ["config.json"]})]
     + [json.dumps(STAMP.to_json() | {"masks": [1]})],
 )
 def test_what_does_not_follow_the_schema_is_one_error(text):
