@@ -6,7 +6,7 @@ a quantiser puts a packed tensor in its place, FSDP a shard of it, and `fuse_qkv
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,13 +31,16 @@ class Values:
             ModelError: cache-dit draws with the model, and has done so since its parts were first looked at.
         """
         note_children(transformer)
-        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in named_parts(transformer).values())
+        modules = named_parts(transformer)
+        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in modules.values())
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
         parameters = base_names(named_parameters(transformer))
         self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(transformer).items()}
         copies = {rows.tensor for rows, _ in self._fused.values()}
         self.tensors = {name: tensor for name, tensor in parameters.items() if name not in copies}
         """Every weight by name, as `named_weights` returns them."""
+        self.buffers = dict(_buffers(modules))
+        """Every buffer by name, such as the statistics of a norm; complex ones as pairs of numbers."""
         self._files = offload_files(transformer)
         self._copies = offload_copies(transformer)
         self._maps = _offload_maps(transformer)
@@ -50,7 +53,7 @@ class Values:
     def sources(self) -> list[torch.Tensor]:
         """Every ordinary tensor in memory whose values forward reads, those inside of packed ones too; each once."""
         found = []
-        for name, tensor in self.tensors.items():
+        for name, tensor in (*self.tensors.items(), *self.buffers.items()):
             held = self._in_memory(name, tensor)
             if held is not None:
                 found += _inside(held)
@@ -60,7 +63,7 @@ class Values:
 
     def packing(self, name: str) -> set[torch.dtype] | None:
         """Types of the tensors inside of a packed weight; None for an ordinary one."""
-        held = self._in_memory(name, self.tensors[name])
+        held = self._in_memory(name, self.tensors[name]) if name in self.tensors else None
         return None if held is None or type(held) in PLAIN else {part.dtype for part in _inside(held)}
 
     def holders(self) -> dict[str, int]:
@@ -75,7 +78,7 @@ class Values:
         return "memory" if type(tensor) in PLAIN else type(tensor).__name__
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """Return the values, as an ordinary tensor; the parameter itself where it holds them.
+        """Return the values of a weight or buffer, as an ordinary tensor; itself where it holds them.
 
         Where processes share the work (FSDP) all of them must call it: it gathers the shards.
 
@@ -85,7 +88,7 @@ class Values:
         if fused := self._fused.get(name):
             rows, tensor = fused
             values = self._read(rows.tensor, tensor)[rows.start : rows.stop]
-        elif (own := self.tensors.get(name)) is None:
+        elif (own := self.tensors.get(name, self.buffers.get(name))) is None:
             raise UnreadableError("is gone: its layer was replaced")
         else:
             values = self._read(name, own)
@@ -97,7 +100,7 @@ class Values:
         if place := self._files.get(id(tensor)):
             return _from_file(*place)
         if (held := self._in_memory(name, tensor)) is not None:
-            return _plain(held)
+            return held if name in self.buffers else _plain(held)
         lost = "a compiled graph took them and discarded these" if is_frozen(tensor) else "they were offloaded"
         raise UnreadableError(f"holds no values now: {lost}")
 
@@ -114,6 +117,14 @@ class Values:
         if tensor.is_meta:
             return self._maps.get(name, {}).get(name.rpartition(".")[2])
         return self._copies.get(id(tensor), tensor)
+
+
+def _buffers(modules: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in modules.items():
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and buffer.numel():
+                name = f"{path}.{leaf}".lstrip(".").replace(".base_layer.", ".")
+                yield name, torch.view_as_real(buffer) if buffer.is_complex() else buffer
 
 
 def _is_of(value: object, package: str) -> bool:
@@ -154,7 +165,7 @@ def _offload_maps(transformer: torch.nn.Module) -> dict[str, Mapping[str, torch.
     for path, module in named_parts(transformer).items():
         weights = getattr(vars(module).get("_hf_hook"), "weights_map", None)
         if weights is not None:
-            for leaf, _ in module.named_parameters(recurse=False):
+            for leaf in (*module._parameters, *module._buffers):
                 found[f"{path}.{leaf}".replace(".base_layer.", ".")] = weights
     return found
 

@@ -305,15 +305,62 @@ def test_what_neither_look_sees(transformer, base_transformer, store, inputs, fo
     assert torch.equal(drawn, base)
     assert both_say_guarded()
 
-    instead = {p.data_ptr(): originals[name] for name, p in transformer.named_parameters()}
-    with Drawing(instead):
+    mode = Drawing({p.data_ptr(): originals[name] for name, p in transformer.named_parameters()})
+    with mode:
         assert not torch.equal(forward(transformer), masked)
-        assert both_say_guarded()
+    assert both_say_guarded()
+    with mode:  # seen only while it is entered
+        check_both_find(handle, "the mode tests.model.test_looks.Drawing, is not known here")
 
     with torch.no_grad():
         steered = transformer(**inputs, controlnet_block_samples=[torch.ones(2, 4, 32)], return_dict=False)[0]
     assert not torch.equal(steered, masked)
     assert both_say_guarded()
 
-    transformer.transformer_blocks[0].attn.processor.extra = 1  # as an IP-Adapter keeps its scale
-    assert both_say_guarded()
+
+def test_a_kernel_that_python_registers_for_an_operation_is_seen_by_both_looks(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("linear", lambda value, weight, bias=None: value @ weight.T + (0 if bias is None else bias), "CPU")
+    try:
+        check_both_find(handle, "the operation aten/linear/CPU was given another kernel since the guard")
+    finally:
+        library._destroy()
+    assert handle.verify().ok
+
+
+def test_a_setting_of_a_processor_is_seen_by_the_deep_look(transformer, store):
+    processor = transformer.transformer_blocks[0].attn.processor
+    processor.scale = 1.0
+    handle = guard(transformer, BOTH, store=store)
+    processor.scale = 2.0
+    fault = "module 'transformer_blocks.0.attn': its processor.scale was 1.0 at the guard, and is 2.0"
+    assert handle.verify(deep=True).faults == (fault,)
+
+
+def test_a_buffer_is_compared_as_weights_are(transformer, store):
+    transformer.norm_out.register_buffer("shift", torch.arange(4))
+    transformer.norm_out.register_buffer("turns", torch.ones(2, dtype=torch.complex64))
+    transformer.norm_out.register_buffer("unused", torch.empty(0))
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    transformer.norm_out.turns += 1
+    assert "have changed since the guard (norm_out.turns" in handle.verify().faults[0]
+    transformer.norm_out.turns -= 1
+    assert handle.verify().ok
+    transformer.norm_out.shift.data[1] = 7
+    assert handle.verify().ok
+    assert handle.verify(deep=True).state is State.DEGRADED
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_another_known_function_is_another_one_all_the_same(transformer, store, monkeypatch, name):
+    functions = {"silu": torch.nn.functional.gelu, "gelu": torch.tanh}
+    check_both_looks(
+        transformer,
+        store,
+        monkeypatch,
+        lambda patch: patch.setattr(torch.nn.functional, name, functions[name]),
+        "was another function at the guard",
+    )

@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.flux import pipeline_flux
 from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from safeflux.errors import ModelError
 from safeflux.model.guard import guard
@@ -196,8 +199,38 @@ def settings_in_place(pipe):
     pipe.scheduler.register_to_config(shift=7.0)
 
 
-@pytest.mark.parametrize("change", [step_of_another, token_without_an_embedding, settings_in_place])
-def test_what_is_changed_inside_of_a_part_without_weights_only_a_deep_look_sees(full, store, change):
+def shift_set(pipe):
+    pipe.scheduler.set_shift(7.0)
+
+
+def another_normaliser(pipe):
+    from tokenizers import normalizers
+
+    pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+
+
+def padding_on_the_left(pipe):
+    pipe.tokenizer.padding_side = "left"
+
+
+def positions_in_another_order(pipe):
+    positions = dict(pipe.text_encoder.named_buffers())["embeddings.position_ids"]
+    positions.data.copy_(positions.flip(-1))
+
+
+def pictures_made_black(pipe):
+    own = pipe.image_processor.postprocess
+    pipe.image_processor.postprocess = lambda latents, **options: own(latents * 0, **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(step_of_another, token_without_an_embedding, settings_in_place, shift_set, another_normaliser),
+        *(padding_on_the_left, positions_in_another_order, pictures_made_black),
+    ],
+)
+def test_what_is_changed_inside_of_a_part_only_a_deep_look_sees(full, store, change):
     handle = guard(full, BOTH, store=store)
     assert handle.verify().ok
     change(full)
@@ -215,10 +248,70 @@ def test_a_setting_inside_of_the_vae_is_seen_by_the_deep_look(full, store):
     assert found.faults == ("vae: module 'decoder.conv_norm_out': its eps was 1e-06 at the guard, and is 10.0",)
 
 
-def test_what_no_setting_of_a_part_shows_is_not_seen(full, store):
+def test_a_buffer_that_torch_saw_a_write_to_is_read_by_the_fast_look(full, store):
     handle = guard(full, BOTH, store=store)
-    full.scheduler.set_shift(7.0)
-    full.vae_scale_factor = 4
+    assert handle.verify().ok
+    dict(full.text_encoder.named_buffers())["embeddings.position_ids"] += 1
+    assert "weights of the pipeline's text_encoder have changed" in handle.verify().faults[0]
+
+
+def test_another_image_processor_is_found_unless_it_has_the_same_settings(full, store):
+    handle = guard(full, BOTH, store=store)
+    full.image_processor = VaeImageProcessor.from_config(full.image_processor.config)
+    assert handle.verify().ok
+    full.image_processor = VaeImageProcessor(do_normalize=False)
+    for deep in (False, True):
+        assert "the pipeline's image_processor is another one" in handle.verify(deep=deep).faults[0]
+
+
+def attribute(full, patch):
+    patch.setattr(full, "vae_scale_factor", 4)
+    return "the pipeline: its vae_scale_factor was 1 at the guard, and is 4"
+
+
+def setting_of_an_encoder(full, patch):
+    patch.setattr(full.text_encoder.config, "num_hidden_layers", 0)  # decoders draw with so many of their layers
+    return "text_encoder: module 'CLIPTextModel': its config.num_hidden_layers was 1 at the guard, and is 0"
+
+
+def function_of_the_pipeline(full, patch):
+    own = pipeline_flux.calculate_shift
+    patch.setattr(pipeline_flux, "calculate_shift", lambda *lengths, **options: own(*lengths, **options))
+    return "pipeline_flux.calculate_shift, which is now tests.model.test_pipeline_parts.function_of_the_pipeline"
+
+
+def code_of_a_step(full, patch):
+    step = type(full.scheduler).step
+    patch.setattr(step, "__code__", step.__code__.replace(co_consts=(*step.__code__.co_consts, "other")))
+    return "FlowMatchEulerDiscreteScheduler.step has other code or defaults than at the guard"
+
+
+def attention_of_encoders(full, patch):
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    patch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", lambda *args, **options: own(*args, **options))
+    return "text_encoder: attention backend.sdpa, which is now"
+
+
+@pytest.mark.parametrize(
+    "change", [attribute, setting_of_an_encoder, function_of_the_pipeline, code_of_a_step, attention_of_encoders]
+)
+def test_settings_and_functions_of_a_pipeline_and_its_parts_are_seen_by_the_deep_look(full, store, monkeypatch, change):
+    handle = guard(full, BOTH, store=store)
+    assert handle.verify(deep=True).ok
+    with monkeypatch.context() as patch:
+        fault = change(full, patch)
+        assert handle.verify().ok
+        found = handle.verify(deep=True)
+        assert found.state is State.STALE
+        assert fault in found.faults[0]
+    assert handle.verify(deep=True).ok
+
+
+def test_drawing_changes_no_setting(full, store):
+    """A scheduler counts its steps, and a pipeline notes what it was called with."""
+    handle = guard(full, BOTH, store=store)
+    embeddings = {"prompt_embeds": torch.zeros(1, 3, 24), "pooled_prompt_embeds": torch.zeros(1, 20)}
+    full(**embeddings, num_inference_steps=2, height=16, width=16, output_type="latent")
     assert handle.verify(deep=True).ok
 
 
@@ -236,7 +329,7 @@ def test_a_scheduler_and_a_tokenizer_made_anew_with_the_same_settings_are_the_sa
 def test_the_receipt_says_what_is_watched(full, store):
     with guard(full, BOTH, store=store) as handle:
         watched = handle.receipt()["watched"]
-        assert watched["parts"] == ["scheduler", "text_encoder", "tokenizer", "vae"]
+        assert watched["parts"] == ["image_processor", "scheduler", "text_encoder", "tokenizer", "vae"]
         assert not watched["note"]
     handle = guard(full.transformer, BOTH, store=store)
     assert handle.receipt()["watched"]["parts"] == []

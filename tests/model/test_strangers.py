@@ -126,11 +126,21 @@ def hook_of_known_code_around_another_model(model, other):
     model.context_embedder.register_forward_hook(torch.compile(other.context_embedder.forward, backend="eager"))
 
 
+def operation_as_a_hook(model, other):
+    model.context_embedder.register_forward_pre_hook(torch.nn.functional.relu)
+
+
+def checkpoints_of_another_model(model, other):
+    """What draws in the place of a block while gradients are asked for."""
+    model._gradient_checkpointing_func = lambda block, *inputs: other.transformer_blocks[0](*inputs)
+
+
 CHANGES = (
     *(replaced_forward, replaced_layer_forward, drawing_hook, prior_hook, hidden_weight, hidden_part),
     *(hidden_by_a_class, foreign_processor, processor_with_weights, foreign_hook_of_accelerate),
     *(foreign_hook_of_diffusers, hook_of_known_code_bound_to_another_model, another_call),
     *(compiled_from_another_model, forward_compiled_from_another_model, replaced_method, own_way_to_find_attributes),
+    *(operation_as_a_hook, checkpoints_of_another_model),
     *(processor_with_a_list_of_weights, hook_of_known_code_with_a_tensor, hook_of_known_code_around_another_model),
 )
 

@@ -6,14 +6,22 @@ Whoever puts another function or namespace there draws with other weights, and n
 
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from functools import cache
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 
-from safeflux.model.watch.known import functions_in, inmost, is_from_known, is_known_to_call, name_of
+from safeflux.model.watch.known import (
+    functions_in,
+    home_of,
+    inmost,
+    is_from_known,
+    is_known_to_call,
+    method_in,
+    name_of,
+)
 
 _FOLLOWED = ("diffusers", "transformers", "torch.nn")
 """Packages into whose functions the search goes on; what these call of others is looked at, and not what that calls."""
@@ -41,20 +49,31 @@ class Reached(NamedTuple):
     functions: list[types.FunctionType]
 
 
-def called_by(modules: Collection[torch.nn.Module]) -> Reached:
-    """Return what the forwards and attention processors of modules call by name, and what that calls."""
+def called_by(modules: Collection[torch.nn.Module], kinds: Collection[type] = ()) -> Reached:
+    """Return what the forwards and attention processors of modules call by name, and what that calls.
+
+    Args:
+        modules: The modules.
+        kinds: Classes of a pipeline and of its parts without weights, whose calls are looked at too, and what these
+            call by the name of a method of any of these classes.
+    """
     processors = {type(held): held for module in modules if (held := vars(module).get("processor")) is not None}
     found = {(id(called.space), called.name): called for called in _backends(processors.values())}
-    left = [*_starts(modules), *(kind.__call__ for kind in processors), *(called.held for called in found.values())]
+    callers: list[Any] = [*processors, *kinds]
+    calls = [kind.__call__ for kind in callers]
+    left = [*_starts(modules), *calls, *(called.held for called in found.values())]
     seen: dict[types.FunctionType, None] = {}
     while left:
         for function in functions_in(inmost(left.pop())):
             if function in seen:
                 continue
             seen[function] = None
-            for called in _called_of(function) if _is_followed(function) else ():
+            if not _is_followed(function):
+                continue
+            for called in _called_of(function):
                 found[id(called.space), called.name] = called
                 left.append(called.held)
+            left += [method_in(held) for name in _names(function.__code__) for held in _methods(kinds, name)]
     return Reached(list(found.values()), list(seen))
 
 
@@ -149,11 +168,23 @@ def _backends(processors: Iterable[Any]) -> Iterator[Called]:
     yield from (Called(known, name, known[name]) for name in map(AttentionBackendName, names) if name in known)
 
 
+def _methods(kinds: Iterable[type], name: str) -> Iterator[Any]:
+    return (getattr(kind, name) for kind in kinds if hasattr(kind, name))
+
+
+def _tables(held: Any) -> Iterator[Called]:
+    """What transformers looks attention up in: its own functions, and in the place of these others."""
+    if home_of(type(held)).startswith("transformers.") and isinstance(held, MutableMapping):
+        for table in (getattr(held, name, {}) for name in ("_local_mapping", "_global_mapping")):
+            yield from (Called(table, name, function) for name, function in table.items() if callable(function))
+
+
 def _called_of(function: types.FunctionType) -> Iterator[Called]:
     names = _names(function.__code__)
     for space in _spaces(function.__globals__, names):
         for name in names:
             held = space.get(name)
+            yield from _tables(held)
             is_space = isinstance(held, types.ModuleType | types.SimpleNamespace)
             is_called = callable(held) and not isinstance(held, type | torch.nn.Module)
             if is_space or is_called or (isinstance(held, type) and _is_of_torch(space)):

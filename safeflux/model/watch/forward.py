@@ -6,7 +6,7 @@ quantisers. Anything else can draw with other weights than those that are read, 
 A copy of a model with such hooks is that too: Python copies no function, so its forward may lead to the first model.
 
 `snapshot` notes by identity what can change without a change of class, and judges nothing. Neither sees a
-dispatch mode or a `functional_call`.
+`functional_call`, or a mode that is entered only while a picture is drawn.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +16,13 @@ import torch
 import torch.nn.modules.module as torch_module
 
 from safeflux.model.watch.called import called_by, called_classes, foreign_calls
+from safeflux.model.watch.dispatch import foreign_modes
 from safeflux.model.watch.known import (
     Within,
     foreign_methods,
     holds_weights,
     home_of,
+    inmost,
     is_from_known,
     is_known,
     is_of,
@@ -31,10 +33,12 @@ from safeflux.model.watch.known import (
 from safeflux.model.watch.parts import has_cache_dit, named_parts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-OWN = ("forward", "processor", "_hf_hook", "_old_forward", "_diffusers_hook", "merged_adapters")
+_HELPERS = ("processor", "_hf_hook", "_old_forward", "_diffusers_hook")
+OWN = ("forward", *_HELPERS, "_gradient_checkpointing_func", "merged_adapters")
 """Attributes of a module's own by which its output is made."""
 _CALLED = {"forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl"}
 """What torch calls, or is set to call, for an output."""
+_OPERATIONS = ("torch.nn.functional", "torch.functional", "torch._C", "torch._VF")
 
 
 class Makers:
@@ -61,8 +65,8 @@ class Makers:
 def strangers(makers: Makers) -> list[str]:
     """Say what of the code that makes a module's output is not known; empty if all of it is."""
     within = set(makers.modules.values())
-    foreign = [hook for hook in _global_hooks() if not is_known(hook, within)]
-    found = [f"a hook of all modules, {name_of(hook)}," for hook in foreign]
+    foreign = [hook for hook in _global_hooks() if not _is_known_hook(hook, within)]
+    found = [*foreign_modes(), *(f"a hook of all modules, {name_of(hook)}," for hook in foreign)]
     for name, module in makers.modules.items():
         found += [f"module {name or type(module).__name__!r}: {what}" for what in _strange(module, within)]
     for kind in (*makers.classes, *called_classes()):
@@ -128,11 +132,12 @@ def _strange(module: torch.nn.Module, within: Within) -> Iterator[str]:
         if own[name] is not None and not _draws_itself(own[name], module, within):
             yield f"its {name}, {name_of(own[name])},"
     for name, held in own.items():
-        hides = name not in _CALLED and callable(held) and callable(getattr(type(module), name, None))
-        if hides and not is_known(held, {module}):
-            yield f"its {name}, {name_of(held)}, which hides the method of that name,"
+        if callable(held) and name not in _CALLED and name not in _HELPERS and not isinstance(held, type):
+            hides = callable(getattr(type(module), name, None))
+            if not is_known(held, {module} if hides else within):
+                yield f"its {name}, {name_of(held)}," + (" which hides the method of that name," if hides else "")
     for hook in (hook for kind in HOOKS for hook in own[kind].values()):
-        if not is_known(hook, within):
+        if not _is_known_hook(hook, within):
             yield f"a forward hook, {name_of(hook)},"
     for helper in _helpers(own):
         what = "attention processor" if helper is own.get("processor") else "hook"
@@ -160,6 +165,11 @@ def _draws_itself(call: Any, module: torch.nn.Module, within: Within) -> bool:
         around += [each for each in (reference.forward, reference.original_forward) if each is not None]
     calls = (call, uncompiled_call(call), *around)
     return all(is_of(each, module) and is_known(each, within) for each in calls)
+
+
+def _is_known_hook(hook: Any, within: Within) -> bool:
+    """Whether it is known, and no operation of torch, which would only change the output."""
+    return is_known(hook, within) and not home_of(inmost(hook)).startswith(_OPERATIONS)
 
 
 def _global_hooks() -> list[Any]:

@@ -59,9 +59,12 @@ def functions_in(call: Any) -> list[types.FunctionType]:
 
 def is_known_to_call(call: Any) -> bool:
     """Whether a function that known code calls by name is known and holds only what is, or is an attention kernel."""
-    return not any(_is_foreign(each, ()) for each in reached_by(call)) or (
-        isinstance(call, types.FunctionType) and _written_in(call).partition(".")[0] in _KERNELS
-    )
+    return not any(_is_foreign(each, ()) for each in reached_by(call)) or is_kernel(call)
+
+
+def is_kernel(call: Any) -> bool:
+    """Whether a function is an attention kernel of a package that is known for these."""
+    return isinstance(call, types.FunctionType) and _written_in(call).partition(".")[0] in _KERNELS
 
 
 def is_of(call: Any, module: torch.nn.Module) -> bool:

@@ -4,7 +4,7 @@ They hold no masks. But an adapter of a text encoder, an embedding that was lear
 concept that the transformer does not draw for its own words. So each part is noted when the transformer is guarded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 
 from safeflux.errors import ModelError
 from safeflux.model.adapters import Admitted, check_adapters
+from safeflux.model.watch.called import called_by
 from safeflux.model.watch.forward import Makers, strangers
 from safeflux.model.watch.known import foreign_methods, is_known, name_of
 from safeflux.model.watch.sample import Sample
-from safeflux.model.watch.settings import Settings
+from safeflux.model.watch.settings import Code, Settings, differences
 from safeflux.model.watch.snapshot import Snapshot
+from safeflux.model.watch.weightless import Calls, attributes_of, own_calls, part_names, settings_of
 from safeflux.policy.load import Adapters, Policy
-
-_Calls = tuple[type, Any, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,13 @@ def check_parts(policy: Policy, model: Any, admitted: Admitted) -> None:
     Raises:
         ModelError: One does.
     """
-    for name in _names(model):
+    for name in part_names(model):
         part = getattr(model, name, None)
         if isinstance(part, torch.nn.Module):
             try:
                 check_adapters(policy, part, admitted, part=name)
             except ModelError as error:
                 raise ModelError(f"the pipeline's {name}: {error}") from error
-
-
-def _names(model: Any) -> list[str]:
-    """The parts of a pipeline beside its transformer; of a transformer, none."""
-    names = () if isinstance(model, torch.nn.Module) else getattr(model, "components", ())
-    return [name for name in names if name != "transformer"]
 
 
 class Rest:
@@ -62,16 +56,19 @@ class Rest:
             model: A pipeline of diffusers, or its transformer.
         """
         self._model = model
-        self._names = _names(model)
+        self._names = part_names(model)
         self._then = {name: part for name in self._names if (part := getattr(model, name)) is not None}
         self._modules = {
             name: _Module(Sample(part), frozenset(strangers(makers := Makers(part))), Settings(makers))
             for name, part in self._then.items()
             if isinstance(part, torch.nn.Module)
         }
-        self._settings = {name: _settings(part) for name, part in self._then.items()}
-        self._own_calls = self._seen_calls = _own_calls(model)
+        self._settings = {name: settings_of(part) for name, part in self._then.items()}
+        self._own_calls = self._seen_calls = own_calls(model)
         self._foreign = set(self._foreign_methods())
+        self._attributes = attributes_of(model)
+        self._code = Code()
+        self._code.add(called_by((), list(self._kinds())))
         self._seen: list[tuple[str, Any, Snapshot | None]] | None = None
 
     @property
@@ -83,7 +80,7 @@ class Rest:
         """Whether no part moved since it was last read and found to be as it was."""
         if self._seen is None:
             return not self._names
-        return _own_calls(self._model) == self._seen_calls and all(
+        return own_calls(self._model) == self._seen_calls and all(
             getattr(self._model, name, None) is part and (snapshot is None or snapshot.is_unchanged())
             for name, part, snapshot in self._seen
         )
@@ -106,11 +103,13 @@ class Rest:
         ]
         broken: list[str] = []
         unknown: list[str] = []
-        calls = _own_calls(self._model)
+        calls = own_calls(self._model)
         if self._names and not _draw_alike(self._own_calls, calls):
             unknown.append("the pipeline's class, its call, or a method of its own, is another one than at the guard")
         patched = dict.fromkeys(each for each in self._foreign_methods() if each not in self._foreign)
         unknown.extend(f"{each} is not known here, and was not there at the guard" for each in patched)
+        unknown.extend(differences("the pipeline", self._attributes, attributes_of(self._model)))
+        unknown.extend(self._code.differences())
         for name, part in now.items():
             if part is not None:
                 self._look(name, part, policy, admitted, broken, unknown)
@@ -119,15 +118,18 @@ class Rest:
 
     def _foreign_methods(self) -> Iterator[str]:
         """Name what the classes of the pipeline, and of its parts that are no modules, do that is not known code."""
-        parts = [self._model, *(getattr(self._model, name, None) for name in self._names)] if self._names else []
-        kinds = dict.fromkeys(type(part) for part in parts if not isinstance(part, torch.nn.Module | None))
-        for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object):
+        for base in dict.fromkeys(base for kind in self._kinds() for base in kind.__mro__ if base is not object):
             yield from (f"{name_of(base)}.{method}" for method in foreign_methods(base))
+
+    def _kinds(self) -> dict[type, None]:
+        """The classes of the pipeline and of its parts that are no modules."""
+        parts = [self._model, *(getattr(self._model, name, None) for name in self._names)] if self._names else []
+        return dict.fromkeys(type(part) for part in parts if not isinstance(part, torch.nn.Module | None))
 
     def _look(
         self, name: str, part: Any, policy: Policy, admitted: Admitted, broken: list[str], unknown: list[str]
     ) -> None:
-        if _settings(part) != self._settings.get(name):
+        if settings_of(part) != self._settings.get(name):
             broken.append(f"the pipeline's {name} is another one than at the guard, or has other settings or tokens")
             return
         noted = self._modules.get(name)
@@ -144,36 +146,13 @@ class Rest:
             unknown.append(f"weights of the pipeline's {name} cannot be read: {found.unreadable_names}")
         makers = Makers(part)
         strange = [each for each in strangers(makers) if each not in noted.strangers]
-        strange += [*noted.settings.other_parts(makers), *noted.settings.other_functions(makers)]
+        strange += [*noted.settings.other_parts(makers), *noted.settings.other_functions()]
         unknown.extend(f"{name}: {each}" for each in strange)
-        noted.settings.add(makers)
+        if not strange:
+            noted.settings.add(makers)
 
 
-def _draw_alike(then: _Calls, now: _Calls) -> bool:
+def _draw_alike(then: Calls, now: Calls) -> bool:
     """Whether a pipeline is called as it was; known code may have come around the call of its class, as caches do."""
     kind, call, own = now
     return (kind, own) == (then[0], then[2]) and (call == then[1] or is_known(call, ()))
-
-
-def _own_calls(part: Any) -> _Calls:
-    """The class of a pipeline or of a part of it, its call, and what is called in the place of its methods."""
-    kind: Any = type(part)
-    own = {name: held for name, held in vars(part).items() if callable(held) and callable(getattr(kind, name, None))}
-    return kind, kind.__call__, own
-
-
-def _settings(part: Any) -> tuple[object, ...]:
-    """What identifies a part that holds no weights: a scheduler may be made anew with the same settings."""
-    kind = type(part)
-    if isinstance(part, torch.nn.Module):
-        return (kind,)
-    *_, own = _own_calls(part)
-    if hasattr(part, "get_added_vocab"):
-        return kind, own, len(part), dict(part.get_added_vocab())
-    config = getattr(part, "config", None)
-    return kind, own, _plain(config) if isinstance(config, Mapping) else None
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, str]:
-    """Settings without those of diffusers' own, such as versions; as text, since some are arrays."""
-    return {key: repr(value) for key, value in config.items() if not key.startswith("_")}

@@ -1,4 +1,4 @@
-"""A secret sample of every weight of a module, drawn anew for each guard, to find changes that no mask covers.
+"""A secret sample of a module's weights and buffers, drawn anew for each guard, to find changes that no mask covers.
 
 Which elements are drawn comes from the system's randomness and stays in memory, so that nobody can craft a change that
 avoids them. What was drawn is compared element by element, tensor by tensor: one element of every row, in a column
@@ -56,7 +56,7 @@ class Difference:
 
 
 class Sample:
-    """Values of some elements of every weight of a module; `compare` says which are others now."""
+    """Values of some elements of every weight and buffer of a module; `compare` says which are others now."""
 
     def __init__(self, root: torch.nn.Module) -> None:
         """Draw places, and note what is there.
@@ -69,7 +69,7 @@ class Sample:
         self._parts: dict[str, tuple[slice, torch.Size]] = {}
         """Where each weight's places are among all, and its shape."""
         readable, drawn, start = [], [], 0
-        for name, tensor in now.tensors.items():
+        for name, tensor in (*now.tensors.items(), *now.buffers.items()):
             try:
                 values = now.read(name, tensor.shape)
             except UnreadableError:
@@ -152,6 +152,8 @@ class Sample:
         if packing is not None:
             largest = _largest(tensor, self._places[part][kept])
             return bool(((is_ - was).abs() <= _room(packing, was, largest)).all())
+        if not tensor.is_floating_point():
+            return False
         if any(torch.equal(cast, is_) for cast in _casts(was)):
             return True
         room = torch.finfo(tensor.dtype).eps * (was.abs() + was.square().mean().sqrt())
