@@ -258,10 +258,14 @@ def _take_back(undo: ExitStack, error: SafeFluxError) -> NoReturn:
         undo.close()
     except SafeFluxError as second:
         raise ApplyError(
-            f"{error} Taking the change back failed too ({second}): what is in force is not what was logged; "
-            "restart the service"
+            f"{_sentence(error)} Taking the change back failed too ({second}): what is in force is not "
+            "what was logged; restart the service"
         ) from second
-    raise type(error)(f"{error} So the change was taken back: the old policies are in force.") from error
+    raise type(error)(f"{_sentence(error)} So the change was taken back: the old policies are in force.") from error
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).removesuffix(".") + "."
 
 
 def join(fixed: Mapping[str, Policy], found: Mapping[str, Policy], default: str | None) -> dict[str, Policy]:

@@ -272,6 +272,13 @@ def test_odd_large_and_slow_requests(served, home):
         answer = client.post("/draw", content=body, headers=json_type)
         assert answer.status_code in (400, 422)
         assert "hidden" not in answer.text
+    for body, kind, words in (
+        (b'{"prompt": "a dog"}', "text/plain", "expected a JSON object, with `content-type: application/json`"),
+        (b"[" * 30_000, "application/json", "the body: cannot be read as JSON"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "application/json", "the body: cannot be read as JSON"),
+    ):
+        answer = client.post("/draw", content=body, headers=AS_KIDS | {"content-type": kind})
+        assert (words in answer.json()["detail"], answer.json()["code"]) == (True, "invalid")
     large = b'{"prompt": "' + b"x" * 70_000
     assert client.post("/draw", content=large, headers=json_type).status_code == 413
     assert client.post("/draw", content=iter([large[:40_000], large[40_000:]]), headers=json_type).status_code == 413

@@ -9,6 +9,8 @@ from safeflux.serve.problems import ProblemError
 
 OPENAI = "/v1/"
 """Prefix of the paths of OpenAI's API."""
+_NO_OBJECT = "model_attributes_type"
+_UNREADABLE = "the body: cannot be read as JSON; is it nested too deep, or a number too long?"
 
 
 def _answer(request: Request, problem: ProblemError) -> JSONResponse:
@@ -24,9 +26,16 @@ def _answer(request: Request, problem: ProblemError) -> JSONResponse:
 
 def _invalid(error: RequestValidationError) -> ProblemError:
     """The invalid fields and why, without their values, since a prompt may be among them."""
-    faults = [(".".join(map(str, each["loc"][1:])) or "the body", each["msg"]) for each in error.errors()]
+    faults = [
+        (".".join(map(str, each["loc"][1:])) or "the body", _words(each["type"], each["msg"]))
+        for each in error.errors()
+    ]
     message = "; ".join(f"{place}: {what}" for place, what in faults)
     return ProblemError(422, message, code="invalid", param=faults[0][0])
+
+
+def _words(kind: str, message: str) -> str:
+    return "expected a JSON object, with `content-type: application/json`" if kind == _NO_OBJECT else message
 
 
 def answer_problems(app: FastAPI) -> None:
@@ -42,4 +51,6 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # raised by the framework, for what its reader of JSON gives up on
+            return _answer(request, ProblemError(400, _UNREADABLE, code="invalid"))
         return _answer(request, ProblemError(error.status_code, str(error.detail)))
