@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mass.learning import GROUP, TOGETHER, configured
+from benchmarks.mass.learning import BESIDE, GROUP, TOGETHER, configured
 from benchmarks.mass.measuring import Measuring, Report, by_size, pictures_of, pooled_harmonic, sizes_for, subsets_of
 from benchmarks.mass.page import write_page
 from benchmarks.mass.world import World
@@ -58,6 +58,14 @@ def test_all_masks_are_repaired_within_the_bits_of_their_groups():
     config = configured(world, world.names, TOGETHER, (8, 8), made)
     assert config.many.within_initial
     assert config.initial == tuple(made)
+
+
+def test_a_group_learns_again_beside_the_masks_of_the_others():
+    world = world_of(10)
+    given = [MASKS / f"{name}.safetensors" for name in ("weapons", "alcohol")]
+    config = configured(world, world.names[:5], BESIDE, (8, 8), given[:1], given[1:])
+    assert (config.initial, config.together_with) == (tuple(given[:1]), tuple(given[1:]))
+    assert not config.many.within_initial
 
 
 def test_questions_ask_for_what_is_erased_and_for_what_is_not():

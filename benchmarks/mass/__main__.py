@@ -3,10 +3,10 @@
     python -m benchmarks.mass --out runs/mass --concepts 100 --model benchmarks/emoji_flux/grown/emoji-flux \
         --vocabulary benchmarks/emoji_flux/grown/vocabulary.yaml --judge benchmarks/emoji_flux/grown/judge.onnx
 
-Concepts learn in groups and are then repaired together (`learning`). The curve has all subsets of one concept and
-random ones of each other size, in MACE's terms (`measuring`), beside the unguarded model and random masks of as many
-bits. Costs come first. Everything resumes: runs by their checkpoints, figures by the report. Writes `mass.json`,
-`mass.md` and `curve.png`.
+Concepts learn in groups, are repaired together, and learn again beside the masks of the others (`learning`). The
+curve has all subsets of one concept and random ones of each other size, in MACE's terms (`measuring`), beside the
+unguarded model and random masks of as many bits. Costs come first. Everything resumes: runs by their checkpoints,
+figures by the report. Writes `mass.json`, `mass.md` and `curve.png`.
 """
 
 from __future__ import annotations

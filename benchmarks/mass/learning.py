@@ -1,4 +1,4 @@
-"""Runs of the trainer that make the masks: groups of concepts, then all of them together."""
+"""Runs of the trainer that make the masks: groups of concepts, all of them together, then groups beside the others."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ TOGETHER: dict[str, Any] = {
     },
 }
 """Of all masks, which exchange bits among those that are off in any of them; they preserve together, erase alone."""
+BESIDE: dict[str, Any] = {
+    "many": {"parts": PARTS, "enough": 0.08, "alone": 0.4, "preserve_alone": 0.3},
+    "saliency": {
+        "rounds": 5,
+        "warm_up": 1,
+        "last_rounds": 0,
+        "erase_batches": 4,
+        "preserve_batches": 4 * PARTS,
+        "bits_off": 80,
+        "bits_on": 20,
+        "preserve_budget": 0.05,
+    },
+}
+"""Of a group again, beside the masks of all others, which bring some of its concepts back: bits that no mask had off so
+far keep them away."""
 PAIRS = {"group": (96, 1024), "together": (32, 2048)}
 """Erase prompts a concept, and prompts to preserve."""
 _NEVER = 1000
@@ -61,12 +76,20 @@ def learn(world: World, out: Path, group: int, say: Callable[[str], None]) -> Pa
         say: Called with a line for each step.
     """
     names = world.names
-    groups = [names[k : k + group] for k in range(0, len(names), group)]
-    for k, some in enumerate(groups):
-        _stage(configured(world, some, GROUP, PAIRS["group"]), out / f"group-{k}", say)
-    made = [out / f"group-{k}" / f"{name}.safetensors" for k, some in enumerate(groups) for name in some]
-    _stage(configured(world, names, TOGETHER, PAIRS["together"], made), out / "together", say)
-    return out / "together"
+    groups = {f"{k // group}": names[k : k + group] for k in range(0, len(names), group)}
+    made: dict[str, Path] = {}
+    for k, some in groups.items():
+        made |= _stage(configured(world, some, GROUP, PAIRS["group"]), out / f"group-{k}", say)
+    together = configured(world, names, TOGETHER, PAIRS["together"], list(made.values()))
+    made |= _stage(together, out / "together", say)
+    for k, some in groups.items():
+        own, others = ([path for name, path in made.items() if (name in some) is is_own] for is_own in (True, False))
+        made |= _stage(configured(world, some, BESIDE, PAIRS["group"], own, others), out / f"beside-{k}", say)
+    store = out / "masks"
+    store.mkdir(exist_ok=True)
+    for path in made.values():
+        write_atomically(store / path.name, path.read_bytes())
+    return store
 
 
 def configured(
@@ -75,8 +98,18 @@ def configured(
     settings: dict[str, Any],
     pairs: tuple[int, int],
     initial: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
 ) -> TrainConfig:
-    """The run that learns the masks of some concepts; the others are preserved, where their masks are off."""
+    """The run that learns the masks of some concepts; the others are preserved, where their masks are off.
+
+    Args:
+        world: The model and the concepts.
+        names: Those that learn.
+        settings: Of the run.
+        pairs: Erase prompts a concept, and prompts to preserve.
+        initial: Masks to start from.
+        beside: Masks of others, which stay as they are and may be on.
+    """
     options = options_of(world.profile, world.packs)
     every, prompts = options["categories"], options["prompts"]
     others = {name: category for name, category in every.items() if name not in names}
@@ -85,18 +118,19 @@ def configured(
         "categories": {name: every[name].model_copy(update={"erase_pairs": pairs[0]}) for name in names},
         "prompts": prompts.model_copy(update={"others": others, **counts}),
         "initial": tuple(initial),
+        "together_with": tuple(beside),
         "minimise": False,
         "validate_every": _NEVER,
     }
     return make_config({**options, **chosen, **settings}, "benchmark")
 
 
-def _stage(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> None:
-    """One run; its seconds add up over interruptions."""
-    record = folder / "seconds.json"
-    if all((folder / f"{name}.safetensors").exists() for name in config.categories):
+def _stage(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    """One run; its seconds add up over interruptions. Returns concept -> its mask file."""
+    record, made = folder / "seconds.json", {name: folder / f"{name}.safetensors" for name in config.categories}
+    if all(path.exists() for path in made.values()):
         say(f"{folder.name}: done before")
-        return
+        return made
     taken = json.loads(record.read_text()) if record.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock, cpu = time.perf_counter(), time.process_time()
 
@@ -113,3 +147,4 @@ def _stage(config: TrainConfig, folder: Path, say: Callable[[str], None]) -> Non
 
     run(config, folder, lambda report, most: note(f"round {report.round} of {most}: {report}"))
     note("done")
+    return made
