@@ -211,7 +211,7 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
         (["--detector", "oracle", "--mask", str(WEAPONS)], 1, "detector 'oracle': expected"),
         (["--call", "steps=3", "--mask", str(WEAPONS)], 2, "--call and --batch belong to"),
         (["--model", "nowhere"], 3, "model 'nowhere': expected a bundled profile"),
-        (["--pack", "weapns"], 1, "did you mean 'weapons'"),
+        (["--pack", "weapns"], 3, "did you mean 'weapons'"),
     ):
         result = CliRunner().invoke(main, ["eval", *arguments], catch_exceptions=False)
         assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
