@@ -83,12 +83,12 @@ def switches(pool: PolicyPool, times: int) -> dict[str, Any]:
     written = []
     for old, new in pairs * times:
         enter(pool, old)
-        change = pool._layers.change(old, new)
+        change = pool._member.members.layers.change(old, new)
         one = milliseconds(partial(enter, pool, new))
         # the bits that are there already: writing takes as long, and nothing changes
         off, on = together(change.off), together(change.on)
         other = milliseconds(plain(off, on))
-        pool._layers.hold()  # or these writes would be taken for someone else's
+        pool._member.members.layers.hold()  # or these writes would be taken for someone else's
         taken["switch"].append(one)
         taken["plain writes"].append(other)
         taken["ratio"].append(one / other)
@@ -162,7 +162,7 @@ def at_true_widths(times: int, doubles: int) -> Iterator[tuple[str, Any]]:
                 yield name, switches(pool, times)
             if name == "neurons":
                 with pool_of_random(blocks, off, 8, Path(folder)) as pool:
-                    shared = sum(layer.num_bytes for layer in pool._layers.all if len(layer.policies) == 8)
+                    shared = sum(layer.num_bytes for layer in pool._member.members.layers.all if len(layer.policies) == 8)
                     yield "bytes kept for 8 policies", {"differences": pool.num_bytes_kept, "in all of them": shared}
 
 
