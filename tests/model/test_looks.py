@@ -318,6 +318,14 @@ def test_what_neither_look_sees(transformer, base_transformer, store, inputs, fo
     assert both_say_guarded()
 
 
+def test_a_mode_of_torch_itself_changes_nothing(transformer, store):
+    """As `with torch.device(...)` around a picture, each time a new one."""
+    handle = guard(transformer, BOTH, store=store)
+    for _ in range(2):
+        with torch.device("cpu"):
+            assert handle.verify().ok
+
+
 def test_a_kernel_that_python_registers_for_an_operation_is_seen_by_both_looks(transformer, store):
     handle = guard(transformer, BOTH, store=store)
     assert handle.verify().ok

@@ -18,7 +18,7 @@ import torch.nn.modules.module as torch_module
 
 from safeflux.model.forward_values import Values
 from safeflux.model.watch.called import Insides, Places
-from safeflux.model.watch.dispatch import modes, num_registered
+from safeflux.model.watch.dispatch import foreign_modes, num_registered
 from safeflux.model.watch.forward import HOOKS, OWN, Makers
 from safeflux.model.watch.parts import children, has_cache_dit
 
@@ -73,7 +73,7 @@ class Snapshot:
         self._processors = [(kind, kind.__call__) for kind in processors]
         self._called, self._insides = Places(self.makers.calls), Insides(self.makers.functions)
         self._global = [list(hooks.values()) for hooks in _GLOBAL]
-        self._modes, self._num_registered = modes(), num_registered()
+        self._num_registered = num_registered()
         values = now or Values(root)
         tensors = values.sources()
         self._has_versions = not any(map(torch.Tensor.is_inference, tensors))
@@ -113,7 +113,7 @@ class Snapshot:
             and self._insides.are_unchanged()
             and [list(hooks.values()) for hooks in _GLOBAL] == self._global
             and num_registered() == self._num_registered
-            and modes() == self._modes
+            and not any(foreign_modes())
         )
 
     def _are_tensors_unchanged(self) -> bool:
