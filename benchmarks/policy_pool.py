@@ -162,7 +162,8 @@ def at_true_widths(times: int, doubles: int) -> Iterator[tuple[str, Any]]:
                 yield name, switches(pool, times)
             if name == "neurons":
                 with pool_of_random(blocks, off, 8, Path(folder)) as pool:
-                    shared = sum(layer.num_bytes for layer in pool._member.members.layers.all if len(layer.policies) == 8)
+                    layers = pool._member.members.layers.all
+                    shared = sum(layer.num_bytes for layer in layers if len(layer.policies) == 8)
                     yield "bytes kept for 8 policies", {"differences": pool.num_bytes_kept, "in all of them": shared}
 
 
