@@ -8,7 +8,7 @@ TYPES := build/types
 WORKERS ?= 2
 SOURCES := safeflux trainer policies benchmarks comfyui docs examples tests conftest.py setup.py
 
-.PHONY: demo test lint types laid-out pytest docs clean
+.PHONY: demo test lint types laid-out pytest thorough docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/safeflux demo
@@ -34,6 +34,10 @@ types: $(VENV)/.installed-dev laid-out
 # The models are small: two workers with a thread each need half the time of one with two threads.
 pytest: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Left out of pytest for their time.
+thorough: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m thorough
 
 # Any warning is an error: a link that leads nowhere, a docstring that cannot be read, a page that no other names.
 docs: $(VENV)/.installed-docs

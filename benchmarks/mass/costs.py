@@ -37,7 +37,7 @@ def costs_of(world: World, masks: Mapping[str, MaskSet], folder: Path) -> dict[s
 
 
 def learning_of(folder: Path) -> dict[str, Any]:
-    """Seconds and memory of each run of `learning.learn`; a concept's are those of its group and of the repair."""
+    """Seconds and memory of each run of `learning.learn`; a concept's are its share of them all."""
     runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/seconds.json"))}
     each = [
         {"concepts": run["concepts"], **{key: run[key] / run["concepts"] for key in ("seconds", "cpu_seconds")}}

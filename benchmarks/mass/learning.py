@@ -18,47 +18,54 @@ from safeflux.disk.atomic import write_atomically
 
 PARTS = 8
 """Concepts of a batch of 32 prompts."""
-GROUP: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.5},
-    "saliency": {
-        "rounds": 14,
-        "warm_up": 2,
-        "last_rounds": 0,
-        "erase_batches": 3,
-        "preserve_batches": 4 * PARTS,
-        "bits_off": 60,
-        "bits_on": 20,
-        "preserve_budget": 0.01,
-    },
-}
+
+
+def _settings(
+    enough: float, alone: float, preserve_alone: float, within: bool = False, **saliency: float
+) -> dict[str, Any]:
+    many = {"enough": enough, "alone": alone, "preserve_alone": preserve_alone, "within_initial": within}
+    return {"many": {"parts": PARTS, **many}, "saliency": {"last_rounds": 0, **saliency}}
+
+
+GROUP = _settings(
+    enough=0.12,
+    alone=0.9,
+    preserve_alone=0.5,
+    rounds=14,
+    warm_up=2,
+    erase_batches=3,
+    preserve_batches=4 * PARTS,
+    bits_off=60,
+    bits_on=20,
+    preserve_budget=0.01,
+)
 """Of a group, from masks that keep everything. Each learns to erase alone; what all of them spoil is repaired later."""
-TOGETHER: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.12, "alone": 0.9, "preserve_alone": 0.1, "within_initial": True},
-    "saliency": {
-        "rounds": 16,
-        "warm_up": 2,
-        "last_rounds": 0,
-        "erase_batches": 2,
-        "preserve_batches": 16 * PARTS,
-        "bits_off": 30,
-        "bits_on": 50,
-        "preserve_budget": 0.03,
-    },
-}
+TOGETHER = _settings(
+    enough=0.12,
+    alone=0.9,
+    preserve_alone=0.1,
+    within=True,
+    rounds=16,
+    warm_up=2,
+    erase_batches=2,
+    preserve_batches=16 * PARTS,
+    bits_off=30,
+    bits_on=50,
+    preserve_budget=0.03,
+)
 """Of all masks, which exchange bits among those that are off in any of them; they preserve together, erase alone."""
-BESIDE: dict[str, Any] = {
-    "many": {"parts": PARTS, "enough": 0.08, "alone": 0.4, "preserve_alone": 0.3},
-    "saliency": {
-        "rounds": 5,
-        "warm_up": 1,
-        "last_rounds": 0,
-        "erase_batches": 4,
-        "preserve_batches": 4 * PARTS,
-        "bits_off": 80,
-        "bits_on": 20,
-        "preserve_budget": 0.05,
-    },
-}
+BESIDE = _settings(
+    enough=0.08,
+    alone=0.4,
+    preserve_alone=0.3,
+    rounds=5,
+    warm_up=1,
+    erase_batches=4,
+    preserve_batches=4 * PARTS,
+    bits_off=80,
+    bits_on=20,
+    preserve_budget=0.05,
+)
 """Of a group again, beside the masks of all others, which bring some of its concepts back: bits that no mask had off so
 far keep them away."""
 PAIRS = {"group": (96, 1024), "together": (32, 2048)}

@@ -95,7 +95,7 @@ def _attack(
     attacks = find_attacks(options["attacks"], options["level"])
     folder = out or _REPORTS / loaded.name
     check_writable(folder)
-    check_early(loaded, profile.model, store)
+    check_early(loaded, profile.source, store)
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)
         import torch

@@ -33,29 +33,29 @@ def file_locks() -> ModuleType:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Work in a folder that no other process works in; it is created if needed.
+    """Hold the lock of a folder, which is created if needed.
 
-    On a file system without locks, whoever asks gets in.
+    On a file system without locks, every process gets it.
 
     Raises:
-        ConfigError: Another process works in it.
+        ConfigError: Another process holds it.
         OSError: It cannot be created or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if try_lock(handle) is False:
-            raise ConfigError(f"{folder}: another process works in it; wait until it is done, or choose another folder")
+            raise ConfigError(f"{folder}: another process is using it; wait for it to finish, or choose another folder")
         yield
     finally:
         os.close(handle)
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse a folder that another process works in, before a long preparation. Creates nothing.
+    """Refuse a folder whose lock another process holds, before a long preparation. Creates nothing.
 
     Raises:
-        ConfigError: Another process works in it.
+        ConfigError: Another process holds it.
     """
     if (folder / _LOCK).exists():
         with locked(folder):

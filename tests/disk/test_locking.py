@@ -34,7 +34,7 @@ def test_nothing_is_staged_without_a_lock(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_at_a_time_works_in_a_folder_and_a_kill_lets_the_next_one_in(tmp_path):
+def test_one_process_at_a_time_holds_a_folder_and_a_kill_releases_it(tmp_path):
     folder = tmp_path / "new/run"
     check_unlocked(folder)
     assert not folder.parent.exists()
@@ -43,11 +43,11 @@ def test_one_process_at_a_time_works_in_a_folder_and_a_kill_lets_the_next_one_in
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"in\n"
         with (
-            pytest.raises(ConfigError, match=r"run: another process works in it; wait .* another folder"),
+            pytest.raises(ConfigError, match=r"run: another process is using it; wait .* another folder"),
             locked(folder),
         ):
             pass
-        with pytest.raises(ConfigError, match="another process works in it"):
+        with pytest.raises(ConfigError, match="another process is using it"):
             check_unlocked(folder)
         other.kill()
     with locked(folder):

@@ -301,7 +301,7 @@ def test_a_killed_service_comes_back_with_its_revisions_and_a_stopped_one_says_s
         assert put(client, LIVE, **{"if-match": str(made.json()["revision"] - 1)}).status_code == 412
         second = subprocess.run([sys.executable, *command, "--port", "0"], capture_output=True, text=True)
         assert second.returncode == 1
-        assert f"{home / 'state'}: another process works in it" in second.stderr
+        assert f"{home / 'state'}: another process is using it" in second.stderr
         back = client.post("/rollback", headers=AS_OPERATOR).json()
         assert (back["revision"], back["policies"]["live"]) == (made.json()["revision"] + 1, digest(LIVE))
         assert (home / "policies" / "live.yaml").read_text() == LIVE

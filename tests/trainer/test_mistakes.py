@@ -77,8 +77,8 @@ def test_a_folder_that_is_a_file_is_refused_at_once(tmp_path):
         run(plan_run(["weapons"], None, SETTINGS, {}), tmp_path / "file" / "run", lambda report, most: None)
 
 
-def test_a_folder_that_another_run_works_in_is_refused_at_once(tmp_path):
-    with locked(tmp_path), pytest.raises(ConfigError, match="another process works in it"):
+def test_a_folder_that_another_run_uses_is_refused_at_once(tmp_path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="another process is using it"):
         check_run(plan_run(["weapons"], None, SETTINGS, {}), tmp_path, Processes())
 
 

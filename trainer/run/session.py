@@ -100,7 +100,7 @@ def run(
         note: Called with each line about the detector before the first round.
 
     Raises:
-        SafeFluxError: An option, a mask or the folder is wrong, or another run works in the folder, which is found
+        SafeFluxError: An option, a mask or the folder is wrong, or another run uses the folder, which is found
             before the model loads; the model cannot be loaded, the loss is not finite, the run needs more memory than
             there is, or the disk is full.
         KeyboardInterrupt: `stops` was true after a round.

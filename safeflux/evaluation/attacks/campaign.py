@@ -128,7 +128,7 @@ class Campaign:
             progress: Called with the pictures and gradients done so far, of all that were missing.
 
         Raises:
-            ConfigError: Another process works in the folder.
+            ConfigError: Another process uses the folder.
         """
         with locked(self.folder):
             (self.folder / "units").mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def test_another_campaign_is_refused_in_the_same_folder(campaign, make):
 
 
 def test_two_processes_do_not_attack_in_the_same_folder(campaign, sight):
-    with locked(campaign.folder), pytest.raises(ConfigError, match="another process works in it"):
+    with locked(campaign.folder), pytest.raises(ConfigError, match="another process is using it"):
         campaign.run(sight)
 
 
