@@ -114,7 +114,7 @@ def guard(
 
 def _write(transformer: torch.nn.Module, record: Record, plan: Plan, admitted: Admitted, *, compact: bool) -> Entry:
     """Put a policy in force on top of those that are, weights and record together."""
-    reset_caches(named_parts(transformer).values())
+    reset_caches(map(vars, named_parts(transformer).values()))
     sample = record.sample or (None if compact else Sample(transformer))
 
     def commit(undo: Undo) -> Commit:

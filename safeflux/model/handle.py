@@ -121,7 +121,7 @@ class GuardHandle:
             return
         self._check_on_top(entry, record)
         check_reached(self._transformer)
-        reset_caches(named_parts(self._transformer).values())
+        reset_caches(map(vars, named_parts(self._transformer).values()))
         entry.undo.restore_(Commit(vars(self._transformer), ATTRIBUTE, lambda: record.minus(entry)))
         entry.seen = None
         entry.undo.forget()
@@ -169,7 +169,7 @@ class GuardHandle:
             return Commit(vars(entry), "now", lambda: Standing(plan, undo, entry.sample.masked_by(undo)))
 
         def write() -> None:
-            reset_caches(named_parts(self._transformer).values())
+            reset_caches(map(vars, named_parts(self._transformer).values()))
             entry.seen = None
             entry.undo.swap_(plan.masks, commit)
 
@@ -192,7 +192,7 @@ class GuardHandle:
     def _refresh(self) -> None:
         entry = self._in_force("refresh")
         check_reached(self._transformer)
-        reset_caches(named_parts(self._transformer).values())
+        reset_caches(map(vars, named_parts(self._transformer).values()))
         for one in record_of(self._transformer).entries:
             one.seen = None
             one.undo.refresh_()

@@ -77,7 +77,7 @@ class Lines:
 
     def filling(self, bits: torch.Tensor) -> Callable[[], object]:
         """See `Elements`."""
-        if self.axis == 1 and len(self.numbers) * _DENSE >= bits.shape[1]:
+        if self.axis == 1 and self._are_dense(bits):
             return partial(bits.bitwise_and_, ~self._line(bits))
         return partial(bits.index_fill_, self.axis, self.numbers.to(bits.device), 0)
 
@@ -88,6 +88,8 @@ class Lines:
     def are_zero(self, bits: torch.Tensor) -> bool:
         """See `Elements`."""
         step = max(1, _CHUNK // max(1, bits[0].numel()))
+        if self.axis == 1 and not self._are_dense(bits):
+            return all(_are_zero(self.read(rows)) for rows in bits.split(max(1, _CHUNK // max(1, len(self)))))
         if self.axis == 1:
             line = self._line(bits)
             return all(_are_zero(rows & line) for rows in bits.split(step))
@@ -106,6 +108,10 @@ class Lines:
     def __len__(self) -> int:
         """See `Elements`."""
         return len(self.numbers)
+
+    def _are_dense(self, bits: torch.Tensor) -> bool:
+        """Whether a pass over whole rows is faster than one over these columns."""
+        return len(self.numbers) * _DENSE >= bits.shape[1]
 
     def _line(self, bits: torch.Tensor) -> torch.Tensor:
         """One row with all bits set in these columns."""
@@ -251,6 +257,23 @@ def split(sets: Sequence[tuple[int, Elements]], shape: Sequence[int]) -> Iterato
     found = signs[where]
     for sign in np.unique(found):
         yield int(sign), _of(axis, torch.from_numpy(where[found == sign]))
+
+
+def joined(parts: Sequence[tuple[Elements, torch.Tensor]]) -> tuple[Elements, torch.Tensor]:
+    """Join elements of one kind that share none, at least one part, with what was read of each.
+
+    Examples:
+        >>> one = Points(torch.tensor([1, 4])), torch.tensor([10, 40])
+        >>> other = Points(torch.tensor([2])), torch.tensor([20])
+        >>> elements, read = joined([one, other])
+        >>> elements.places.tolist(), read.tolist()
+        ([1, 2, 4], [10, 20, 40])
+    """
+    kinds = [_kind(elements) for elements, _ in parts]
+    axis = kinds[0][0]
+    numbers, order = torch.cat([numbers for _, numbers in kinds]).sort()
+    read = torch.cat([read for _, read in parts], dim=axis or 0)
+    return _of(axis, numbers), read.index_select(axis or 0, order.to(read.device))
 
 
 def copy_(bits: torch.Tensor, here: Elements, values: torch.Tensor, there: Elements) -> None:

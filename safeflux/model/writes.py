@@ -13,7 +13,7 @@ from safeflux.families import Layout
 from safeflux.families.sites import Site, Span, spans
 from safeflux.masks.mask_set import MaskSet, check_fit
 from safeflux.masks.packed import Keep
-from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, without
+from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, joined, without
 from safeflux.model.weights import check_not_fused, check_plain, named_weights, sites_of
 
 _Shared = tuple[Elements, Elements]
@@ -66,6 +66,11 @@ class Write(Place):
             for part in parts:
                 part.fill_(bits)
         return Part(self.tensor, left, bits, where)
+
+    def joined(self, others: Iterable["Write"]) -> "Write":
+        """One write of these elements and others of their kind in the same tensor, which they do not share."""
+        elements, saved = joined([(write.elements, write.saved) for write in (self, *others)])
+        return replace(self, elements=elements, saved=saved)
 
     @property
     def width(self) -> int:

@@ -5,10 +5,8 @@ layers share an element, so that any of them is written without a look at the ot
 layer that no switch touches.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -17,8 +15,13 @@ from safeflux.masks.mask_set import MaskSet
 from safeflux.model.adapters import check_unfused
 from safeflux.model.forward_values import Values
 from safeflux.model.index_sets import Lines, Points, split
-from safeflux.model.watch.parts import named_parts
+from safeflux.model.pool.held import Held
 from safeflux.model.writes import Place, Write, as_bits, by_memory, places
+
+_SMALL = 2048
+"""Up to so many elements a write is joined with others to its tensor."""
+_MOST_JOINED = 1 << 20
+"""Bytes that all joined writes of a pool take at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +34,7 @@ class Layer:
     @property
     def num_bytes(self) -> int:
         """What it keeps in memory: the saved bits, and where they belong."""
-        elements = self.write.elements
-        assert isinstance(elements, Lines | Points)
-        return self.write.saved.nbytes + (elements.numbers if isinstance(elements, Lines) else elements.places).nbytes
+        return _num_bytes(self.write)
 
 
 class Layers:
@@ -56,13 +57,15 @@ class Layers:
             check_unfused(transformer, list(self.shapes))
             self.all = tuple(_split(masked))
         self._num_policies = len(masks)
-        self._held = _hold(transformer, self.all)
+        self._num_bytes_joined = 0
+        self._held = Held(transformer, [layer.write.tensor for layer in self.all])
         self.hold()
 
     @property
     def num_bytes(self) -> int:
         """What the policies' differences take in memory."""
-        return sum(layer.num_bytes for layer in self.all if len(layer.policies) < self._num_policies)
+        layers = sum(layer.num_bytes for layer in self.all if len(layer.policies) < self._num_policies)
+        return layers + self._num_bytes_joined
 
     def of(self, policy: str) -> tuple[Write, ...]:
         """All that one policy switches off."""
@@ -79,25 +82,48 @@ class Layers:
         off = [layer.write for layer in self.all if new in layer.policies and old not in layer.policies]
         on = [layer.write for layer in self.all if old in layer.policies and new not in layer.policies]
         return Change(
-            do=[*(self._fill[write] for write in off), *(self._restore[write] for write in on)],
-            back=[*(self._fill[write] for write in on), *(self._restore[write] for write in off)],
+            do=[*map(self._filling, self._joined(off)), *map(self._putting, self._joined(on))],
+            back=[*map(self._filling, on), *map(self._putting, off)],
             off=off,
             on=on,
-            written=Counter(self._held[id(write.tensor)] for write in (*off, *on)),
         )
+
+    def _joined(self, writes: Sequence[Write]) -> Iterator[Write]:
+        """Join small writes to the same tensor, which cost more to begin than to do; a bounded number of bytes."""
+        by_tensor: dict[int, list[Write]] = {}
+        for write in writes:
+            by_tensor.setdefault(id(write.tensor), []).append(write)
+        for each in by_tensor.values():
+            small = [write for write in each if write.saved.numel() <= _SMALL]
+            size = sum(map(_num_bytes, small))
+            if len(small) > 1 and self._num_bytes_joined + size <= _MOST_JOINED:
+                self._num_bytes_joined += size
+                yield small[0].joined(small[1:])
+                each = [write for write in each if write.saved.numel() > _SMALL]
+            yield from each
+
+    def _filling(self, write: Write) -> Callable[[], object]:
+        return self._fill.get(write) or write.elements.filling(as_bits(write.tensor))
+
+    def _putting(self, write: Write) -> Callable[[], object]:
+        return self._restore.get(write) or write.elements.putting(as_bits(write.tensor), write.saved)
 
     def are_held(self) -> bool:
         """Whether all tensors are where they were, and nobody but a switch wrote to them."""
-        return all(held.is_as_left() for held in self._held.values())
+        return self._held.are_as_left()
+
+    def count(self, writes: int) -> None:
+        """Take so many writes to the tensors for those of a switch."""
+        self._held.count(writes)
 
     def hold(self) -> None:
         """Note where the tensors are and that nobody has written to them up to now, and make the writes ready."""
-        for held in self._held.values():
-            held.note()
+        self._held.note()
         writes = [(layer.write, as_bits(layer.write.tensor)) for layer in self.all]
         self._fill = {write: write.elements.filling(bits) for write, bits in writes}
         self._restore = {write: write.elements.putting(bits, write.saved) for write, bits in writes}
         self._changes: dict[tuple[str, str], Change] = {}
+        self._num_bytes_joined = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,57 +131,19 @@ class Change:
     """What a switch of policies writes."""
 
     do: Sequence[Callable[[], object]]
-    """First what the new policy alone switches off, then what the old one alone did."""
+    """First what the new policy alone switches off, then what the old one alone did; each writes once."""
     back: Sequence[Callable[[], object]]
     """The other way round."""
     off: Sequence[Write]
     """What the new policy alone switches off."""
     on: Sequence[Write]
     """What the old one alone switches off."""
-    written: Mapping["_Held", int]
-    """How often each tensor is written to."""
-
-    def count(self) -> int:
-        """Note that it was done, and return how many writes it has."""
-        for held, times in self.written.items():
-            held.count(times)
-        return len(self.do)
 
 
-class _Held:
-    """One tensor that switches write to, as the last of them left it."""
-
-    __slots__ = ("leaf", "owner", "pointer", "tensor", "version")
-
-    def __init__(self, owner: dict[str, Any], leaf: str, tensor: torch.Tensor) -> None:
-        self.owner, self.leaf, self.tensor = owner, leaf, tensor
-        self.note()
-
-    def note(self) -> None:
-        self.pointer = self.tensor.data_ptr()
-        self.version = None if self.tensor.is_inference() else self.tensor._version  # such a one counts no writes
-
-    def count(self, times: int) -> None:
-        if self.version is not None:
-            self.version += times
-
-    def is_as_left(self) -> bool:
-        return (
-            self.version is not None
-            and self.owner.get(self.leaf) is self.tensor
-            and self.tensor.data_ptr() == self.pointer
-            and self.tensor._version == self.version
-        )
-
-
-def _hold(transformer: torch.nn.Module, layers: Iterable[Layer]) -> dict[int, _Held]:
-    written = {id(layer.write.tensor) for layer in layers}
-    return {
-        id(tensor): _Held(module._parameters, leaf, tensor)
-        for module in named_parts(transformer).values()
-        for leaf, tensor in list(module._parameters.items())
-        if tensor is not None and id(tensor) in written
-    }
+def _num_bytes(write: Write) -> int:
+    elements = write.elements
+    assert isinstance(elements, Lines | Points)
+    return write.saved.nbytes + (elements.numbers if isinstance(elements, Lines) else elements.places).nbytes
 
 
 def _split(masked: Mapping[str, list[Place]]) -> Iterator[Layer]:

@@ -80,7 +80,7 @@ class PolicyPool:
             )
         self._model, self._transformer, self._store = model, find_transformer(model), masks
         check_not_compiled(self._transformer)
-        self._modules = list(named_parts(self._transformer).values())
+        self._owns = list(map(vars, named_parts(self._transformer).values()))
         self._turns = turns_of(self._transformer)
         with span("pool", policies=", ".join(effective)):
             self._turns.plan(lambda: self._open(effective, adapters))
@@ -95,7 +95,7 @@ class PolicyPool:
         rest = Rest(self._model)
 
         def write() -> Entry:
-            reset_caches(self._modules)
+            reset_caches(self._owns)
             sample = record.sample or Sample(self._transformer)
             members = Members(self._transformer, plans, sample)
             first = members[next(iter(plans))]
@@ -245,7 +245,7 @@ class PolicyPool:
 
         def write() -> None:
             check_reached(self._transformer)
-            reset_caches(self._modules)
+            reset_caches(self._owns)
             entry = self._entry
             entry.seen = None
             replace_(self._member, lambda: Members(self._transformer, plans, entry.sample), first, vars(entry))
@@ -288,7 +288,7 @@ class PolicyPool:
         name, entry, old = self._name_in_force(), self._entry, self._member
         self._check_on_top()
         new = old.members[policy]
-        reset_caches(self._modules)
+        reset_caches(self._owns)
         seen, entry.seen = entry.seen, None
         num_written = old.undo.switch_(new.undo, Commit(vars(entry), "now", lambda: new))
         if seen is not None:

@@ -72,7 +72,8 @@ class Pooled(Undo):
             self._check_all()
         change = self._layers.change(self.name, other.name)
         carry_out_(partial(_run, change.do), partial(_run, change.back), "switching the policy", commit)
-        return change.count()
+        self._layers.count(len(change.do))
+        return len(change.do)
 
     def _check_all(self) -> None:
         """Read every layer: those that are off are zero, and the others have the bits that were saved."""

@@ -132,6 +132,8 @@ class Queue:
     def wake(self) -> None:
         """Ring for those whose time may have come."""
         waiting = _live(self._waiting)
+        if not waiting:
+            return
         try:
             standing = self._in_force()
         except ApplyError:
@@ -152,7 +154,8 @@ class Queue:
             return is_next and goes_on and not self._turns.someone_writes and self._draws(request)
         if request is other[0] and not (same and goes_on) and not _live(self._drawing):
             self._turns.write(lambda: self._switch(request.policy))
-            self.wake()
+            if same or len(other) > 1:
+                self.wake()
             return self._begins(request)
         return False
 

@@ -26,3 +26,4 @@ class Under(Turn):
     def _end(self) -> None:
         if self._request is not None:
             self._queue.leave(self._request)
+            self._request = None  # only now: one that is not left yet has to be known

@@ -30,7 +30,7 @@ from safeflux.model.watch.known import (
     reached_by,
     uncompiled_call,
 )
-from safeflux.model.watch.parts import has_cache_dit, named_parts
+from safeflux.model.watch.parts import cache_dit_in, named_parts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HELPERS = ("processor", "_hf_hook", "_old_forward", "_diffusers_hook")
@@ -104,14 +104,16 @@ def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
         yield from (tensor for tensor in held if tensor is not None)
 
 
-def reset_caches(modules: Iterable[torch.nn.Module]) -> None:
-    """Forget what caches hold of a picture: those of diffusers (First Block Cache and its like), and cache-dit's."""
-    for module in modules:
-        own = vars(module)
+def reset_caches(owns: Iterable[dict[str, Any]]) -> None:
+    """Forget what caches hold of a picture: those of diffusers (First Block Cache and its like), and cache-dit's.
+
+    Args:
+        owns: The attributes of each module (`vars`); most have neither, which each switch of a pool has to find out.
+    """
+    for own in [own for own in owns if "_diffusers_hook" in own or "_context_manager" in own]:
         if (registry := own.get("_diffusers_hook")) is not None:
             registry.reset_stateful_hooks(recurse=False)
-        if has_cache_dit(module):
-            contexts: Any = own["_context_manager"]
+        if (contexts := cache_dit_in(own)) is not None:
             for name, context in list(contexts._cached_context_manager.items()):
                 contexts.reset_context(name, *context._init_args, **context._init_kwargs)
 

@@ -6,7 +6,8 @@ where a dictionary changes under them. These do neither. They see the parts that
 was noted before, for what is one of the stand-ins that the forward of cache-dit holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -89,8 +90,13 @@ def check_whole(module: torch.nn.Module) -> None:
 
 def has_cache_dit(module: torch.nn.Module) -> bool:
     """Whether cache-dit may put blocks of its own into a module while it draws."""
-    contexts = vars(module).get("_context_manager")
-    return contexts is not None and home_of(type(contexts)).startswith("cache_dit.")
+    return cache_dit_in(vars(module)) is not None
+
+
+def cache_dit_in(own: Mapping[str, Any]) -> Any:
+    """Return what cache-dit keeps of a picture among the attributes of a module, or None."""
+    contexts = own.get("_context_manager")
+    return contexts if contexts is not None and home_of(type(contexts)).startswith("cache_dit.") else None
 
 
 def _stand_ins(module: torch.nn.Module) -> set[torch.nn.Module | None]:

@@ -305,3 +305,26 @@ def test_other_policies_take_the_place_of_a_pools_all_or_nothing(
             pool.replace({"both": BOTH})
     pool.close()
     assert bits_of(transformer) == before
+
+
+def test_small_differences_in_one_tensor_are_one_write_each_way(transformer, store, make_masks, make_meta):
+    """What two policies share with a third parts their difference in two, which a switch writes as one."""
+    whole = make_masks(3, ("weight",), 0.1)
+    thirds = {"old": (0, 1), "new": (2, 3), "third": (1, 2)}
+    policies = {}
+    for policy, quarters in thirds.items():
+        part = {name: keep.copy() for name, keep in whole.items()}
+        for name, keep in whole.items():
+            off = (~keep).reshape(-1).nonzero()[0]
+            for quarter in {0, 1, 2, 3} - set(quarters):
+                part[name].reshape(-1)[off[quarter::4]] = True
+        save_masks(store / "tiny-flux" / f"{policy}.safetensors", MaskSet(part), make_meta())
+        policies[policy] = Policy(name=policy, categories={"weapons": Category(masks=(policy,))})
+    pool = PolicyPool(transformer, policies, store=store)
+    written = {layer.write.name: layer.write.tensor for layer in pool._member.members.layers.all}
+    before, kept = sum(tensor._version for tensor in written.values()), pool.num_bytes_kept
+    with pool.under("new") as handle:
+        assert sum(tensor._version for tensor in written.values()) == before + 2 * len(written)
+        assert handle.verify(deep=True).ok
+    assert kept < pool.num_bytes_kept <= kept + 2**20  # what was joined is counted
+    pool.close()
