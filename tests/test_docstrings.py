@@ -27,6 +27,7 @@ WITH_EXAMPLES = {
     "safeflux.checkpoints.number_formats",
     "safeflux.checkpoints.layout",
     "safeflux.disk.canonical",
+    "safeflux.policy.validate",
     "safeflux.policy.values",
     "safeflux.profiles.call",
     "safeflux.masks.mask_set",

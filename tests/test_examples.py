@@ -61,6 +61,7 @@ RAY = SERVICE.parent / "ray_service.py"
 def test_replicas_roll_to_another_policy_without_a_dropped_or_an_unguarded_request(tmp_path, pictures):
     pytest.importorskip("ray")
     port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "300"  # Ray replaces a proxy that comes up slowly
     command = [sys.executable, str(RAY), "up", "--policy", POLICIES[0], "--port", str(port)]
     served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     answers, stop = [], threading.Event()

@@ -4,7 +4,7 @@ import difflib
 import errno
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -64,12 +64,20 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; for an unknown name, suggest the nearest known one."""
-        name, names = args[0], self.list_commands(ctx)
+        """Find the command; for an unknown name, suggest the nearest known one, of this group or of another."""
+        name = args[0]
         if not (ctx.resilient_parsing or name.startswith("-")) and self.get_command(ctx, name) is None:
-            near = difflib.get_close_matches(name, names, n=1)
-            ctx.fail(f"No such command {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {_list(names)}'}")
+            ctx.fail(f"No such command {name!r}; {self._suggestion(ctx, name)}")
         return super().resolve_command(ctx, args)
+
+    def _suggestion(self, ctx: click.Context, name: str) -> str:
+        names, paths = self.list_commands(ctx), list(_paths(ctx.find_root(), "safeflux"))
+        near = difflib.get_close_matches(name, [*names, *(path.rpartition(" ")[2] for path in paths)], n=1)
+        if not near:
+            return f"known: {', '.join(names)}"
+        alike = [path for path in paths if path.rpartition(" ")[2] == near[0]]
+        found = near if near[0] in names else sorted(alike, key=lambda path: path.count(" "))
+        return f"did you mean {' or '.join(map(repr, found))}?"
 
 
 class LazyGroup(Group):
@@ -135,5 +143,12 @@ def _refusal(error: OSError) -> SafeFluxError:
     )
 
 
-def _list(names: list[str]) -> str:
-    return ", ".join(names)
+def _paths(ctx: click.Context, path: str) -> Iterator[str]:
+    """Every command below a group, as it is typed; all of them are imported."""
+    group = ctx.command
+    assert isinstance(group, click.Group)
+    for name in group.list_commands(ctx):
+        yield f"{path} {name}"
+        command = group.get_command(ctx, name)
+        if isinstance(command, click.Group):
+            yield from _paths(click.Context(command, info_name=name, parent=ctx), f"{path} {name}")

@@ -10,7 +10,26 @@ from safeflux.policy.yaml_reader import Document, Loc, Readable, read_document
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 _NAME_RULE = "a name is 1 to 64 lower-case letters, digits, '-' and '_', and starts with a letter or digit"
+_PATTERNS = {
+    _NAME: f"a name: {_NAME_RULE}",
+    r"^[0-9a-f]{64}$": "a sha256 (64 lower-case hex digits)",
+    r"^[0-9a-f]{40}$": "a commit (40 lower-case hex digits)",
+    r"^\S(.*\S)?$": "one line of text that neither begins nor ends with a space",
+    r"^[^@\s]+(@sha256:[0-9a-f]{64})?$": "a policy's name or path, with or without @sha256: and 64 hex digits",
+    r'^"?\d{1,9}"?$': "the number of a revision, such as 3",
+}
+
+
+def pattern_words(pattern: str) -> str:
+    """What a regular expression of a schema stands for, in words.
+
+    Examples:
+        >>> pattern_words("^[0-9a-f]{64}$")
+        'a sha256 (64 lower-case hex digits)'
+    """
+    return _PATTERNS[pattern]
 
 
 class PlacedError(ValueError):
@@ -79,12 +98,9 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
         case "enum" | "literal_error":
             expected = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
             return f"{where}: {got} is not known{suggest(str(problem['input']), expected)}"
-        case "string_pattern_mismatch" if loc[0] == "extends":
-            return f"extends: {got} is not a policy's name or path, with or without @sha256: and 64 hex digits"
-        case "string_pattern_mismatch" if loc[0] in ("adapter_allowlist", "signatures"):
-            return f"{where}: {got} is not a sha256 (64 lower-case hex digits)"
         case "string_pattern_mismatch":
-            return f"{got} is not a name: {_NAME_RULE}"
+            pattern = problem["ctx"]["pattern"]
+            return f"{'' if pattern == _NAME else f'{where}: '}{got} is not {pattern_words(pattern)}"
         case "string_type":
             return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
         case "model_type" | "dict_type":

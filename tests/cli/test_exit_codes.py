@@ -142,6 +142,20 @@ def test_a_slip_is_told_with_the_nearest_command(run, words):
     assert f"did you mean '{words.split()[-1]}'?" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        ("chek", "'safeflux policy check' or 'safeflux pack check'"),
+        ("mask lok", "'safeflux policy lock'"),
+        ("policy verify", "'safeflux verify' or 'safeflux mask verify' or 'safeflux audit verify'"),
+    ],
+)
+def test_a_command_of_another_group_is_told_with_its_group(run, words, suggested):
+    result = run(words)
+    assert result.exit_code == 2
+    assert f"did you mean {suggested}?" in result.stderr
+
+
 def test_an_interrupt_ends_in_130(tmp_path):
     """A real Ctrl-C, while a real command waits for its standard input."""
     command = [sys.executable, "-m", "safeflux", "policy", "check", "-"]

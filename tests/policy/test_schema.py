@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safeflux.packs.schema import pack_schema
 from safeflux.policy.load import Action, Budget, Category, Policy, PolicyFileError, load_policy, policy_schema
-from safeflux.policy.schema import PolicyFile
+from safeflux.policy.schema import _ADDRESS_SCHEMA, PolicyFile
+from safeflux.policy.validate import pattern_words
+from safeflux.profiles.schema import profile_schema
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}", fullmatch=True)
 lists = st.lists(names, min_size=1, max_size=4, unique=True)
@@ -81,3 +84,16 @@ def test_the_schema_is_draft_07_and_knows_every_key():
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"apiVersion", "kind", "name"}
     assert "extends" in schema["properties"]
+
+
+def patterns(schema):
+    if isinstance(schema, dict):
+        yield from [schema["pattern"]] if isinstance(schema.get("pattern"), str) else ()
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from patterns(part)
+
+
+@pytest.mark.parametrize("schema", [policy_schema, pack_schema, profile_schema], ids=lambda each: each.__name__)
+def test_every_pattern_has_words(schema):
+    found = set(patterns(schema())) - {_ADDRESS_SCHEMA["pattern"]}  # addresses are checked by a function
+    assert all(pattern_words(pattern) for pattern in found)

@@ -279,6 +279,24 @@ def test_odd_large_and_slow_requests(served, home):
     ):
         answer = client.post("/draw", content=body, headers=AS_KIDS | {"content-type": kind})
         assert (words in answer.json()["detail"], answer.json()["code"]) == (True, "invalid")
+    for wrong, words in (
+        ({"seed": "7"}, "seed: expected a whole number"),
+        ({"seed": True}, "seed: expected a whole number"),
+        ({"seed": 7.0}, "seed: expected a whole number"),
+        ({"seed": -1}, "seed: expected a number of at least 0"),
+        ({"steps": 3, "prompt": 1}, "prompt: expected text; steps: unknown field"),
+    ):
+        answer = client.post("/draw", json=ASKED | wrong, headers=AS_KIDS)
+        assert (answer.status_code, answer.json()["detail"]) == (422, words)
+    for wrong, words in (({"n": "2"}, "n: expected a whole number"), ({"stream": 0}, "stream: expected true or false")):
+        answer = client.post("/v1/images/generations", json={"prompt": PROMPT} | wrong, headers=AS_KIDS)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (422, words)
+    answer = client.post("/draw", content=b'{"prompt": "a dog",}', headers=json_type)
+    assert answer.json()["detail"].startswith("the body, character 19: not valid JSON")
+    stale = client.delete("/policies/live", headers=AS_OPERATOR | {"if-match": "W/three"})
+    assert stale.json()["detail"] == "if-match: expected the number of a revision, such as 3"
+    badly = client.get("/policies/Live!", headers=AS_OPERATOR)
+    assert badly.json()["detail"].startswith("name: expected a name: a name is 1 to 64 lower-case letters")
     large = b'{"prompt": "' + b"x" * 70_000
     assert client.post("/draw", content=large, headers=json_type).status_code == 413
     assert client.post("/draw", content=iter([large[:40_000], large[40_000:]]), headers=json_type).status_code == 413

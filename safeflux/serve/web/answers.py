@@ -1,15 +1,33 @@
 """Error responses in both APIs of the service: its own, and OpenAI's."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from safeflux.policy.validate import pattern_words
 from safeflux.serve.problems import ProblemError
 
 OPENAI = "/v1/"
 """Prefix of the paths of OpenAI's API."""
-_NO_OBJECT = "model_attributes_type"
+_EXPECTED = {
+    "model_attributes_type": "expected a JSON object, with `content-type: application/json`",
+    "json_invalid": "not valid JSON ({error})",
+    "extra_forbidden": "unknown field",
+    "missing": "missing",
+    "int_type": "expected a whole number",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "literal_error": "expected {expected}",
+    "greater_than": "expected a number greater than {gt}",
+    "greater_than_equal": "expected a number of at least {ge}",
+    "less_than": "expected a number less than {lt}",
+    "too_long": "expected at most {max_length}",
+}
+"""What is said of the kinds of faults that the framework names."""
 _UNREADABLE = "the body: cannot be read as JSON; is it nested too deep, or a number too long?"
 
 
@@ -26,16 +44,23 @@ def _answer(request: Request, problem: ProblemError) -> JSONResponse:
 
 def _invalid(error: RequestValidationError) -> ProblemError:
     """The invalid fields and why, without their values, since a prompt may be among them."""
-    faults = [
-        (".".join(map(str, each["loc"][1:])) or "the body", _words(each["type"], each["msg"]))
-        for each in error.errors()
-    ]
+    faults = [(_place(each["loc"][1:]), _words(each)) for each in error.errors()]
     message = "; ".join(f"{place}: {what}" for place, what in faults)
     return ProblemError(422, message, code="invalid", param=faults[0][0])
 
 
-def _words(kind: str, message: str) -> str:
-    return "expected a JSON object, with `content-type: application/json`" if kind == _NO_OBJECT else message
+def _place(loc: tuple[Any, ...]) -> str:
+    if loc and isinstance(loc[0], int):  # where the JSON ends to be any
+        return f"the body, character {loc[0]}"
+    return ".".join(map(str, loc)) or "the body"
+
+
+def _words(fault: Any) -> str:
+    """What is expected, without the value that was given."""
+    kind, facts = fault["type"], fault.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        return f"expected {pattern_words(facts['pattern'])}"
+    return _EXPECTED[kind].format(**facts) if kind in _EXPECTED else str(fault["msg"])
 
 
 def answer_problems(app: FastAPI) -> None:

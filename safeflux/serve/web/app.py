@@ -22,7 +22,7 @@ from safeflux.serve.web.wanted import headers_of, wanted_of
 class DrawRequest(BaseModel):
     """One picture."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: str = Field(description="What to draw.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of the noise; without, a random one.")

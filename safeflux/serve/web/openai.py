@@ -19,7 +19,7 @@ _SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 class ImagesRequest(BaseModel):
     """As in OpenAI's reference, plus `policy` and `seed`. Fields without a meaning here are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     prompt: str
     model: str | None = None

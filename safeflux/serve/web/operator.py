@@ -39,7 +39,7 @@ IfMatch = Annotated[str | None, Header(pattern=r'^"?\d{1,9}"?$')]
 class PreviewRequest(BaseModel):
     """A policy that is not in force yet, and what to draw with it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     text: str = Field(description="YAML.")
     prompts: list[str] | None = Field(None, max_length=_PROMPTS, description="Without, one for each category.")
