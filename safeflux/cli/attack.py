@@ -123,7 +123,8 @@ def _attack(
         bill = bill_of(campaign)
         bar.note(str(bill))
         if not dry_run:
-            campaign.run(make_sight(campaign), bar)
+            if campaign.missing():  # who looks needs pictures of the model, which take long
+                campaign.run(make_sight(campaign), bar)
             report = AttackReport.of(campaign, time.monotonic() - began)
             paths = report.write(folder)
     if dry_run:

@@ -30,7 +30,7 @@ from safeflux.reference.vocabulary import Concept, Target, held_out_concepts, vo
 IMAGES = 40
 """Prompts a section by default: with ten sections the whole demo is done within a minute on two cores."""
 _BATCH = 20
-_ROUNDS = 24  # many short ones: what else the machine does then falls on both sides alike
+_ROUNDS = 12  # many short ones: what else the machine does then falls on both sides alike
 _STEPS = 4
 _NOISE_SPAN = 1_000_000
 

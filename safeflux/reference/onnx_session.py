@@ -7,7 +7,7 @@ imported only when a session is opened, and everything but judging pictures work
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import Distribution
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'safeflux[cpu]', or on a machine with an NVIDIA GPU: pip install 'safeflux[gpu]'"
 """How to get ONNX Runtime."""
+_NAMED = ("onnxruntime*.dist-info", "ort_nightly*.dist-info")
+"""How the distributions that bring it are named, as pip writes names: to ask every distribution takes a second."""
 
 
 def runtimes() -> dict[str, str]:
     """The installed distributions that bring ONNX Runtime, with their versions; more than one damage each other."""
-    return {name: version(name) for name in sorted(set(packages_distributions().get("onnxruntime", [])))}
+    paths = [path for folder in sys.path for name in _NAMED for path in Path(folder).glob(name)]
+    found = {one.name: one.version for one in map(Distribution.at, reversed(paths)) if "onnxruntime" in _packages(one)}
+    return dict(sorted(found.items()))
 
 
 def repair() -> str:
@@ -54,6 +58,12 @@ def open_session(path: Path) -> "InferenceSession":
             onnxruntime.preload_dlls()  # CUDA as pip installs it; else the GPU is found only once torch is imported
     session: InferenceSession = onnxruntime.InferenceSession(path, options, providers=wanted)
     return session
+
+
+def _packages(distribution: Distribution) -> set[str]:
+    """What a distribution can be imported by, as it says, or by its files."""
+    declared = (distribution.read_text("top_level.txt") or "").split()
+    return set(declared or (path.parts[0] for path in distribution.files or ()))
 
 
 def _runtime() -> ModuleType:

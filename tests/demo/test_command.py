@@ -68,7 +68,7 @@ def test_the_table_tells_rates_costs_and_where_the_report_is(result, capsys):
 @pytest.mark.slow
 def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     start = time.perf_counter()
-    result = run("--json", "--out", "out", "--images", "12")
+    result = run("--json", "--out", "out", "--images", "6")
     print(f"safeflux demo: {time.perf_counter() - start:.1f} s", result.stdout)
     assert result.exit_code == 0
     figures = json.loads(result.stdout)

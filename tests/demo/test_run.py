@@ -130,7 +130,7 @@ def test_two_runs_give_the_same_figures_but_for_the_times(shop, seed):
     assert png(draw_grid(again)) == png(draw_grid(first))
     assert {(what, done) for what, done, total in steps if done == total} == {
         ("loading the model", 1),
-        ("timing", 24),
+        ("timing", 12),
         ("drawing before guard", 5 * images),
         ("drawing after guard", 5 * images),
     }

@@ -10,25 +10,24 @@ from safeflux.trainer.run.session import run
 
 from safeflux.errors import ConfigError
 from safeflux.masks.file import load_masks
-from tests.helpers.runs import SETTINGS
+from tests.helpers.runs import MASKS, SETTINGS
 
 NAMES = ["tobacco", "drugs"]
 IN_PARTS = [*SETTINGS, "batch=4", "many.parts=2", "saliency.rounds=2", "saliency.erase_batches=2"]
 
 
-@pytest.mark.slow  # three runs of the trainer
+@pytest.mark.slow  # two runs of the trainer
 def test_masks_learned_in_parts_are_repaired_within_their_bits_and_a_repair_resumes(tmp_path):
     def train(folder, settings, given, **options):
         return run(plan_run(NAMES, None, settings, given), tmp_path / folder, lambda report, most: None, **options)
 
-    first = train("first", IN_PARTS, {})
-    given = {"initial": list(first.paths.values())}
+    given = {"initial": [MASKS / f"{name}.safetensors" for name in NAMES]}
     settings = [*IN_PARTS, "many.within_initial=true", "saliency.bits_on=30", "saliency.bits_off=15"]
     whole = train("whole", settings, given)
     with pytest.raises(KeyboardInterrupt):
         train("cut", settings, given, stops=lambda: True)
     assert train("cut", settings, given).sha256 == whole.sha256
-    before, after = ([load_masks(result.paths[name])[0] for name in NAMES] for result in (first, whole))
+    before, after = ([load_masks(path)[0] for path in paths] for paths in (given["initial"], whole.paths.values()))
     assert before != after
     for masks in after:
         for site, keep in masks.items():

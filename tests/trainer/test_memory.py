@@ -6,8 +6,10 @@ import pytest
 import torch
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
+from safeflux.trainer.objective.activations import count_activations
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
+from safeflux.trainer.objective.laid_out import lay_out_run, shape_of
 from safeflux.trainer.objective.memory import Memory, check_memory, estimate_memory
 from safeflux.trainer.objective.vectors import PIECE, Vectors
 from safeflux.trainer.processes import Processes
@@ -51,6 +53,16 @@ def test_activations_are_what_autograd_saves():
     assert output.requires_grad
     assert 0.5 * kept < memory.activations < 2 * kept
     assert memory.weights == sum(p.numel() * 4 for p in pipe.transformer.parameters())
+
+
+@pytest.mark.parametrize("name", ["emoji-flux", "flux2-klein-4b", "chroma1-hd"])
+def test_two_blocks_of_a_kind_stand_for_all_of_them(name):
+    """At the published shapes, but for their depth."""
+    shape, few = shape_of(name), {"num_layers": 3, "num_single_layers": 4}
+    config = make_config({**embedded_options(["weapons"]), "dtype": "bfloat16"}, "test")
+    laid_out = lay_out_run(replace(shape, transformer={**shape.transformer, **few}), config)
+    parts = laid_out.model, laid_out.sampler, laid_out.condition, config.batch, torch.device("cpu")
+    assert count_activations(*parts) == count_activations(*parts, run_all=True)
 
 
 def test_less_is_kept_the_more_is_recomputed():

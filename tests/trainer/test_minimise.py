@@ -1,7 +1,6 @@
 """The smallest mask that still erases, on masks whose answer is known."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ from safeflux.trainer.run.session import run
 
 from safeflux.masks.file import load_masks, save_masks
 from safeflux.masks.mask_set import MaskSet
-from tests.helpers.runs import SMALL
-
-MASKS = Path(__file__).parents[2] / "policies" / "masks" / "emoji-flux"
+from tests.helpers.runs import MASKS, SMALL
 
 
 @pytest.mark.parametrize("needed", [0, 1, 17, 63, 64])

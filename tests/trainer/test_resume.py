@@ -150,7 +150,7 @@ def test_the_first_interrupt_waits_for_the_round_and_the_second_does_not(tmp_pat
     """The answer to the key press comes at once, the exit with the checkpoint; the second round lasts for minutes."""
     for presses, batches in ((1, 5), (2, 800)):
         settings = _changed(
-            **{"batch": 8, "steps": 4, "saliency.preserve_batches": batches},
+            **{"batch": 8, "steps": 2, "saliency.preserve_batches": batches},
             **{"validate_every": 100, "tensorboard": "true"},
         )
         options = [part for setting in settings for part in ("--set", setting)]

@@ -1,22 +1,17 @@
 """The memory that a run needs, estimated before it starts, so that a model too big for the machine is refused at once.
 
-Activations are counted by running one sampling step with fake tensors, which have shapes and no values: autograd
-saves as many bytes of them as of real ones. The rest is arithmetic.
+Activations are counted on a run without values (`activations.py`). The rest is arithmetic.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.objective.activations import count_activations
 from safeflux.trainer.objective.gating import gated
 from safeflux.trainer.processes import blocks_of, own_part
-from safeflux.trainer.sampling.precision import fast_math
-from safeflux.trainer.sampling.rollout import step_inputs
-from safeflux.trainer.sampling.sampler import Condition, Reference, Sampler
-from torch._subclasses.fake_tensor import FakeTensorMode
+from safeflux.trainer.sampling.sampler import Condition, Sampler
 
 from safeflux.doctor.memory import main_memory
 from safeflux.errors import TrainError
@@ -89,7 +84,7 @@ def estimate_memory(
         device: Where the run will be; None for where the transformer is. One on the meta device needs it.
         shares: Among how many processes a transformer that is whole here will be split.
     """
-    kept, largest, hidden = _activations(transformer, sampler, condition, config.batch, device)
+    kept, largest, hidden = astuple(count_activations(transformer, sampler, condition, config.batch, device))
     forwards = 1 if sampler.cfg is None else 2
     latents = config.batch * sampler.shape[0] * sampler.shape[1] * _FLOAT * (config.steps + 1)
     activations = {
@@ -167,61 +162,3 @@ def check_memory(memory: Memory, device: torch.device) -> None:
                 f"{free / 1e9:.1f} GB are free: {memory}. Less is needed with recompute=block, a smaller batch, height "
                 "and width, or fewer kinds of site."
             )
-
-
-def _activations(
-    transformer: torch.nn.Module, sampler: Sampler, condition: Condition, batch: int, device: torch.device | None = None
-) -> tuple[int, int, int]:
-    """Bytes that autograd saves in one step, those of the largest block, and the hidden states between blocks."""
-    config: Any = transformer.config
-    parameter = next(transformer.parameters())
-    device = device or parameter.device
-    saved: dict[int, torch.UntypedStorage] = {}
-    after_block: list[int] = [0]
-
-    def size() -> int:
-        return sum(storage.nbytes() for storage in saved.values())
-
-    with FakeTensorMode(), device:
-        twin = _twin(transformer, parameter.dtype)
-        own = {p.untyped_storage()._cdata for p in twin.parameters()}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                saved[storage._cdata] = storage  # held, so that no other takes its number
-            return tensor
-
-        blocks = blocks_of(twin)
-        for block in blocks:
-            block.register_forward_hook(lambda *_: after_block.append(size()))
-        x = torch.empty(batch, *sampler.shape, requires_grad=True)
-        tokens = torch.empty(batch, *condition.tokens.shape[1:], dtype=condition.tokens.dtype)
-        pooled = None if condition.pooled is None else torch.empty(batch, condition.pooled.shape[1], dtype=tokens.dtype)
-        text_ids = None if condition.text_ids is None else torch.empty(condition.text_ids.shape)
-        mask = None if condition.mask is None else torch.empty(batch, tokens.shape[1], dtype=tokens.dtype)
-        seen = condition.reference
-        image = seen and Reference(torch.empty(batch, *seen.tokens.shape[1:]), torch.empty(seen.ids.shape))
-        like = replace(sampler, image_ids=torch.empty(sampler.image_ids.shape))
-        inputs = step_inputs(like, x, torch.ones(()), Condition(tokens, pooled, text_ids, image, mask))
-        with (
-            fast_math(x.device, sampler.compute_dtype),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
-            twin(**inputs)
-    largest = max((after - before for before, after in pairwise(after_block)), default=size())
-    width = int(config.num_attention_heads * config.attention_head_dim)
-    num_tokens = tokens.shape[1] + sampler.shape[0]
-    return size(), largest, len(blocks) * batch * num_tokens * width * tokens.element_size()
-
-
-def _twin(transformer: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """A model of the same shapes, made in its dtype: fake tensors cannot be cast."""
-    model: Any = transformer
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        twin: torch.nn.Module = type(model).from_config(dict(model.config))
-        return twin
-    finally:
-        torch.set_default_dtype(before)
