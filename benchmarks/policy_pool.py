@@ -33,7 +33,7 @@ from benchmarks.guard_times import save_policy
 from benchmarks.timing import milliseconds, write_report
 from safeflux.families.sites import Site, find_sites
 from safeflux.masks.mask_set import MaskSet
-from safeflux.model.index_sets import split
+from safeflux.model.pool.layers import split
 from safeflux.model.pool.pool import PolicyPool
 from safeflux.model.writes import Write, as_bits
 from safeflux.policy.load import Policy

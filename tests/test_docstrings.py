@@ -24,6 +24,8 @@ WITH_EXAMPLES = {
     "safeflux.evaluation.fidelity",
     "safeflux.detectors.calibration",
     "safeflux.model.index_sets",
+    "safeflux.model.pool.layers",
+    "safeflux.model.writes",
     "safeflux.checkpoints.number_formats",
     "safeflux.checkpoints.layout",
     "safeflux.disk.canonical",

@@ -43,14 +43,16 @@ def test_import_safeflux_is_light():
 
 
 def test_the_house_is_small_at_every_door():
-    """At most 8 files at the top, and at most 16 in a package."""
+    """At most 8 files at the top, at most 16 in a package, and at most 300 lines in a file."""
     home = Path(safeflux.__file__).parent
     assert len(list(home.glob("*.py"))) <= 8
     # An editable install has these elsewhere.
     mapped = [Path(str(import_module(f"safeflux.{name}").__file__)).parent for name in ("trainer", "policies")]
-    inside = {path.parent for top in (home, *mapped) for path in top.rglob("__init__.py")} - {home}
-    for package in inside:
+    files = [path for top in (home, *mapped) for path in top.rglob("*.py")]
+    for package in {path.parent for path in files} - {home}:
         assert len(list(package.glob("*.py"))) <= 16, package
+    for path in files:
+        assert path.read_text(encoding="utf-8").count("\n") <= 300, path
 
 
 OTHER_FOLDERS = {"comfyui", "conformance", "device", "helpers", "recipe"}

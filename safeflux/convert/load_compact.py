@@ -15,8 +15,8 @@ from safeflux.disk.canonical import read_json
 from safeflux.errors import ModelError
 from safeflux.families.sites import find_sites, parameter_shapes
 from safeflux.masks.cuts import WIDTHS, compact_shapes, recorded_widths
-from safeflux.model.compact import put_, set_width_
 from safeflux.model.weights import check_plain
+from safeflux.model.writes import put_, set_width_
 
 
 def load_compact(folder: str | os.PathLike[str], torch_dtype: torch.dtype | None = None) -> Any:

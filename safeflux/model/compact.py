@@ -33,7 +33,7 @@ from safeflux.model.weights import (
     named_weights,
     sites_of,
 )
-from safeflux.model.writes import as_bits
+from safeflux.model.writes import as_bits, put_, set_width_
 
 _ORDER = "The order that works: load, compact, then adapters, quantisation, offload, compile."
 _T = TypeVar("_T")
@@ -120,27 +120,6 @@ def _change_(back: ExitStack, set_: Callable[[_T], None], before: _T, after: _T)
     """Set something, and have it set back if anything fails later."""
     back.callback(set_, before)
     set_(after)
-
-
-def put_(transformer: torch.nn.Module, name: str, parameter: torch.Tensor) -> None:
-    """Give a layer another parameter, by its name in the transformer."""
-    layer, _, own = name.rpartition(".")
-    setattr(transformer.get_submodule(layer), own, parameter)
-
-
-def set_width_(transformer: torch.nn.Module, site: Site, width: int) -> None:
-    """Tell the layers of a feed-forward, and the block around it, how many neurons it has. Parameters stay."""
-    for axis in axes(site):
-        layer: Any = transformer.get_submodule(axis.tensor.rpartition(".")[0])
-        setattr(layer, ("out_features", "in_features")[axis.number], axis.size(width))
-        # What diffusers splits this axis by for tensor parallelism; the site's pieces are the last.
-        blocks = vars(layer).get(("_tp_packed_col_blocks", "_tp_packed_row_blocks")[axis.number])
-        if blocks is not None:
-            blocks[-axis.pieces :] = [width] * axis.pieces
-    block: Any = transformer.get_submodule(site.fqn)
-    for module in block.modules():
-        if "mlp_hidden_dim" in vars(module):  # FLUX.2's fused layers split their output by it
-            module.mlp_hidden_dim = width
 
 
 def _check_replaceable(transformer: torch.nn.Module, sites: Mapping[str, Site], masks: MaskSet) -> None:

@@ -6,7 +6,7 @@ whose loop is three times as fast as torch's, and filled by an AND over whole ro
 masks share is found from their numbers alone, without going over the tensor.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,8 +16,6 @@ import torch
 
 _DENSE = 16
 """From one column in this many on, an AND over whole rows is faster than writing the columns."""
-MOST_SETS = 64
-"""How many sets `split` tells apart."""
 _CHUNK = 1 << 20
 """Elements that are checked at a time: what stays in a core's cache."""
 
@@ -191,7 +189,7 @@ def common(one: Elements, other: Elements, width: int) -> tuple[Elements, Elemen
         >>> mine.numbers.tolist(), theirs.numbers.tolist()
         ([1], [0])
     """
-    (axis, mine), (other_axis, theirs) = _kind(one), _kind(other)
+    (axis, mine), (other_axis, theirs) = kind_of(one), kind_of(other)
     if axis == other_axis:
         here, there = _in_both(mine, theirs)
     elif isinstance(one, Lines) and isinstance(other, Lines):
@@ -201,7 +199,7 @@ def common(one: Elements, other: Elements, width: int) -> tuple[Elements, Elemen
     else:
         theirs_first = common(other, one, width)
         return theirs_first[1], theirs_first[0]
-    return _of(axis, here), _of(axis, there)
+    return elements_of(axis, here), elements_of(axis, there)
 
 
 def without(one: Elements, shared: Iterable[Elements]) -> tuple[Elements, Elements, list[Elements]]:
@@ -216,69 +214,21 @@ def without(one: Elements, shared: Iterable[Elements]) -> tuple[Elements, Elemen
         >>> left.numbers.tolist(), where.numbers.tolist(), parts
         ([1, 6], [0, 2], [])
     """
-    axis, numbers = _kind(one)
+    axis, numbers = kind_of(one)
     is_shared, parts = torch.zeros(len(numbers), dtype=torch.bool), []
     for part in shared:
-        part_axis, places = _kind(part)
+        part_axis, places = kind_of(part)
         if part_axis == axis:
             is_shared[places] = True
         else:
             parts.append(part)
     left = off_places(is_shared)
-    return _of(axis, numbers[left]), _of(axis, left), parts
-
-
-def split(sets: Sequence[tuple[int, Elements]], shape: Sequence[int]) -> Iterator[tuple[int, Elements]]:
-    """Split sets of one tensor's elements where they differ, so that no two parts share an element.
-
-    Lines stay lines where all are of one axis. Otherwise, since lines cross, every part is of single elements.
-
-    Args:
-        sets: Each with its number, below `MOST_SETS`; several may have the same.
-        shape: The tensor's.
-
-    Yields:
-        The sets that a part is in, as bits of an integer (1 << number), and the part.
-
-    Examples:
-        >>> parts = split([(0, Lines(0, torch.tensor([1, 4]))), (1, Lines(0, torch.tensor([4, 5])))], (8, 8))
-        >>> [(sets, part.numbers.tolist()) for sets, part in parts]
-        [(1, [1]), (2, [5]), (3, [4])]
-    """
-    axes = {_kind(elements)[0] for _, elements in sets}
-    axis = axes.pop() if len(axes) == 1 else None
-    signs = np.zeros(int(np.prod(shape)) if axis is None else shape[axis], dtype=np.uint64)
-    by_row = signs.reshape(shape[0], -1) if axis is None else signs
-    for number, elements in sets:
-        kind, numbers = _kind(elements)
-        target = signs if kind == axis else by_row if kind == 0 else by_row.T
-        target[numbers.numpy()] |= np.uint64(1 << number)
-    where = np.flatnonzero(signs)
-    found = signs[where]
-    for sign in np.unique(found):
-        yield int(sign), _of(axis, torch.from_numpy(where[found == sign]))
-
-
-def joined(parts: Sequence[tuple[Elements, torch.Tensor]]) -> tuple[Elements, torch.Tensor]:
-    """Join elements of one kind that share none, at least one part, with what was read of each.
-
-    Examples:
-        >>> one = Points(torch.tensor([1, 4])), torch.tensor([10, 40])
-        >>> other = Points(torch.tensor([2])), torch.tensor([20])
-        >>> elements, read = joined([one, other])
-        >>> elements.places.tolist(), read.tolist()
-        ([1, 2, 4], [10, 20, 40])
-    """
-    kinds = [_kind(elements) for elements, _ in parts]
-    axis = kinds[0][0]
-    numbers, order = torch.cat([numbers for _, numbers in kinds]).sort()
-    read = torch.cat([read for _, read in parts], dim=axis or 0)
-    return _of(axis, numbers), read.index_select(axis or 0, order.to(read.device))
+    return elements_of(axis, numbers[left]), elements_of(axis, left), parts
 
 
 def copy_(bits: torch.Tensor, here: Elements, values: torch.Tensor, there: Elements) -> None:
     """Write what some elements read from values to others of as many, in pieces that a core's cache holds."""
-    (axis, numbers), (other_axis, places) = _kind(here), _kind(there)
+    (axis, numbers), (other_axis, places) = kind_of(here), kind_of(there)
     if axis != other_axis:
         here.put_(bits, there.read(values))
     elif axis == 1:
@@ -288,7 +238,7 @@ def copy_(bits: torch.Tensor, here: Elements, values: torch.Tensor, there: Eleme
     else:
         step = _CHUNK if axis is None else max(1, _CHUNK // bits[0].numel())
         for to, of in zip(numbers.split(step), places.split(step), strict=True):
-            _of(axis, to).put_(bits, _of(axis, of).read(values))
+            elements_of(axis, to).put_(bits, elements_of(axis, of).read(values))
 
 
 def _are_zero(copied: torch.Tensor) -> bool:
@@ -297,7 +247,7 @@ def _are_zero(copied: torch.Tensor) -> bool:
     return not (flat.view(torch.int64) if copied.nbytes % 8 == 0 else flat).count_nonzero()
 
 
-def _kind(elements: Elements) -> tuple[int | None, torch.Tensor]:
+def kind_of(elements: Elements) -> tuple[int | None, torch.Tensor]:
     """Axis and numbers; single elements have no axis: they are lines of a tensor that is one long row."""
     if isinstance(elements, Lines):
         return elements.axis, elements.numbers
@@ -305,7 +255,8 @@ def _kind(elements: Elements) -> tuple[int | None, torch.Tensor]:
     return None, elements.places
 
 
-def _of(axis: int | None, numbers: torch.Tensor) -> Elements:
+def elements_of(axis: int | None, numbers: torch.Tensor) -> Elements:
+    """The elements of an axis, or single ones; see `kind_of`."""
     return Points(numbers) if axis is None else Lines(axis, numbers)
 
 

@@ -5,15 +5,16 @@ Bits are handled as integers: zero is zero in every float format, and NaN is cop
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from safeflux.families import Layout
 from safeflux.families.sites import Site, Span, spans
+from safeflux.masks.cuts import axes
 from safeflux.masks.mask_set import MaskSet, check_fit
 from safeflux.masks.packed import Keep
-from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, joined, without
+from safeflux.model.index_sets import Elements, Lines, Points, common, copy_, elements_of, kind_of, without
 from safeflux.model.weights import check_not_fused, check_plain, named_weights, sites_of
 
 _Shared = tuple[Elements, Elements]
@@ -251,6 +252,44 @@ def _elements(span: Span, off: torch.Tensor, shape: tuple[int, ...]) -> Elements
     return Points(off + span.start * shape[1]) if len(shape) == 2 else Lines(span.axis, off + span.start)
 
 
+def joined(parts: Sequence[tuple[Elements, torch.Tensor]]) -> tuple[Elements, torch.Tensor]:
+    """Join elements of one kind that share none, at least one part, with what was read of each.
+
+    Examples:
+        >>> one = Points(torch.tensor([1, 4])), torch.tensor([10, 40])
+        >>> other = Points(torch.tensor([2])), torch.tensor([20])
+        >>> elements, read = joined([one, other])
+        >>> elements.places.tolist(), read.tolist()
+        ([1, 2, 4], [10, 20, 40])
+    """
+    kinds = [kind_of(elements) for elements, _ in parts]
+    axis = kinds[0][0]
+    numbers, order = torch.cat([numbers for _, numbers in kinds]).sort()
+    read = torch.cat([read for _, read in parts], dim=axis or 0)
+    return elements_of(axis, numbers), read.index_select(axis or 0, order.to(read.device))
+
+
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor's bits as integers: zero is zero in every float format, and NaN is copied like any other value."""
     return tensor.detach().view(_INTEGERS[tensor.element_size()])
+
+
+def put_(transformer: torch.nn.Module, name: str, parameter: torch.Tensor) -> None:
+    """Give a layer another parameter, by its name in the transformer."""
+    layer, _, own = name.rpartition(".")
+    setattr(transformer.get_submodule(layer), own, parameter)
+
+
+def set_width_(transformer: torch.nn.Module, site: Site, width: int) -> None:
+    """Tell the layers of a feed-forward, and the block around it, how many neurons it has. Parameters stay."""
+    for axis in axes(site):
+        layer: Any = transformer.get_submodule(axis.tensor.rpartition(".")[0])
+        setattr(layer, ("out_features", "in_features")[axis.number], axis.size(width))
+        # What diffusers splits this axis by for tensor parallelism; the site's pieces are the last.
+        blocks = vars(layer).get(("_tp_packed_col_blocks", "_tp_packed_row_blocks")[axis.number])
+        if blocks is not None:
+            blocks[-axis.pieces :] = [width] * axis.pieces
+    block: Any = transformer.get_submodule(site.fqn)
+    for module in block.modules():
+        if "mlp_hidden_dim" in vars(module):  # FLUX.2's fused layers split their output by it
+            module.mlp_hidden_dim = width

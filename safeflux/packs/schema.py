@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from safeflux.packs.templates import BY_KIND, Templates, faults
-from safeflux.policy.schema import Name, Strict, Versioned, json_schema
+from safeflux.policy.schema import Name, Strict, Versioned
+from safeflux.policy.strict_file import json_schema
 from safeflux.policy.yaml_reader import Loc
 from safeflux.reference.vocabulary import TargetKind
 

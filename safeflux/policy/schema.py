@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from safeflux.disk.canonical import canonical_json
 from safeflux.disk.hub import ADDRESS, PINNED, fault_of
+from safeflux.policy.strict_file import json_schema
 
 API_VERSION = "safeflux/v1"
 _MAX_ROWS = 18
@@ -277,27 +278,3 @@ class Policy(_Body):
 def policy_schema() -> dict[str, Any]:
     """The JSON Schema of a policy file, draft-07, which is what editors' YAML servers read."""
     return json_schema(PolicyFile, "safeflux policy")
-
-
-def json_schema(file: type[BaseModel], title: str) -> dict[str, Any]:
-    """The JSON Schema of a file's model, draft-07."""
-    schema = file.model_json_schema(ref_template="#/definitions/{model}")
-    definitions = schema.pop("$defs", {})
-    return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": title,
-        **_draft_07({key: value for key, value in schema.items() if key != "title"}),
-        "definitions": _draft_07(definitions),
-    }
-
-
-def _draft_07(part: Any) -> Any:
-    """Put each `$ref` that has neighbours into an `allOf`, since draft-07 ignores whatever stands beside a `$ref`."""
-    if isinstance(part, list):
-        return [_draft_07(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    walked = {key: _draft_07(value) for key, value in part.items()}
-    if "$ref" in walked and len(walked) > 1:
-        return {"allOf": [{"$ref": walked.pop("$ref")}], **walked}
-    return walked

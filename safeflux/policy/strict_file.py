@@ -1,7 +1,7 @@
-"""Other files that people write (packs, profiles), read as strictly as policies and with the same errors."""
+"""Files that people write: the others (packs, profiles) read as strictly as policies, and JSON Schemas for editors."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -43,3 +43,27 @@ def read_strict(
 
 def _text(issues: list[Issue]) -> str:
     return "\n".join(str(issue) for issue in sorted(set(issues)))
+
+
+def json_schema(file: type[BaseModel], title: str) -> dict[str, Any]:
+    """The JSON Schema of a file's model, draft-07."""
+    schema = file.model_json_schema(ref_template="#/definitions/{model}")
+    definitions = schema.pop("$defs", {})
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": title,
+        **_draft_07({key: value for key, value in schema.items() if key != "title"}),
+        "definitions": _draft_07(definitions),
+    }
+
+
+def _draft_07(part: Any) -> Any:
+    """Put each `$ref` that has neighbours into an `allOf`, since draft-07 ignores whatever stands beside a `$ref`."""
+    if isinstance(part, list):
+        return [_draft_07(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    walked = {key: _draft_07(value) for key, value in part.items()}
+    if "$ref" in walked and len(walked) > 1:
+        return {"allOf": [{"$ref": walked.pop("$ref")}], **walked}
+    return walked

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from safeflux.packs.schema import Text
-from safeflux.policy.schema import Name, Strict, Versioned, json_schema
+from safeflux.policy.schema import Name, Strict, Versioned
+from safeflux.policy.strict_file import json_schema
 
 Kind = Literal["ff", "mlp", "norm", "weight"]
 Pixels = Annotated[int, Field(gt=0, le=16384)]

@@ -13,7 +13,7 @@ from safeflux.masks.file import load_masks
 from tests.helpers.runs import MASKS, SETTINGS
 
 NAMES = ["tobacco", "drugs"]
-IN_PARTS = [*SETTINGS, "batch=4", "many.parts=2", "saliency.rounds=2", "saliency.erase_batches=2"]
+IN_PARTS = [*SETTINGS, "batch=4", "many.parts=2", "saliency.rounds=2", "saliency.erase_batches=2", "minimise=false"]
 
 
 @pytest.mark.slow  # two runs of the trainer

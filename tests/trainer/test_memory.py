@@ -6,7 +6,6 @@ import pytest
 import torch
 from safeflux.trainer.asked.config import make_config
 from safeflux.trainer.asked.options import embedded_options
-from safeflux.trainer.objective.activations import count_activations
 from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel
 from safeflux.trainer.objective.laid_out import lay_out_run, shape_of
@@ -15,6 +14,7 @@ from safeflux.trainer.objective.vectors import PIECE, Vectors
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.loop import Run
 from safeflux.trainer.run.planning import plan_run
+from safeflux.trainer.sampling.activations import count_activations
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import encode, rollout, sampler_of
 from safeflux.trainer.sampling.sampler import Reference

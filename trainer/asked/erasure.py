@@ -2,22 +2,19 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from safeflux.trainer.asked.part import Count, Part, Share, Weight
 
 Term = Literal["named", "own", "empty", "foreign", "bank"]
 TERMS: tuple[Term, ...] = get_args(Term)
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class TermConfig(BaseModel):
+class TermConfig(Part):
     """How often batches ask by each term, relative to the others.
 
     `named` draws a picture from noise, as arXiv 2507.13386 does: it takes the thing from its word. The others take
     single steps from noised pictures of the thing, and so take the thing whatever the prompt says.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     named: Weight = 1.0
     """The whole sampler, from noise, by the prompt."""
@@ -47,10 +44,8 @@ class TermConfig(BaseModel):
         return tuple(getattr(self, term) for term in TERMS)
 
 
-class NoisedConfig(BaseModel):
+class NoisedConfig(Part):
     """Single steps from noised pictures, x_t = (1 - sigma) x_0 + sigma noise."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     ceiling: Annotated[float, Field(gt=1)] = 3.0
     """A thing counts as unknown from this error on, in units of the base model's own."""
@@ -58,7 +53,7 @@ class NoisedConfig(BaseModel):
     """A category is gone when no more than this of its pictures is known, over the last batches of every term."""
     least_sigma: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Noise levels are drawn evenly from here to 1."""
-    bank_size: Annotated[int, Field(gt=0)] = 3
+    bank_size: Count = 3
     """Adversarial embeddings a concept."""
     bank_steps: Annotated[int, Field(ge=0)] = 3
     """Steps that each embedding takes against the masks before a batch uses it."""

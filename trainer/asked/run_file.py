@@ -17,8 +17,7 @@ from safeflux.trainer.asked.config import (
 from safeflux.trainer.asked.options import options_of
 
 from safeflux.packs.load import load_packs
-from safeflux.policy.schema import json_schema
-from safeflux.policy.strict_file import read_strict
+from safeflux.policy.strict_file import json_schema, read_strict
 from safeflux.policy.yaml_reader import Loc
 from safeflux.profiles.load import load_profile, profile_of
 

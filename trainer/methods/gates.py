@@ -12,7 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from safeflux.trainer.asked.config import GateConfig
+from safeflux.trainer.asked.methods import GateConfig
 from safeflux.trainer.methods.base import Task
 
 TEMPERATURE, LOW, HIGH = 0.83, -0.1, 1.1

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from safeflux.trainer.asked.config import SaliencyConfig
 from safeflux.trainer.asked.many import ManyConfig
+from safeflux.trainer.asked.methods import SaliencyConfig
 from safeflux.trainer.methods.base import Task
 from safeflux.trainer.methods.estimates import PARTS, Smoothed, Sums, share_out, urgency
 from safeflux.trainer.methods.selection import exchange_

@@ -1,6 +1,6 @@
 """The memory that a run needs, estimated before it starts, so that a model too big for the machine is refused at once.
 
-Activations are counted on a run without values (`activations.py`). The rest is arithmetic.
+Activations are counted on a run without values (`sampling.activations`). The rest is arithmetic.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,9 +8,9 @@ from dataclasses import asdict, astuple, dataclass
 
 import torch
 from safeflux.trainer.asked.config import TrainConfig
-from safeflux.trainer.objective.activations import count_activations
 from safeflux.trainer.objective.gating import gated
 from safeflux.trainer.processes import blocks_of, own_part
+from safeflux.trainer.sampling.activations import count_activations
 from safeflux.trainer.sampling.sampler import Condition, Sampler
 
 from safeflux.doctor.memory import main_memory

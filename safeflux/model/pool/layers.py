@@ -8,16 +8,19 @@ layer that no switch touches.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from safeflux.errors import ApplyError
 from safeflux.masks.mask_set import MaskSet
 from safeflux.model.adapters import check_unfused
 from safeflux.model.forward_values import Values
-from safeflux.model.index_sets import Lines, Points, split
+from safeflux.model.index_sets import Elements, Lines, Points, elements_of, kind_of
 from safeflux.model.pool.held import Held
 from safeflux.model.writes import Place, Write, as_bits, by_memory, places
 
+MOST_SETS = 64
+"""How many sets `split` tells apart."""
 _SMALL = 2048
 """Up to so many elements a write is joined with others to its tensor."""
 _MOST_JOINED = 1 << 20
@@ -45,7 +48,7 @@ class Layers:
 
         Args:
             transformer: A FLUX transformer of diffusers on which none of the masks is in force.
-            masks: What each policy switches off, by its name in the pool; at most `index_sets.MOST_SETS`.
+            masks: What each policy switches off, by its name in the pool; at most `MOST_SETS`.
 
         Raises:
             SafeFluxError: The errors of `apply_masks_`.
@@ -182,3 +185,34 @@ def check_put_back(layers: Iterable[Write], now: Values) -> None:
 def _are_saved(write: Write) -> bool:
     bits = write.elements.read(as_bits(write.tensor))
     return torch.equal(bits, write.saved.to(bits.device))
+
+
+def split(sets: Sequence[tuple[int, Elements]], shape: Sequence[int]) -> Iterator[tuple[int, Elements]]:
+    """Split sets of one tensor's elements where they differ, so that no two parts share an element.
+
+    Lines stay lines where all are of one axis. Otherwise, since lines cross, every part is of single elements.
+
+    Args:
+        sets: Each with its number, below `MOST_SETS`; several may have the same.
+        shape: The tensor's.
+
+    Yields:
+        The sets that a part is in, as bits of an integer (1 << number), and the part.
+
+    Examples:
+        >>> parts = split([(0, Lines(0, torch.tensor([1, 4]))), (1, Lines(0, torch.tensor([4, 5])))], (8, 8))
+        >>> [(sets, part.numbers.tolist()) for sets, part in parts]
+        [(1, [1]), (2, [5]), (3, [4])]
+    """
+    axes = {kind_of(elements)[0] for _, elements in sets}
+    axis = axes.pop() if len(axes) == 1 else None
+    signs = np.zeros(int(np.prod(shape)) if axis is None else shape[axis], dtype=np.uint64)
+    by_row = signs.reshape(shape[0], -1) if axis is None else signs
+    for number, elements in sets:
+        kind, numbers = kind_of(elements)
+        target = signs if kind == axis else by_row if kind == 0 else by_row.T
+        target[numbers.numpy()] |= np.uint64(1 << number)
+    where = np.flatnonzero(signs)
+    found = signs[where]
+    for sign in np.unique(found):
+        yield int(sign), elements_of(axis, torch.from_numpy(where[found == sign]))

@@ -1,5 +1,6 @@
 """The policies of a pool on one model: their plans, their writes, and the checks that all of them pass."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,13 @@ from safeflux.masks.store import Store
 from safeflux.model.adapters import Admitted
 from safeflux.model.apply import restore_
 from safeflux.model.commit import Commit, carry_out_
-from safeflux.model.index_sets import MOST_SETS
 from safeflux.model.planning import make_plan
-from safeflux.model.pool.layers import Layers
+from safeflux.model.pool.layers import MOST_SETS, Layers
 from safeflux.model.pool.pooled import Pooled
 from safeflux.model.record import Standing
 from safeflux.model.watch.sample import Sample
 from safeflux.plan.resolve import Plan
-from safeflux.policy.load import Policy
+from safeflux.policy.load import Policy, load_policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +68,18 @@ class Members:
         return self._by_name[name]
 
 
-def check_policies(policies: Mapping[str, Policy]) -> None:
-    """Make sure that policies can be in one pool.
+def load_all(policies: Mapping[str, str | os.PathLike[str] | Policy], masks: Store) -> dict[str, Policy]:
+    """Load the policies of a pool, and download the masks of their stores.
 
     Raises:
-        PolicyError: There are none or too many, or they do not say the same of adapters.
+        PolicyError: One is not valid, there are none or too many, or they do not say the same of adapters.
+        StoreError: Masks cannot be downloaded.
     """
-    if not 1 <= len(policies) <= MOST_SETS:
-        raise PolicyError(f"a pool has 1 to {MOST_SETS} policies, got {len(policies)}")
-    (first, policy), *others = policies.items()
-    for name, other in others:
-        for field in ("adapters", "adapter_allowlist"):
-            mine, its = getattr(policy, field), getattr(other, field)
-            if mine != its:
-                raise PolicyError(
-                    f"policies of a pool say the same of adapters, which the model carries under each of them; "
-                    f"{first!r} says {field}: {mine}, {name!r} says {field}: {its}"
-                )
+    effective = {name: load_policy(policy) for name, policy in policies.items()}
+    _check_policies(effective)
+    for policy in effective.values():
+        masks.including(policy.stores)  # downloads now, not while pictures wait
+    return effective
 
 
 def plan_all(
@@ -144,3 +139,18 @@ def replace_(old: Member, make: Callable[[], Members], name: str, slots: dict[st
 
     carry_out_(do, back, "replacing the policies", Commit(slots, "now", lambda: made[0][name]))
     made[0].layers.hold()
+
+
+def _check_policies(policies: Mapping[str, Policy]) -> None:
+    """Make sure that policies can be in one pool."""
+    if not 1 <= len(policies) <= MOST_SETS:
+        raise PolicyError(f"a pool has 1 to {MOST_SETS} policies, got {len(policies)}")
+    (first, policy), *others = policies.items()
+    for name, other in others:
+        for field in ("adapters", "adapter_allowlist"):
+            mine, its = getattr(policy, field), getattr(other, field)
+            if mine != its:
+                raise PolicyError(
+                    f"policies of a pool say the same of adapters, which the model carries under each of them; "
+                    f"{first!r} says {field}: {mine}, {name!r} says {field}: {its}"
+                )

@@ -11,7 +11,7 @@ from safeflux.masks.store import Store, StoreLike, open_store
 from safeflux.model.adapters import admit
 from safeflux.model.commit import Commit
 from safeflux.model.handle import GuardHandle
-from safeflux.model.pool.members import Member, Members, check_policies, plan_all, replace_
+from safeflux.model.pool.members import Member, Members, load_all, plan_all, replace_
 from safeflux.model.pool.queue import Queue
 from safeflux.model.pool.under import Under
 from safeflux.model.record import ATTRIBUTE, GONE, Entry, record_of, standing_record
@@ -24,7 +24,7 @@ from safeflux.model.watch.sample import Sample
 from safeflux.model.watch.settings import Settings
 from safeflux.model.weights import check_not_compiled, check_reached, find_transformer
 from safeflux.plan.resolve import Plan
-from safeflux.policy.load import Policy, load_policy
+from safeflux.policy.load import Policy
 from safeflux.telemetry import span
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class PolicyPool:
             SafeFluxError: The errors of `guard`, for any of the policies; the model is as before.
         """
         masks = open_store(store, keys)
-        effective = _loaded(policies, masks)
+        effective = load_all(policies, masks)
         if at_once < 1 or patience < 0:
             raise ApplyError(
                 f"expected at_once of at least 1 and patience of at least 0, got {at_once} and {patience:g}"
@@ -218,7 +218,7 @@ class PolicyPool:
             SafeFluxError: Another of the errors of `guard`, for any of the policies; likewise.
         """
         masks = self._store if store is None else open_store(store)
-        effective = _loaded(policies, masks)
+        effective = load_all(policies, masks)
         with span("replace", policies=", ".join(effective)):
             self._turns.plan(lambda: self._replace(effective, masks))
         self._queue.wake()
@@ -229,7 +229,7 @@ class PolicyPool:
         Raises:
             SafeFluxError: The errors of `replace`, but for those of writes.
         """
-        effective = _loaded(policies, self._store)
+        effective = load_all(policies, self._store)
         return self._turns.plan(lambda: self._plan(effective, self._store))
 
     def _plan(self, policies: Mapping[str, Policy], masks: Store) -> dict[str, Plan]:
@@ -295,11 +295,3 @@ class PolicyPool:
             seen.count(num_written)
             entry.seen = seen
         _log.debug("switch: policy %r of the pool in the place of %r", policy, name)
-
-
-def _loaded(policies: Mapping[str, str | os.PathLike[str] | Policy], masks: Store) -> dict[str, Policy]:
-    effective = {name: load_policy(policy) for name, policy in policies.items()}
-    check_policies(effective)
-    for policy in effective.values():
-        masks.including(policy.stores)  # downloads now, not while pictures wait
-    return effective
