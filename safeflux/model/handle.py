@@ -83,11 +83,11 @@ class GuardHandle:
         Args:
             deep: Read every masked element where forward reads it, and a secret sample of all other weights, whose
                 change breaks a policy that does not let any adapter in. Without, they are read only if something
-                moved since that was last done: a module, hook, processor or parameter, the place or version of a
-                tensor, a part of the pipeline. That is cheap enough to ask before each picture. Only `deep` sees what
-                torch keeps no version of: writes through `Tensor.data`, shared memory or `Tensor.numpy()`, and a
-                module's `__dict__` put in the place of another; and settings of layers, such as `eps`. Ask for it now
-                and then.
+                moved since that was last done: a module or an attribute of it, a hook, processor or parameter, the
+                place or version of a tensor, a part of the pipeline. That is cheap enough to ask before each picture.
+                Only `deep` sees what torch keeps no version of: writes through `Tensor.data`, shared memory or
+                `Tensor.numpy()`; and what lies inside of a module's attributes, such as its configuration. Ask for it
+                now and then.
         """
         entry = self._entry
         if entry is None:

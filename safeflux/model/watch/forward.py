@@ -34,8 +34,6 @@ from safeflux.model.watch.parts import cache_dit_in, named_parts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HELPERS = ("processor", "_hf_hook", "_old_forward", "_diffusers_hook")
-OWN = ("forward", *_HELPERS, "_gradient_checkpointing_func", "merged_adapters")
-"""Attributes of a module's own by which its output is made."""
 _CALLED = {"forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl"}
 """What torch calls, or is set to call, for an output."""
 _OPERATIONS = ("torch.nn.functional", "torch.functional", "torch._C", "torch._VF")
@@ -65,7 +63,7 @@ class Makers:
 def strangers(makers: Makers) -> list[str]:
     """Say what of the code that makes a module's output is not known; empty if all of it is."""
     within = set(makers.modules.values())
-    foreign = [hook for hook in _global_hooks() if not _is_known_hook(hook, within)]
+    foreign = [hook for hook in global_hooks() if not _is_known_hook(hook, within)]
     found = [*foreign_modes(), *(f"a hook of all modules, {name_of(hook)}," for hook in foreign)]
     for name, module in makers.modules.items():
         found += [f"module {name or type(module).__name__!r}: {what}" for what in _strange(module, within)]
@@ -174,5 +172,6 @@ def _is_known_hook(hook: Any, within: Within) -> bool:
     return is_known(hook, within) and not home_of(inmost(hook)).startswith(_OPERATIONS)
 
 
-def _global_hooks() -> list[Any]:
+def global_hooks() -> list[Any]:
+    """The forward hooks of all modules there are."""
     return [*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values()]

@@ -99,10 +99,15 @@ def cache_dit_in(own: Mapping[str, Any]) -> Any:
     return contexts if contexts is not None and home_of(type(contexts)).startswith("cache_dit.") else None
 
 
+def is_of_cache_dit(module: torch.nn.Module) -> bool:
+    """Whether a module is one of cache-dit's own blocks."""
+    return home_of(type(module)).startswith("cache_dit.")
+
+
 def _stand_ins(module: torch.nn.Module) -> set[torch.nn.Module | None]:
     """What the forward of cache-dit puts in the place of a module's blocks: lists of its own blocks, or empty ones."""
     held = [each for each in reached_by(vars(module).get("forward")) if type(each) is torch.nn.ModuleList]
-    return {each for each in held if all(home_of(type(block)).startswith("cache_dit.") for block in each)}
+    return {each for each in held if all(map(is_of_cache_dit, each))}
 
 
 def part_of_itself() -> ModelError:

@@ -1,8 +1,8 @@
 """Whether a module is still the one that was read: the same code, parts and tensors, nothing written to them.
 
-Reads no weights, so that it can be asked before every picture: objects are compared by identity, tensors by where they
-lie and by the version that torch counts at each write. Not seen, since it counts nowhere: a write through
-`Tensor.data`, through shared memory or `Tensor.numpy()`; nor is a replaced `__dict__` of a module. Reading finds these
+Reads no weights, so that it can be asked before every picture: objects are compared by identity, dictionaries by a
+version, tensors by where they lie and by the version that torch counts at each write. Not seen, since it counts
+nowhere: a write through `Tensor.data`, through shared memory or `Tensor.numpy()`. Reading finds these
 (`verify(deep=True)`). Tensors that were made in `torch.inference_mode()` have no version, so that a module that holds
 one is never unchanged.
 """
@@ -14,20 +14,18 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
-import torch.nn.modules.module as torch_module
 
 from safeflux.model.forward_values import Values
+from safeflux.model.watch.attributes import Contents, Holders, are_same
 from safeflux.model.watch.called import Insides, Places
 from safeflux.model.watch.dispatch import foreign_modes, num_registered
-from safeflux.model.watch.forward import HOOKS, OWN, Makers
-from safeflux.model.watch.parts import children, has_cache_dit
+from safeflux.model.watch.forward import HOOKS, Makers, global_hooks
+from safeflux.model.watch.parts import children, has_cache_dit, is_of_cache_dit
 
-_PARTS = [itemgetter(name) for name in ("_parameters", "_modules", *HOOKS)]
-"""Each by itself: a tuple a module would be as many objects for the garbage collector to follow."""
+_PART_NAMES = ("_parameters", "_buffers", "_modules", *HOOKS)
+_PARTS = itemgetter(*_PART_NAMES)
 _VERSION = attrgetter("_version")
 _POINTER = torch.Tensor.data_ptr
-_GLOBAL = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-_MISSING = object()
 
 
 class Snapshot:
@@ -43,50 +41,43 @@ class Snapshot:
         # What is compared is held, or another object could come to lie where it lay.
         self.makers = Makers(root)
         modules = list(self.makers.modules.values())
-        self._modules = modules
-        self._types = list(map(type, modules))
-        self._owns = [vars(m) for m in modules]
-        self._sizes = list(map(len, self._owns))
-        self._parts = [list(map(part, self._owns)) for part in _PARTS]
-        every = list(chain.from_iterable(self._parts))
+        self._modules = Holders(modules)
+        owns = self._modules.dicts
+        processors = [processor for own in owns if (processor := own.get("processor")) is not None]
         self._children = [(m, children(m)) for m in modules if has_cache_dit(m)]
-        others = {id(m._modules) for m, _ in self._children}
-        within = (part for part in every if id(part) not in others)
-        self._filled = [dict.values(part) for part in (*within, *(m._buffers for m in modules)) if part]
-        self._held = list(chain.from_iterable(self._filled))
-        self._empty = [part for part in every if not part]
-        own = [(vars(m), name) for m in modules for name in OWN if name in vars(m)]
-        # Two tensors of one element that are equal would pass for the same where lists are compared.
-        own += [
-            (m._parameters, leaf)
-            for m in modules
-            for leaf, p in m._parameters.items()
-            if p is not None and p.numel() == 1
-        ]
-        self._own_of, self._own_names = [each[0] for each in own], [each[1] for each in own]
-        self._own = [held[name] for held, name in own]
+        drawing = {id(m._modules) for m, _ in self._children}
+        parts = [part for part in chain.from_iterable(map(_PARTS, owns)) if id(part) not in drawing]
+        # cache-dit counts its steps on the model, on lists of blocks and on its own blocks.
+        kinds = (torch.nn.ModuleList,) if self._children else ()
+        counting = {m for m in modules if type(m) in kinds or is_of_cache_dit(m) or has_cache_dit(m)}
+        self._counting = [(vars(m), _fixed(vars(m))) for m in counting]
+        held = [own for m, own in zip(modules, owns, strict=True) if m not in counting]
+        held += [*(vars(each) for each in processors if hasattr(each, "__dict__")), *filter(None, parts)]
+        are_dicts = all(isinstance(each, dict) for each in held)
+        self._contents = Contents(held if are_dicts else [])
+        self._empty = [part for part in parts if not part]
         # Fusing an adapter writes through `.data`; PEFT keeps a list of what is fused, and the scale of each.
         self._fused = [(layer, list(layer.merged_adapters), _scales(layer)) for layer in _fusing(modules)]
-        kinds: list[Any] = list(dict.fromkeys(self._types))
-        self._calls = [(kind, kind.forward, kind.__call__) for kind in kinds]
-        processors = {type(held) for held, name in zip(self._own, self._own_names, strict=True) if name == "processor"}
-        self._processors = [(kind, kind.__call__) for kind in processors]
+        classes: dict[Any, None] = dict.fromkeys(map(type, modules))
+        self._calls = [(kind, "forward", kind.forward) for kind in classes]
+        self._calls += [(kind, "__call__", kind.__call__) for kind in (*classes, *dict.fromkeys(map(type, processors)))]
         self._called, self._insides = Places(self.makers.calls), Insides(self.makers.functions)
-        self._global = [list(hooks.values()) for hooks in _GLOBAL]
+        self._global = global_hooks()
         self._num_registered = num_registered()
         values = now or Values(root)
         tensors = values.sources()
-        self._has_versions = not any(map(torch.Tensor.is_inference, tensors))
+        has_versions = not any(map(torch.Tensor.is_inference, tensors))
+        self._can_tell = are_dicts and has_versions
         self._tensors = tensors
         self._tensor_types = list(map(type, tensors))
-        self._pointers = list(map(_POINTER, tensors)) if self._has_versions else []
-        self._versions = sum(map(_VERSION, tensors)) if self._has_versions else 0
+        self._pointers = list(map(_POINTER, tensors)) if has_versions else []
+        self._versions = sum(map(_VERSION, tensors)) if has_versions else 0
         self._files = {path: _stamp(path) for path in values.files}
 
     def is_unchanged(self) -> bool:
         """Whether all of it is the same, and nothing was written to."""
         try:
-            return self._has_versions and self._are_parts_unchanged() and self._are_tensors_unchanged()
+            return self._can_tell and self._are_parts_unchanged() and self._are_tensors_unchanged()
         except (RuntimeError, TypeError, ValueError, KeyError, OSError):  # parts that cannot be compared are others
             return False
 
@@ -95,23 +86,17 @@ class Snapshot:
         self._versions += writes
 
     def _are_parts_unchanged(self) -> bool:
-        own = self._own
         return (
-            list(map(len, self._owns)) == self._sizes
-            and all(list(map(part, self._owns)) == then for part, then in zip(_PARTS, self._parts, strict=True))
+            self._modules.are_unchanged()
+            and self._contents.are_unchanged()
             and not any(self._empty)
-            and list(chain.from_iterable(self._filled)) == self._held  # by identity first
+            and all(are_same(_fixed(own), then) for own, then in self._counting)
             and all(m._modules == parts or children(m) == parts for m, parts in self._children)
-            and list(map(type, self._modules)) == self._types
-            and all(
-                o.get(name, _MISSING) is was for o, name, was in zip(self._own_of, self._own_names, own, strict=True)
-            )
-            and all(kind.forward is forward and kind.__call__ is call for kind, forward, call in self._calls)
-            and all(kind.__call__ is call for kind, call in self._processors)
+            and all(getattr(kind, name, None) is call for kind, name, call in self._calls)
             and all(layer.merged_adapters == names and _scales(layer) == was for layer, names, was in self._fused)
             and self._called.are_unchanged()
             and self._insides.are_unchanged()
-            and [list(hooks.values()) for hooks in _GLOBAL] == self._global
+            and are_same(global_hooks(), self._global)
             and num_registered() == self._num_registered
             and not any(foreign_modes())
         )
@@ -127,6 +112,11 @@ class Snapshot:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model has not been read."""
         return type(None), ()
+
+
+def _fixed(own: dict[str, Any]) -> list[object]:
+    """What does not move in a module that counts in its attributes while it draws."""
+    return [held for name, held in own.items() if name in _PART_NAMES or callable(held)]
 
 
 def _fusing(modules: Iterable[torch.nn.Module]) -> list[Any]:
