@@ -82,7 +82,7 @@ def statement(file: Path, line: int | None, predicate: str, key: str | None, pas
 
 
 def _receipt(file: Path, line: int | None) -> dict[str, Any]:
-    from safeflux.plan.statement import RECEIPT
+    from safeflux.plan.receipts import RECEIPT
 
     lines = [read_line(file, line)] if line else read_unbroken(file)
     receipts = [each["receipt"] for each in lines if line or each["receipt"].get("format") == RECEIPT]

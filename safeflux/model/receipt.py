@@ -17,8 +17,8 @@ from safeflux.masks.encoding import digest
 from safeflux.model.adapters import wrapped_layers
 from safeflux.model.forward_values import Values
 from safeflux.model.watch.parts import named_parameters
+from safeflux.plan.receipts import RECEIPT
 from safeflux.plan.resolve import CategoryPlan, Plan
-from safeflux.plan.statement import RECEIPT
 from safeflux.plan.status import Amount, CategoryStatus, Status
 
 

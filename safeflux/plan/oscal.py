@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from safeflux.errors import AuditError
-from safeflux.plan.statement import RECEIPT, is_all_off
+from safeflux.plan.receipts import RECEIPT, check_receipt
+from safeflux.plan.statement import is_all_off
 from safeflux.plan.status import State
 from safeflux.policy.schema import Action
 
@@ -34,7 +35,7 @@ def make_assessment(
         controls: Category -> id of the control that it implements; a category without one is its own control.
 
     Raises:
-        AuditError: No line holds a receipt, or one lacks a part.
+        AuditError: No line holds a receipt, or one lacks a part or contradicts itself.
     """
     if not any(_is_receipt(line) for line in lines):
         raise AuditError("expected at least one line with a receipt, got none; take one: AuditLog.append")
@@ -91,6 +92,7 @@ def _is_receipt(line: Mapping[str, Any]) -> bool:
 
 
 def _result(line: Mapping[str, Any], controls: dict[str, str], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    check_receipt(line["receipt"])
     receipt, policy = line["receipt"], line["receipt"]["policy"]
     names = sorted(receipt["categories"])
     selected = [{"control-id": control} for control in dict.fromkeys(controls.get(name, name) for name in names)]

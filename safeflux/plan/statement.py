@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from safeflux.errors import AuditError
 from safeflux.masks.card import rates_of
+from safeflux.plan.receipts import check_receipt
 from safeflux.plan.status import State
 from safeflux.policy.schema import Action
 
 STATEMENT = "https://in-toto.io/Statement/v1"
-RECEIPT = "safeflux-receipt/1"
-"""The format of receipts that statements are made from."""
 
 
 class Predicate(StrEnum):
@@ -36,19 +34,15 @@ def make_statement(receipt: Mapping[str, Any], predicate: Predicate = Predicate.
         predicate: The type of the statement.
 
     Raises:
-        AuditError: It is not a receipt, or one of another format.
+        AuditError: It is not a receipt, one of another format, or one that lacks a part or contradicts itself.
     """
-    if receipt.get("format") != RECEIPT:
-        raise AuditError(f"format: expected a receipt ({RECEIPT}), got {receipt.get('format')!r}")
-    try:
-        policy = receipt["policy"]
-        subjects = [
-            _resource(f"policy {policy['name']}", policy["sha256"]),
-            _resource(f"masks of policy {policy['name']}", receipt["masks_sha256"]),
-        ]
-        body = (_test_result if predicate is Predicate.TEST_RESULT else _guard)(receipt)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AuditError(f"the receipt lacks {error}, so no statement can be made from it; take a new one") from error
+    check_receipt(receipt)
+    policy = receipt["policy"]
+    subjects = [
+        _resource(f"policy {policy['name']}", policy["sha256"]),
+        _resource(f"masks of policy {policy['name']}", receipt["masks_sha256"]),
+    ]
+    body = (_test_result if predicate is Predicate.TEST_RESULT else _guard)(receipt)
     return {"_type": STATEMENT, "subject": subjects, "predicateType": str(predicate), "predicate": body}
 
 

@@ -84,6 +84,13 @@ def test_the_command_prints_it_and_a_broken_log_gives_none(log):
         make_assessment([])
 
 
+def test_a_receipt_that_contradicts_itself_gives_none(log):
+    lines = read_unbroken(log)
+    lines[0]["receipt"]["faults"] = ["a tensor is not zero"]
+    with pytest.raises(AuditError, match="contradicts itself: it is GUARDED, and names a fault"):
+        make_assessment(lines)
+
+
 def test_a_statement_is_made_of_the_last_receipt_though_a_change_was_refused_since(log):
     found = CliRunner().invoke(main, ["audit", "statement", str(log)])
     assert json.loads(found.stdout)["subject"][0]["name"] == "policy mixed"

@@ -1,6 +1,7 @@
 """Receipts as in-toto Statements: read by in-toto's own package, which comes with model-signing."""
 
 import copy
+import json
 
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -96,3 +97,64 @@ def test_what_is_no_receipt_gives_no_statement(transformer, store):
     for member in ("policy", "categories", "masks_sha256", "state"):
         with pytest.raises(AuditError, match=f"the receipt lacks '{member}'"):
             make_statement({key: value for key, value in receipt.items() if key != member})
+
+
+def edited(path, value):
+    """Puts a value into a receipt, at a dotted path."""
+
+    def change(receipt):
+        *parents, last = (int(name) if name.isdigit() else name for name in path.split("."))
+        for name in parents:
+            receipt = receipt[name]
+        receipt[last] = value
+
+    return change
+
+
+@pytest.fixture
+def taken(transformer, store):
+    """A receipt of a guarded model, as a log gives it back."""
+    return json.loads(json.dumps(guard(transformer, BOTH, store=store).receipt()))
+
+
+EDITS = (
+    edited("faults", ["tensor 'x' is not zero"]),
+    edited("faults", "none"),
+    edited("state", "guarded"),
+    edited("categories", {}),
+    edited("categories", []),
+    edited("categories.weapons.bits.in_force", True),
+    edited("categories.weapons.bits.in_force", "7"),
+    edited("categories.weapons.bits", {"requested": 10**9, "in_force": 10**9}),
+    edited("categories.weapons.bits.in_force", 0),
+    edited("categories.weapons.action", "warn"),
+    edited("categories.weapons.action", "none"),
+    edited("categories.weapons.masks", []),
+    edited("categories.weapons.masks.0.name", "flowers"),
+    edited("categories.weapons.masks.0.file_sha256", "zz"),
+    edited("categories.weapons.masks.0.masks_sha256", ["a"]),
+    edited("masks_sha256", "A" * 64),
+    edited("policy.sha256", None),
+    edited("policy.sha256", "0" * 64),
+    edited("policy.effective", {}),
+    edited("policy.effective", {"adapters": {}, "adapters.x": 1}),
+    edited("policy.effective", {"adapters": 1, "adapters.x": 1}),
+    edited("policy.effective.adapters", "allow"),
+    edited("adapters", {"proj_out": {"adapters": ["a"], "fused": [], "scales": {}}}),
+    edited("sites", {}),
+    edited("shares", {}),
+    edited("base.fingerprint", ""),
+    edited("time", "yesterday"),
+    edited("time", "2026-11-29T12:00:00"),
+    edited("limits", ""),
+)
+
+
+@pytest.mark.parametrize("predicate", Predicate)
+def test_a_receipt_that_was_edited_gives_no_statement(taken, predicate):
+    assert make_statement(taken, predicate)
+    for change in EDITS:
+        receipt = copy.deepcopy(taken)
+        change(receipt)
+        with pytest.raises(AuditError, match=r"(?i)receipt.*take a new one$"):
+            make_statement(receipt, predicate)
