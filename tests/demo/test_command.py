@@ -68,7 +68,7 @@ def test_the_table_tells_rates_costs_and_where_the_report_is(result, capsys):
 @pytest.mark.slow
 def test_the_command_erases_on_the_embedded_model(run, tmp_path):
     start = time.perf_counter()
-    result = run("--json", "--out", "out", "--images", "6")
+    result = run("--json", "--out", "out", "--images", "8")
     print(f"safeflux demo: {time.perf_counter() - start:.1f} s", result.stdout)
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
@@ -77,5 +77,5 @@ def test_the_command_erases_on_the_embedded_model(run, tmp_path):
         assert category["base_rate"] > 0.8
         assert category["guarded_rate"] < (0.9 if name == "style" else 0.15)  # the style is hardly erased: see its card
     kept = figures["kept"]
-    assert kept["guarded_accuracy"] > kept["base_accuracy"] - 0.1
+    assert kept["guarded_accuracy"] > kept["base_accuracy"] - 0.15  # at most one of eight
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.html"]
