@@ -126,9 +126,9 @@ def _reasons(subject: Subject, entry: Entry, record: Record, now: Values, makers
         )
     if policy.adapters is not Adapters.ALLOW:
         yield from _changes(entry, record, transformer, now)
+    yield from ((False, reason) for reason in (*strangers(makers), *entry.settings.other_functions()))
+    if policy.adapters is not Adapters.ALLOW:
         yield from ((False, reason) for reason in entry.settings.other_parts(makers))
-    for reason in (*strangers(makers), *entry.settings.other_functions()):
-        yield False, reason
     broken, unknown = subject.rest.faults(policy, entry.admitted)
     yield from ((True, reason) for reason in broken)
     yield from ((False, reason) for reason in unknown)

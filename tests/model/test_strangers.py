@@ -4,15 +4,16 @@ import functools
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers.hooks import (
-    HookRegistry,
-)
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
+from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip, layer_skip
 from diffusers.hooks import ModelHook as DiffusersHook
+from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanceHook
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 
 from safeflux.errors import ModelError
 from safeflux.model.guard import guard
+from safeflux.model.watch.hooks import KNOWN_HOOKS
 from safeflux.plan.status import State
 from tests.helpers.looks import check_both_find
 from tests.helpers.lora import ALLOW
@@ -80,6 +81,52 @@ def foreign_hook_of_diffusers(model, other):
         pass
 
     HookRegistry.check_if_exists_or_initialize(model).register_hook(Other(), "other")
+
+
+def hook(kind, *settings, on="transformer_blocks.0", **more):
+    """Puts a hook of diffusers on a block."""
+
+    def change(model, other):
+        registry = HookRegistry.check_if_exists_or_initialize(model.get_submodule(on))
+        registry.register_hook(kind(*settings, **more), "other")
+
+    change.__name__ = kind.__name__
+    return change
+
+
+NEW = type("NewHook", (DiffusersHook,), {"__module__": "diffusers.hooks.new"})
+"""As a later version of diffusers may ship it."""
+NOT_KNOWN = (
+    hook(NEW),
+    hook(layer_skip.TransformerBlockSkipHook, 1.0),
+    hook(layer_skip.FeedForwardSkipHook, 1.0, on="transformer_blocks.0.ff"),
+    hook(layer_skip.AttentionProcessorSkipHook, torch.relu, on="transformer_blocks.0.attn"),
+    hook(SmoothedEnergyGuidanceHook, on="transformer_blocks.0.attn.to_q"),
+)
+
+
+def skipped_layers(model, other):
+    apply_layer_skip(model, LayerSkipConfig(indices=[0], fqn="transformer_blocks"))
+
+
+def known_hook(model):
+    registry = HookRegistry.check_if_exists_or_initialize(model.context_embedder)
+    registry.register_hook(DiffusersHook(), "known")
+    return registry
+
+
+def method_put_into_a_known_hook(model, other):
+    known_hook(model).hooks["known"].post_forward = lambda module, output: output * 0
+
+
+def call_put_into_a_known_hook(model, other):
+    known_hook(model)._fn_refs[0].post_forward = lambda module, output: output * 0
+
+
+def method_put_into_a_hook_of_accelerate(model, other):
+    hook = AlignDevicesHook()
+    hook.post_forward = lambda module, output: output * 0
+    add_hook_to_module(model.context_embedder, hook)
 
 
 def hook_of_known_code_bound_to_another_model(model, other):
@@ -154,6 +201,8 @@ def code_on_a_processor(model, other):
 
 
 CHANGES = (
+    *NOT_KNOWN,
+    *(skipped_layers, method_put_into_a_known_hook, call_put_into_a_known_hook, method_put_into_a_hook_of_accelerate),
     *(replaced_forward, replaced_layer_forward, drawing_hook, prior_hook, hidden_weight, hidden_part),
     *(hidden_by_a_class, foreign_processor, processor_with_weights, foreign_hook_of_accelerate),
     *(foreign_hook_of_diffusers, hook_of_known_code_bound_to_another_model, another_call),
@@ -161,6 +210,38 @@ CHANGES = (
     *(operation_as_a_hook, checkpoints_of_another_model, lying_parameters, code_on_a_processor),
     *(processor_with_a_list_of_weights, hook_of_known_code_with_a_tensor, hook_of_known_code_around_another_model),
 )
+
+
+def test_each_hook_that_diffusers_ships_is_known_or_not_on_purpose():
+    left, shipped = [DiffusersHook], set()
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if kind.__module__ != "diffusers.hooks.new" and kind.__module__.startswith("diffusers."):
+            shipped.add(kind.__name__)
+    left_out = {change.__name__ for change in NOT_KNOWN} - {"NewHook"}
+    assert shipped == KNOWN_HOOKS["diffusers.hooks"] | left_out
+
+
+def test_what_is_put_into_a_hook_later_is_seen_by_both_looks(transformer, store):
+    registry = known_hook(transformer)
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    for held in (registry.hooks["known"], registry._fn_refs[0]):
+        own = held.post_forward
+        held.post_forward = lambda module, output: output * 0
+        check_both_find(handle, "the post_forward of")
+        held.post_forward = own
+        if "post_forward" in vars(registry.hooks["known"]):
+            del registry.hooks["known"].post_forward
+        assert handle.verify().ok
+
+
+def test_another_processor_of_a_known_package_is_seen_by_both_looks(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    transformer.transformer_blocks[0].attn.processor = AttnProcessor2_0()
+    check_both_find(handle, "its attention processor was 'FluxAttnProcessor' at the guard, and is 'AttnProcessor'")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch, when its compiler is first imported

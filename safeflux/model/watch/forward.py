@@ -1,8 +1,8 @@
 """Which code makes a module's next output: forwards, hooks and attention processors, and which of it is not known.
 
 Known is code of the libraries that serve FLUX (`known`), so far as it draws with the module's own parameters: the
-classes of torch and diffusers, accelerate's hooks, diffusers' hooks (offload, layerwise casting, caches), cache-dit,
-quantisers. Anything else can draw with other weights than those that are read, and so nobody can tell what it draws.
+classes of torch and diffusers, hooks of accelerate and diffusers by their names (`hooks`), cache-dit, quantisers.
+Anything else can draw with other weights than those that are read, and so nobody can tell what it draws.
 A copy of a model with such hooks is that too: Python copies no function, so its forward may lead to the first model.
 
 `snapshot` notes by identity what can change without a change of class, and judges nothing. Neither sees a
@@ -17,6 +17,7 @@ import torch.nn.modules.module as torch_module
 
 from safeflux.model.watch.called import called_by, called_classes, foreign_calls
 from safeflux.model.watch.dispatch import foreign_modes
+from safeflux.model.watch.hooks import hooks_of, references_of, strange_hooks
 from safeflux.model.watch.known import (
     Within,
     foreign_methods,
@@ -139,29 +140,23 @@ def _strange(module: torch.nn.Module, within: Within) -> Iterator[str]:
     for hook in (hook for kind in HOOKS for hook in own[kind].values()):
         if not _is_known_hook(hook, within):
             yield f"a forward hook, {name_of(hook)},"
-    for helper in _helpers(own):
-        what = "attention processor" if helper is own.get("processor") else "hook"
-        if not is_from_known(home_of(type(helper))) or (what != "hook" and holds_weights(helper)):
-            yield f"the {what} {name_of(type(helper))}"
+    yield from strange_hooks(own)
+    processor = own.get("processor")
+    if processor is not None and (not is_from_known(home_of(type(processor))) or holds_weights(processor)):
+        yield f"the attention processor {name_of(type(processor))}"
 
 
 def _helpers(own: Mapping[str, Any]) -> Iterator[object]:
     """The attention processor of a module, and the hook objects of accelerate and diffusers on it."""
-    if (processor := own.get("processor")) is not None:
-        yield processor
-    if (hook := own.get("_hf_hook")) is not None:
-        yield hook
-        yield from getattr(hook, "hooks", ())
-    if (registry := own.get("_diffusers_hook")) is not None:
-        yield registry
-        yield from registry.hooks.values()
+    held = (own.get("processor"), own.get("_diffusers_hook"), *hooks_of(own))
+    return (each for each in held if each is not None)
 
 
 def _draws_itself(call: Any, module: torch.nn.Module, within: Within) -> bool:
     """Whether a method of a module's own is that of its class, or known code around it."""
     own = vars(module)
     around = [own["_old_forward"]] if "_old_forward" in own else []
-    for reference in getattr(own.get("_diffusers_hook"), "_fn_refs", ()):
+    for reference in references_of(own):
         around += [each for each in (reference.forward, reference.original_forward) if each is not None]
     calls = (call, uncompiled_call(call), *around)
     return all(is_of(each, module) and is_known(each, within) for each in calls)

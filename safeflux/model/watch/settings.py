@@ -102,6 +102,9 @@ def differences(owner: str, then: dict[str, object], now: dict[str, object]) -> 
 def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, object]]:
     own = vars(module)
     yield from plain(own)
+    if (processor := own.get("processor")) is not None:
+        # diffusers has classes for fused projections and for newer torch, which draw the same
+        yield "attention processor", type(processor).__name__.removeprefix("Fused").removesuffix("2_0")
     parts = {"config": own.get("_internal_dict"), "processor": getattr(own.get("processor"), "__dict__", None)}
     if home_of(type(own.get("config"))).startswith("transformers."):
         parts["config"] = vars(own["config"])

@@ -20,9 +20,11 @@ from safeflux.model.watch.attributes import Contents, Holders, are_same
 from safeflux.model.watch.called import Insides, Places
 from safeflux.model.watch.dispatch import foreign_modes, num_registered
 from safeflux.model.watch.forward import HOOKS, Makers, global_hooks
+from safeflux.model.watch.hooks import held_by_hook, hooks_of, references_of
 from safeflux.model.watch.parts import children, has_cache_dit, is_of_cache_dit
 
 _PART_NAMES = ("_parameters", "_buffers", "_modules", *HOOKS)
+_FIXED = {*_PART_NAMES, "weights_map"}
 _PARTS = itemgetter(*_PART_NAMES)
 _VERSION = attrgetter("_version")
 _POINTER = torch.Tensor.data_ptr
@@ -51,8 +53,12 @@ class Snapshot:
         kinds = (torch.nn.ModuleList,) if self._children else ()
         counting = {m for m in modules if type(m) in kinds or is_of_cache_dit(m) or has_cache_dit(m)}
         self._counting = [(vars(m), _fixed(vars(m))) for m in counting]
+        hooks = [hook for own in owns for hook in hooks_of(own)]
+        self._counting += [(vars(hook), _fixed(vars(hook))) for hook in hooks if hasattr(hook, "__dict__")]
         held = [own for m, own in zip(modules, owns, strict=True) if m not in counting]
         held += [*(vars(each) for each in processors if hasattr(each, "__dict__")), *filter(None, parts)]
+        held += [each for hook in hooks for each in held_by_hook(hook)]
+        held += [vars(reference) for own in owns for reference in references_of(own)]
         are_dicts = all(isinstance(each, dict) for each in held)
         self._contents = Contents(held if are_dicts else [])
         self._empty = [part for part in parts if not part]
@@ -115,8 +121,8 @@ class Snapshot:
 
 
 def _fixed(own: dict[str, Any]) -> list[object]:
-    """What does not move in a module that counts in its attributes while it draws."""
-    return [held for name, held in own.items() if name in _PART_NAMES or callable(held)]
+    """What does not move in a module or hook that counts in its attributes while it draws."""
+    return [held for name, held in own.items() if name in _FIXED or callable(held)]
 
 
 def _fusing(modules: Iterable[torch.nn.Module]) -> list[Any]:
