@@ -71,7 +71,12 @@ def test_sequential_offload_is_read_where_it_keeps_the_weights(transformer, stor
     assert handle.verify().ok
     assert handle.verify(deep=True).ok
     assert handle.receipt()["held"].keys() == {"offload map"}
-    held = transformer.context_embedder._hf_hook.weights_map["weight"]
+    hook = transformer.context_embedder._hf_hook
+    own, held = hook.weights_map, hook.weights_map["weight"]
+    hook.weights_map = {"weight": held + 1, "bias": own["bias"]}
+    assert handle.verify().state is State.DEGRADED
+    hook.weights_map = own
+    assert handle.verify().ok
     held += 1
     assert handle.verify(deep=True).state is State.DEGRADED
     with pytest.raises(ApplyError, match="cannot undo"):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux
@@ -250,6 +251,23 @@ def test_a_buffer_that_torch_saw_a_write_to_is_read_by_the_fast_look(full, store
     assert handle.verify().ok
     dict(full.text_encoder.named_buffers())["embeddings.position_ids"] += 1
     assert "weights of the pipeline's text_encoder have changed" in handle.verify().faults[0]
+
+
+def test_a_buffer_of_a_part_is_read_where_an_offload_keeps_it(full, store):
+    full.text_encoder.final_layer_norm.register_buffer("shift", torch.arange(4.0))
+    handle = guard(full, BOTH, store=store)
+    cpu_offload(full.text_encoder, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert full.text_encoder.final_layer_norm.shift.is_meta
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+    kept = full.text_encoder.final_layer_norm._hf_hook.weights_map.dataset
+    kept["final_layer_norm.shift"] = torch.ones(4)
+    for deep in (False, True):
+        found = handle.verify(deep=deep)
+        assert found.state is State.DEGRADED
+        assert (
+            "weights of the pipeline's text_encoder have changed since the guard: final_layer_norm" in found.faults[0]
+        )
 
 
 def test_another_image_processor_is_found_unless_it_has_the_same_settings(full, store):
