@@ -14,8 +14,10 @@ from tests.helpers.zero_shot import save_clip
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own-flux.md").read_text(encoding="utf-8")
 SMALLER = ["height=32", "width=32", "dtype=float32", "max_sequence_length=128", "saliency.rounds=2", *SETTINGS[:6]]
-SMALLER += ["call.num_inference_steps=1", "saliency.bits_off=40", "saliency.warm_up=0", "saliency.last_rounds=0"]
+SMALLER += ["call.num_inference_steps=1", "call.max_sequence_length=64"]
+SMALLER += ["saliency.bits_off=40", "saliency.warm_up=0", "saliency.last_rounds=0"]
 """What makes the page's run small enough: size, steps, numbers of prompts and rounds."""
+SHORT = ["--call", "num_inference_steps=1", "--call", "max_sequence_length=64"]
 
 
 @pytest.mark.slow
@@ -31,9 +33,9 @@ def test_every_command_of_the_page_works_in_its_order(tmp_path, monkeypatch):
         if words_of_line[0] == "train":
             words_of_line += [part for setting in SMALLER for part in ("--set", setting)]
         if words_of_line[:2] == ["eval", "--model"]:
-            words_of_line += ["--images", "2", "--kept", "4", "--call", "num_inference_steps=1"]
+            words_of_line += ["--images", "2", "--kept", "4", *SHORT]
         if words_of_line[0] == "preview":
-            words_of_line += ["--images", "2", "--call", "num_inference_steps=1"]
+            words_of_line += ["--images", "2", *SHORT]
         result = CliRunner().invoke(main, words_of_line, catch_exceptions=False)
         assert result.exit_code == 0, f"{line}\n{result.output}"
         outputs[" ".join(words_of_line[:2])] = result

@@ -157,11 +157,11 @@ def test_what_was_spoilt_is_drawn_again_under_the_masks_that_spoilt_it(objective
     objective.spoilt.left[:] = torch.nan  # what tests before this one saw under gates of theirs
     gates = torch.ones(len(NAMES), objective._bits.count)
     gates[1] = 0.0
-    slopes = [objective.preserve(8, k, gates) for k in range(40)]
+    slopes = [objective.preserve(8, k, gates) for k in range(24)]
     objective.settle(Processes())
     alone = {slope.subset[0]: slope.loss for slope in slopes if len(slope.subset) == 1}
     assert alone[1] > 100 * max(alone[0], alone[2])
-    again = [objective.preserve(9, k, gates).subset for k in range(40)]
+    again = [objective.preserve(9, k, gates).subset for k in range(24)]
     assert again.count((1,)) > 2 * again.count((0,))
     left = objective.spoilt.left
     assert left[1].nanmean() > 100 * left[0].nanmean()
