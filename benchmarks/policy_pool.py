@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from benchmarks.guard_times import save_policy
 from benchmarks.timing import milliseconds, write_report
 from safeflux.families.sites import Site, find_sites
 from safeflux.masks.mask_set import MaskSet
-from safeflux.model.pool.layers import split
 from safeflux.model.pool.pool import PolicyPool
 from safeflux.model.writes import Write, as_bits
 from safeflux.policy.load import Policy
@@ -67,13 +65,7 @@ def together(writes: Sequence[Write]) -> list[Write]:
     by_tensor: dict[int, list[Write]] = {}
     for write in writes:
         by_tensor.setdefault(id(write.tensor), []).append(write)
-    return [_joined(each) for each in by_tensor.values()]
-
-
-def _joined(writes: list[Write]) -> Write:
-    bits = as_bits(writes[0].tensor)
-    ((_, elements),) = split([(0, write.elements) for write in writes], bits.shape)
-    return replace(writes[0], elements=elements, saved=elements.read(bits))
+    return [first.joined(others) if others else first for first, *others in by_tensor.values()]
 
 
 def switches(pool: PolicyPool, times: int) -> dict[str, Any]:
