@@ -182,6 +182,15 @@ def test_the_other_times_are_those_of_their_reports():
         assert f"| {rounded['ratio']:.2f} | {rounded['share']:.2f} |" in page
 
 
+def test_what_a_switch_of_a_pool_costs_is_in_its_report():
+    page, found = " ".join(PAGES["docs/performance.md"].split()), report("policy_pool")
+    for row, name in {"three bundled policies": "emoji-flux", "shares": "neurons", "each policy": "weights"}.items():
+        assert f"{row} | {found[name]['ratio']:.2f} |" in page
+        assert found[name]["ratio"] <= 1.3
+    assert f"takes {found['share of a picture']:.1%}".replace("%", " %") in page
+    assert f"keep {found['bytes kept for 8 policies']['differences'] / 1e6:.0f} MB" in page
+
+
 def test_what_security_says_of_spoilt_files_is_in_the_report():
     page = " ".join(PAGES["SECURITY.md"].split())
     fuzz = report("fuzz")

@@ -1,6 +1,7 @@
 """One policy file on its own: read, parsed and validated by the schema, with errors in an operator's words."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -92,34 +93,54 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
     got = show(problem["input"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {show(loc[-1])}{suggest(str(loc[-1]), _keys_at(schema, loc[:-1]))}"
+            key = str(loc[-1])
+            if key == "<<":
+                return "a merge key ('<<'); write the keys out"
+            if key.isdigit():
+                return f"unknown key {show(key)}; a number has a decimal point, not a comma"
+            return f"unknown key {show(key)}{suggest(key, _keys_at(schema, loc[:-1]))}{_strange_letters(key)}"
         case "missing":
             return f"the key {loc[-1]!r} is missing"
         case "enum" | "literal_error":
             expected = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-            return f"{where}: {got} is not known{suggest(str(problem['input']), expected)}"
+            word = str(problem["input"])
+            return f"{where}: {got} is not known{suggest(word, expected)}{_strange_letters(word)}"
         case "string_pattern_mismatch":
             pattern = problem["ctx"]["pattern"]
-            return f"{'' if pattern == _NAME else f'{where}: '}{got} is not {pattern_words(pattern)}"
+            fault = f"{'' if pattern == _NAME else f'{where}: '}{got} is not {pattern_words(pattern)}"
+            return fault + _strange_letters(problem["input"])
         case "string_type":
             return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
         case "model_type" | "dict_type":
             return f"{where}: expected keys ({', '.join(_keys_at(schema, loc)) or 'name: value'}), got {got}"
         case "tuple_type":
-            return f"{where}: expected a list such as [{got.strip(chr(39))}], got {got}"
+            example = problem["input"] if isinstance(problem["input"], str) else "one, other"
+            return f"{where}: expected a list such as [{show(example).strip(chr(39))}], got {got}"
         case "value_error":
             fault = problem["ctx"]["error"]
             return f"{where}: {fault.message if isinstance(fault, PlacedError) else fault}"
         case "float_type" if isinstance(problem["input"], str) and (number := _number(problem["input"])) is not None:
-            return f"{where}: {got} is text; write the number {number:g}, without quotes or sign"
+            how = "with a decimal point" if "," in problem["input"] else "without quotes or sign"
+            return f"{where}: {got} is text; write the number {number:g}, {how}"
         case "less_than_equal" if 1 < problem["input"] <= 100:
             return f"{where}: expected a share from 0 to 1, got {got}; for {got} % write {problem['input'] / 100:g}"
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
+    expected = problem["msg"].removeprefix("Input should be ")
+    expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
+    return f"{where}: expected {expected[0].lower()}{expected[1:]}, got {got}"
+
+
+def _strange_letters(word: str) -> str:
+    """The end of a message about a word: which of its characters are no plain letters, though they may look so."""
+    strange = [char for char in dict.fromkeys(word) if not char.isascii() and char.isprintable()]
+    named = [f"{char!r} is U+{ord(char):04X} {unicodedata.name(char, 'unnamed')}" for char in strange[:3]]
+    return f"; {', '.join(named)}" if named else ""
 
 
 def _number(text: str) -> float | None:
     """The number that a string stands for; a percentage becomes a share. None if it is not a number."""
-    bare = text.strip().removesuffix("%")
+    bare = text.strip().removesuffix("%").strip()
+    if bare.count(",") == 1 and "." not in bare:  # as many languages write it
+        bare = bare.replace(",", ".")
     try:
         return float(bare) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
@@ -159,5 +180,5 @@ def show(value: Any) -> str:
         if isinstance(value, str | int | float | None)
         else f"a {'list' if isinstance(value, list) else 'mapping'}"
     )
-    text = "nothing" if value is None else text
+    text = "nothing" if value is None else text.lower() if isinstance(value, bool) else text
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -22,6 +22,9 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> Fault:
     if mark is None:
         return Fault(1, 1, f"not valid YAML: {_one_line(error)}")
     problem, lines = error.problem or "", text.split("\n")
+    if context and "could not find expected ':'" in problem:
+        line = lines[context.line]
+        return Fault(context.line + 1, context.column + 1, _no_colon(line[context.column :]))
     if context and (fault := _never_closed(error, text)):
         return Fault(context.line + 1, context.column + 1, fault)
     if "<stream end>" in problem and (opening := _last_open(text)) is not None:
@@ -47,6 +50,19 @@ def _message(error: yaml.MarkedYAMLError, problem: str, mark: yaml.Mark, lines: 
     if "<block end>" in problem or "<document start>" in problem:
         return _indentation(mark, lines) if not line[: mark.column].strip() else _after_value()
     return f"not valid YAML: {_one_line(error)}"
+
+
+def _no_colon(text: str) -> str:
+    """A message about text that stands where a `key: value` should, from its first character on."""
+    if text.startswith("//"):
+        return "a comment begins with '#'"
+    if re.match(r"-\S", text):
+        return "a list item needs a space after its '-'"
+    if "\uff1a" in text:
+        return "this is no `key: value`; its colon is U+FF1A FULLWIDTH COLON: write a plain colon and a space"
+    if re.match(r"[\w-]+\s*=", text):
+        return "this is no `key: value`; write a colon and a space, not '='"
+    return "this is no `key: value`; a key ends in a colon, and a colon needs a space after it"
 
 
 def _never_closed(error: yaml.MarkedYAMLError, text: str) -> str | None:

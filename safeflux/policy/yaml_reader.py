@@ -154,7 +154,8 @@ def parse_document(data: bytes, file: str) -> Document:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PolicyFileError([Issue(file, line, 1, f"byte {data[error.start]:#04x} is not UTF-8 text")]) from error
+        fault = f"byte {data[error.start]:#04x} is not UTF-8 text; save the file as UTF-8"
+        raise PolicyFileError([Issue(file, line, 1, fault)]) from error
     if (at := text.find("\0")) >= 0:
         raise PolicyFileError([Issue(file, text.count("\n", 0, at) + 1, 1, "a NUL byte; is this a text file?")])
     document, found = Document(file, text.split("\n")), dict(unwanted(text))
@@ -197,10 +198,7 @@ class _Builder:
         except yaml.reader.ReaderError as error:
             message = f"not valid YAML: character {error.character:#06x} is not allowed"
             self._fatal(*_place(self.text, error.position), message)
-        except (
-            ValueError,
-            OverflowError,
-        ):  # PyYAML lets an escape beyond Unicode and a directive of many digits through
+        except (ValueError, OverflowError):  # for an escape beyond Unicode, and a directive of many digits
             self._fatal(1, 1, "not valid YAML: an escape or a directive holds a number that is out of range")
 
     def _fatal(self, line: int, column: int, message: str) -> None:
@@ -233,6 +231,8 @@ class _Builder:
         if event.tag is not None:
             self.document.report(mark, f"a tag ({event.tag!r}); remove it")
         if isinstance(event, yaml.ScalarEvent):
+            if not event.value and (event.anchor or event.tag):  # such as `description: !new`
+                self.document.broken.append(loc)
             return self._scalar(event, loc)
         if len(loc) >= MAX_DEPTH:
             raise _GiveUpError(mark, f"nested more than {MAX_DEPTH} levels deep")

@@ -96,7 +96,7 @@ def test_all_errors_of_a_file_are_told_at_once_with_the_nearest_word(write):
         ("categories: [weapons]\n", "4:13: categories: expected keys (name: value), got a list"),
         ("categories:\n", "4:12: categories: expected keys (name: value), got nothing"),
         ("adapters:\n" + WEAPONS, "4:10: adapters: nothing is not known; known: allow, allowlist, deny"),
-        ("adapters: true\n" + WEAPONS, "4:11: adapters: True is not known"),
+        ("adapters: true\n" + WEAPONS, "4:11: adapters: true is not known"),
         ("adapters: allowlist\n" + WEAPONS, "4:11: adapters: allowlist needs the key adapter_allowlist"),
         ("adapter_allowlist: [abc]\n" + WEAPONS, "4:21: adapter_allowlist.0: 'abc' is not a sha256"),
         (
@@ -106,17 +106,49 @@ def test_all_errors_of_a_file_are_told_at_once_with_the_nearest_word(write):
         ("adapter_max_scale: 2\n" + WEAPONS, "4:1: adapter_max_scale has no meaning where adapters is deny"),
         (
             "adapters: allow\nadapter_max_scale: 0\n" + WEAPONS,
-            "5:20: adapter_max_scale: input should be greater than 0",
+            "5:20: adapter_max_scale: expected a number greater than 0",
         ),
         (
             "adapters: allow\nadapter_max_scale: .nan\n" + WEAPONS,
-            "5:20: adapter_max_scale: input should be greater than 0",
+            "5:20: adapter_max_scale: expected a number greater than 0",
         ),
-        ("budget: {max_share_masked: .nan}\n" + WEAPONS, "4:28: budget.max_share_masked: input should be"),
+        (
+            "budget: {max_share_masked: .nan}\n" + WEAPONS,
+            "4:28: budget.max_share_masked: expected a finite number, got nan",
+        ),
         (
             "budget: {max_share_masked: true}\n" + WEAPONS,
-            "4:28: budget.max_share_masked: input should be a valid number",
+            "4:28: budget.max_share_masked: expected a valid number",
         ),
+        (
+            "budget:\n  max_share_masked: 0,05\n" + WEAPONS,
+            "5:21: budget.max_share_masked: '0,05' is text; write the number 0.05, with a decimal point",
+        ),
+        ("budget: {max_share_masked: 0x1}\n" + WEAPONS, "4:28: budget.max_share_masked: expected a valid number"),
+        (
+            "\u0441ategories: {}\n",
+            "4:1: unknown key '\u0441ategories'; did you mean 'categories'?; '\u0441' is U+0441 CYRILLIC",
+        ),
+        (
+            "categories: {w\u0435apons: {}}\n",
+            "4:14: 'w\u0435apons' is not a name: a name is 1 to 64 lower-case letters, digits, '-' and '_', "
+            "and starts with a letter or digit; '\u0435' is U+0435 CYRILLIC SMALL LETTER IE",
+        ),
+        (
+            "categories: {a: {action: w\u0430rn}}\n",
+            "4:26: categories.a.action: 'w\u0430rn' is not known; did you mean 'warn'?; '\u0430' is U+0430 CYRILLIC",
+        ),
+        (
+            "adapters: \u201cdeny\u201d\n" + WEAPONS,
+            "4:11: adapters: '\u201cdeny\u201d' is not known; did you mean 'deny'?; '\u201c' is U+201C",
+        ),
+        ("categories: {a: {masks: {b: true}}}\n", "4:25: categories.a.masks: expected a list such as [one, other]"),
+        ("categories: {a: {<<: {masks: [b]}}}\n", "4:18: a merge key ('<<'); write the keys out"),
+        ("adapters:deny\n", "4:1: this is no `key: value`; a key ends in a colon, and a colon needs a space after it"),
+        ("adapters = deny\n", "4:1: this is no `key: value`; write a colon and a space, not '='"),
+        ("adapters\uff1a deny\n", "4:1: this is no `key: value`; its colon is U+FF1A FULLWIDTH COLON"),
+        ("// a word\n", "4:1: a comment begins with '#'"),
+        ("categories:\n  a:\n    masks:\n    -b\n", "7:5: a list item needs a space after its '-'"),
         (
             'budget: {max_share_masked: "0.05"}\n' + WEAPONS,
             "4:28: budget.max_share_masked: '0.05' is text; write the number 0.05, without quotes",
@@ -129,8 +161,8 @@ def test_all_errors_of_a_file_are_told_at_once_with_the_nearest_word(write):
             "budget: {max_share_masked: 4}\n" + WEAPONS,
             "4:28: budget.max_share_masked: expected a share from 0 to 1, got 4; for 4 % write 0.04",
         ),
-        ("budget: {max_share_masked: 400}\n" + WEAPONS, "4:28: budget.max_share_masked: input should be less than"),
-        ("budget: {max_share_masked: much}\n" + WEAPONS, "4:28: budget.max_share_masked: input should be a valid"),
+        ("budget: {max_share_masked: 400}\n" + WEAPONS, "4:28: budget.max_share_masked: expected a number less than"),
+        ("budget: {max_share_masked: much}\n" + WEAPONS, "4:28: budget.max_share_masked: expected a valid"),
         ("budget: 0.2\n" + WEAPONS, "4:9: budget: expected keys (max_share_masked), got 0.2"),
         ("name: twice\n" + WEAPONS, "4:1: duplicate key 'name'; the first one is on line 3"),
         ("extends: strict extra\n" + WEAPONS, "4:10: extends: 'strict extra' is not a policy's name or path"),
