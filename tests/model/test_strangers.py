@@ -1,6 +1,7 @@
 """What makes the next output beside the weights that are read: known code stays GUARDED, any other never does."""
 
 import functools
+import types
 
 import pytest
 import torch
@@ -129,6 +130,10 @@ def method_put_into_a_hook_of_accelerate(model, other):
     add_hook_to_module(model.context_embedder, hook)
 
 
+def forward_of_another_class(model, other):
+    model.context_embedder.forward = types.MethodType(torch.nn.Identity.forward, model.context_embedder)
+
+
 def hook_of_known_code_bound_to_another_model(model, other):
     model.context_embedder.register_forward_hook(other.context_embedder.forward)
 
@@ -202,6 +207,7 @@ def code_on_a_processor(model, other):
 
 CHANGES = (
     *NOT_KNOWN,
+    forward_of_another_class,
     *(skipped_layers, method_put_into_a_known_hook, call_put_into_a_known_hook, method_put_into_a_hook_of_accelerate),
     *(replaced_forward, replaced_layer_forward, drawing_hook, prior_hook, hidden_weight, hidden_part),
     *(hidden_by_a_class, foreign_processor, processor_with_weights, foreign_hook_of_accelerate),

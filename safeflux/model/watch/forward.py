@@ -159,7 +159,14 @@ def _draws_itself(call: Any, module: torch.nn.Module, within: Within) -> bool:
     for reference in references_of(own):
         around += [each for each in (reference.forward, reference.original_forward) if each is not None]
     calls = (call, uncompiled_call(call), *around)
-    return all(is_of(each, module) and is_known(each, within) for each in calls)
+    return all(is_of(each, module) and is_known(each, within) and _is_own(each, module) for each in calls)
+
+
+def _is_own(call: Any, module: torch.nn.Module) -> bool:
+    """Whether a call is no method by the name of `forward` that belongs to another class than the module's."""
+    function = inmost(call)
+    forwards = (inmost(base.forward) for base in type(module).__mro__ if hasattr(base, "forward"))
+    return getattr(function, "__name__", "") != "forward" or any(function is each for each in forwards)
 
 
 def _is_known_hook(hook: Any, within: Within) -> bool:
