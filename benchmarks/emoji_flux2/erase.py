@@ -24,13 +24,16 @@ from .options import out_option
 CATEGORIES = ("weapons", "alcohol", "gambling")
 MOST_FOUND, MOST_LOST = 0.04, 0.03
 """To reach: share of pictures in which a category is found, and what everything else loses."""
+PRESERVE = "--set saliency.preserve_budget=0.008 --set saliency.preserve_batches=12 --set prompts.category_share=0.4"
+"""More is preserved than by default: a model of this size lost 3.8 points of everything else, most of them in the
+categories whose masks are off."""
 
 
 def commands(categories: tuple[str, ...]) -> tuple[str, ...]:
     """From packs to figures, in the run's folder."""
     packs = " ".join(f"--pack emoji:{name}" for name in categories)
     return (
-        f"safeflux train --model {NAME}.yaml {packs} --out masks",
+        f"safeflux train --model {NAME}.yaml {packs} {PRESERVE} --out masks",
         f"safeflux policy new own.yaml --categories {','.join(categories)}",
         f"safeflux eval --model {NAME}.yaml {packs} --policy own.yaml --store masks --out eval",
     )

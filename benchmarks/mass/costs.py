@@ -29,26 +29,23 @@ def costs_of(world: World, masks: Mapping[str, MaskSet], folder: Path) -> dict[s
     sizes = [(folder / f"{name}.safetensors").stat().st_size for name in masks]
     off = [one.count.masked for one in masks.values()]
     return {
-        "learning": learning_of(folder.parent),
+        "learning": learning_of(folder.parent, len(masks)),
         "bytes": {"mean": statistics.mean(sizes), "most": max(sizes)},
         "bits_off": {"mean": statistics.mean(off), "most": max(off), "together": compose(*masks.values()).count.masked},
         "milliseconds": _times(world, masks, folder),
     }
 
 
-def learning_of(folder: Path) -> dict[str, Any]:
+def learning_of(folder: Path, concepts: int) -> dict[str, Any]:
     """Seconds and memory of each run of `learning.learn`; a concept's are its share of them all."""
     runs = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/seconds.json"))}
-    each = [
-        {"concepts": run["concepts"], **{key: run[key] / run["concepts"] for key in ("seconds", "cpu_seconds")}}
-        for run in runs.values()
-    ]
-    groups, repair = [run for name, run in runs.items() if name != "together"], runs.get("together")
-    total = {key: sum(run[key] for run in runs.values()) for key in ("seconds", "cpu_seconds")}
-    concepts = repair["concepts"] if repair else sum(run["concepts"] for run in groups)
+    spent = ("seconds", "cpu_seconds")
     return {
-        "runs": dict(zip(runs, each, strict=True)),
-        "a_concept": {key: value / max(1, concepts) for key, value in total.items()},
+        "runs": {
+            name: {"concepts": run["concepts"], **{key: run[key] / run["concepts"] for key in spent}}
+            for name, run in runs.items()
+        },
+        "a_concept": {key: sum(run[key] for run in runs.values()) / concepts for key in spent},
         "peak_mib": max((run["peak_mib"] for run in runs.values()), default=0),
     }
 
