@@ -124,7 +124,7 @@ def _contradictions(receipt: _Receipt) -> Iterator[str]:
     )
     if asked != masked:
         yield f"its sites ask for {asked} bits, its shares for {masked}"
-    if most := max((each.bits.requested for each in receipt.categories.values()), default=0) > asked:
+    if (most := max((each.bits.requested for each in receipt.categories.values()), default=0)) > asked:
         yield f"a category asks for {most} bits, all sites for {asked}"
     if receipt.state is State.GUARDED:
         yield from _of_a_guard(receipt)
