@@ -3,9 +3,12 @@
 import difflib
 import errno
 import io
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -18,6 +21,8 @@ EXIT_CODES = (
     "3 could not check (missing, unreadable, offline); 130 interrupted."
 )
 COULD_NOT_CHECK = 3
+_MAY_BE_EMPTY = ("--prompt", "--password")
+_GIVEN_NOTHING = re.compile(r"--[a-z-]+=")
 _INTERRUPTED = 130
 
 
@@ -108,6 +113,14 @@ class LazyGroup(Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.table[name][2]) for name in self.list_commands(ctx)])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; refuse empty arguments, which would mean "not given" or the current folder."""
+        if not ctx.resilient_parsing and (place := _empty(args)) is not None:
+            ctx.fail(f"{place}: expected a value, got an empty text; is a variable of the shell not set?")
+        return super().resolve_command(ctx, args)
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands from the table, since click itself would import them all; then options."""
         names = [CompletionItem(name, help=row[2]) for name, row in self.table.items() if name.startswith(incomplete)]
@@ -123,7 +136,8 @@ class LazyGroup(Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; our own errors and interrupts become one clean message."""
         try:
-            return super().invoke(ctx)
+            with (ctx.obj or nullcontext)():
+                return super().invoke(ctx)
         except SafeFluxError as error:
             raise (UnavailableError if exit_code(error) == COULD_NOT_CHECK else CleanError)(error) from error
         except OSError as error:
@@ -141,6 +155,15 @@ def _refusal(error: OSError) -> SafeFluxError:
     return SafeFluxError(
         f"{place}{error.strerror}; check the path, its permissions and the free space, or choose another"
     )
+
+
+def _empty(args: Sequence[str]) -> str | None:
+    """The place of the first argument that is empty and may not be; None if there is none."""
+    for before, text in pairwise(("", *args)):
+        option = before if text == "" else text[:-1] if _GIVEN_NOTHING.fullmatch(text) else None
+        if option is not None and option not in _MAY_BE_EMPTY:
+            return option if option.startswith("-") else f"the argument after {option!r}" if option else "the command"
+    return None
 
 
 def _paths(ctx: click.Context, path: str) -> Iterator[str]:

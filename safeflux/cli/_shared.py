@@ -1,6 +1,7 @@
 """Shared by several commands: options, tables, a progress bar on stderr, and a check of the output folder."""
 
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +30,17 @@ from safeflux.errors import ConfigError
 from safeflux.policy.values import read_value
 from safeflux.profiles.call import call_faults
 from safeflux.reference import NAME
+
+
+class FiniteRange(click.FloatRange):
+    """A number from a bound on; unlike click's own, neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
 
 
 def examples(*lines: str) -> str:
@@ -105,9 +117,10 @@ def _check_device(name: str) -> None:
 def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
     """KEY=VALUE texts as a dictionary; the option's metavar names both parts in errors."""
     parts = [setting.partition("=") for setting in settings]
-    for key, _, value in parts:
+    for key, equals, value in parts:
         if not (key and value):
-            raise click.BadParameter(f"expected {parameter.metavar}, got {key!r}", ctx, parameter)
+            got = repr(key + equals + value)
+            raise click.BadParameter(f"expected {parameter.metavar}, got {got}", ctx, parameter)
     return {key: value for key, _, value in parts}
 
 
@@ -178,6 +191,17 @@ def out_folder(what: str, default: Path | None = None) -> Callable[[Callable[...
     )
 
 
+def refuse_inputs(out: Path, *inputs: Path) -> None:
+    """Refuse to write to a file that the command reads, also under another name: --overwrite is not meant for it.
+
+    Raises:
+        ConfigError: It is one of them.
+    """
+    for given in inputs:
+        if out.exists() and given.exists() and out.samefile(given):
+            raise ConfigError(f"{out}: is an input of this command ({given}), and stays; choose another name")
+
+
 def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, num_texts: int = 1) -> None:
     """Print a table: columns of text on the left, the others to the right."""
     # No box and no wrapping: one line per row, so that other tools can process the output.
@@ -196,7 +220,7 @@ class Bar:
         amount = DownloadColumn() if of_bytes else MofNCompleteColumn()
         times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
         self._console = Console(stderr=True, quiet=is_quiet())
-        self._is_shown = sys.stderr.isatty() and not is_quiet()
+        self._is_shown = sys.stderr is not None and sys.stderr.isatty() and not is_quiet()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -1,6 +1,7 @@
 """New files to start from, each with its JSON Schema for editors beside it; nothing is overwritten."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,25 @@ def check_new(file: Path) -> None:
     """
     if file.suffix not in (".yaml", ".yml"):
         raise click.BadParameter(f"{file}: expected a name that ends in .yaml", param_hint="FILE")
-    if file.exists():
+    if os.path.lexists(file):
         raise ConfigError(f"{file}: already exists; choose another name")
 
 
 def write_new(file: Path, text: str, schema_name: str, schema: dict[str, Any]) -> None:
-    """Write a file, and its schema beside it where there is none.
+    """Write a file, and its schema beside it where there is none: both or, on an error, neither.
 
     Raises:
         ConfigError: They cannot be written.
     """
     beside = file.with_name(schema_name)
     try:
-        write_atomically(file, text.encode())
-        if not beside.exists():
-            write_atomically(beside, schema_text(schema).encode())
+        write_atomically(file, text.encode(), overwrite=False)
+        try:
+            if not beside.exists():
+                write_atomically(beside, schema_text(schema).encode())
+        except BaseException:
+            file.unlink()
+            raise
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written ({error.strerror}); choose a folder that exists") from error
 

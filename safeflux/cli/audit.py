@@ -1,6 +1,7 @@
 """`safeflux audit`: verify audit logs, and print statements from them. Needs no torch."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,20 @@ Examples:
 """
 
 
+def _digest(ctx: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """A hash as the log writes it; anything else would be reported as a truncated log."""
+    if text is None or re.fullmatch(r"[0-9a-f]{64}", text := text.lower().removeprefix("sha256:")):
+        return text
+    raise click.BadParameter(f"expected a sha256 of 64 hex digits, got {text[:80]!r}", ctx, parameter)
+
+
 @audit.command(epilog=_EXAMPLES)
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
-    "--head", metavar="SHA256", help="Hash of a line that the log must contain, kept from when it was appended."
+    "--head",
+    metavar="SHA256",
+    callback=_digest,
+    help="Hash of a line that the log must contain, kept from when it was appended.",
 )
 @as_json
 @click.pass_context
@@ -75,20 +86,27 @@ def statement(file: Path, line: int | None, predicate: str, key: str | None, pas
     from safeflux.plan.statement import Predicate, make_statement
 
     kind = Predicate.GUARD if predicate == "guard" else Predicate.TEST_RESULT
-    found = make_statement(_receipt(file, line), kind)
+    chosen = _line(file, line)
+    try:
+        found = make_statement(chosen["receipt"], kind)
+    except AuditError as error:
+        raise AuditError(f"{file}: line {chosen['seq']}: {error}") from error
     if key:
         found = sign_statement(found, key, password=password)
     click.echo(json.dumps(found))
 
 
-def _receipt(file: Path, line: int | None) -> dict[str, Any]:
+def _line(file: Path, number: int | None) -> dict[str, Any]:
+    """The line of this number, or the last with a receipt."""
+    if number:
+        return read_line(file, number)
     from safeflux.plan.receipts import RECEIPT
 
-    lines = [read_line(file, line)] if line else read_unbroken(file)
-    receipts = [each["receipt"] for each in lines if line or each["receipt"].get("format") == RECEIPT]
-    if not receipts:
+    lines = read_unbroken(file)
+    of_receipts = [line for line in lines if line["receipt"].get("format") == RECEIPT]
+    if not of_receipts:
         raise AuditError(f"{file}: expected a line with a receipt, found none in {len(lines)} lines")
-    return dict(receipts[-1])
+    return of_receipts[-1]
 
 
 _EXPORT = """\b
@@ -119,4 +137,8 @@ def export(file: Path, oscal: bool, last: int | None, plan: str | None, controls
     from safeflux.plan.oscal import make_assessment
 
     lines = read_unbroken(file, last)
-    click.echo(json.dumps(make_assessment(lines, plan=plan, controls=controls), indent=2))
+    try:
+        made = make_assessment(lines, plan=plan, controls=controls)
+    except AuditError as error:
+        raise AuditError(f"{file}: {error}") from error
+    click.echo(json.dumps(made, indent=2))

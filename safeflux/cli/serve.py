@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.cli._completion import POLICY
-from safeflux.cli._shared import examples, keys, on_device, stores
+from safeflux.cli._shared import FiniteRange, examples, keys, on_device, stores
 from safeflux.errors import ConfigError
 from safeflux.reference import NAME
 
@@ -62,21 +62,21 @@ def _new_token(ctx: click.Context, parameter: click.Parameter, name: str | None)
 @click.option("--queue", type=click.IntRange(0, 4096), default=64, show_default=True, help="Requests that may wait.")
 @click.option(
     "--patience",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=2.0,
     show_default=True,
     help="Seconds that a policy stays while others wait.",
 )
 @click.option(
     "--request-seconds",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=10.0,
     show_default=True,
     help="Seconds for a request to arrive.",
 )
 @click.option(
     "--watch-seconds",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=2.0,
     show_default=True,
     help="Seconds between checks of --policies.",

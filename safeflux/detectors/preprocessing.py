@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from safeflux.detectors.base import Activation
 from safeflux.errors import ConfigError
+from safeflux.policy.values import finite
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def make_preprocessing(settings: Mapping[str, str]) -> Preprocessing:
 
 
 def _numbers(text: str, count: int, least: float) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
+    values = tuple(finite(part) for part in text.split(","))
     if len(values) != count or min(values) < least:
         raise ValueError(f"expected {count} numbers with commas between, none below {least:g}")
     return values
@@ -70,5 +71,5 @@ _SETTINGS: dict[str, Callable[[str], Any]] = {
     "mean": lambda text: _numbers(text, 3, 0),
     "std": lambda text: _numbers(text, 3, 1e-6),
     "activation": _activation,
-    "threshold": float,
+    "threshold": finite,
 }

@@ -104,7 +104,10 @@ def _read(path: Path) -> str:
 def _separator(text: str) -> str:
     """The character that parts the first row into columns of which one is known; a comma if none does."""
     for separator in _SEPARATORS:
-        first = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        try:
+            first = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        except csv.Error:  # reading all rows finds it again
+            continue
         if {cell.strip().lower() for cell in first} & set(PROMPT_COLUMNS):
             return separator
     return ","

@@ -128,7 +128,8 @@ def read_line(path: str | os.PathLike[str], number: int | None = None) -> dict[s
     found = _check_unbroken(path)
     number = found.lines if number is None else number
     if not 1 <= number <= found.lines:
-        raise AuditError(f"{path}: expected a line from 1 to {found.lines}, got {number}")
+        known = f"expected a line from 1 to {found.lines}" if found.lines else "an empty log has no lines"
+        raise AuditError(f"{path}: {known}, got {number}")
     with open_regular(path) as file:
         text = next(islice(_lines(file), number - 1, None), b"")
     line = _parse(text)

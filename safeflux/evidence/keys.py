@@ -88,8 +88,12 @@ def check_private_key(path: PathLike, password: bytes | None) -> PublicKey:
     try:
         private = load_pem_private_key(data, password)
     except TypeError as error:  # a password is missing, or not needed
-        raise SignatureError(f"{os.fspath(path)}: {str(error)[0].lower()}{str(error)[1:].rstrip('.')}") from error
+        how = "give none" if password else "give it (--password, or SAFEFLUX_KEY_PASSWORD)"
+        what = f"{str(error)[0].lower()}{str(error)[1:].rstrip('.')}"
+        raise SignatureError(f"{os.fspath(path)}: {what}; {how}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
+        if password and "password" in str(error).lower():
+            raise SignatureError(f"{os.fspath(path)}: the password is not that of this key; give it again") from error
         raise SignatureError(f"{os.fspath(path)}: expected a private key in PEM ({error}); {_MAKE_KEY}") from error
     return _public(path, private.public_key())
 

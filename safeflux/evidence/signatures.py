@@ -53,7 +53,7 @@ def sign_file(path: PathLike, private_key: PathLike, *, password: str | None = N
         SignatureError: The key or the file cannot be read, or the signature cannot be written.
     """
     target, secret = signature_path(path), password.encode() if password else None
-    _check_plain(Path(path))
+    check_plain(Path(path))
     check_private_key(private_key, secret)
     with sign_extra():
         from model_signing.signing import Config
@@ -85,7 +85,7 @@ def verify_file(path: PathLike, public_key: PathLike, signature: PathLike | None
         SignatureError: It differs; or the key or the signature is missing or malformed.
     """
     target, key = Path(path), read_public_key(public_key)
-    _check_plain(target)
+    check_plain(target)
     bundle = _read_bundle(signature_path(path) if signature is None else Path(signature), target)
     if bundle.hint != key.hint:
         raise SignatureError(
@@ -191,7 +191,14 @@ def _malformed(path: Path, error: Exception) -> SignatureError:
     return SignatureError(f"{path}: is not a signature made with a key ({error!r:.200}); {_AGAIN}")
 
 
-def _check_plain(path: Path) -> None:
+def check_plain(path: Path) -> None:
+    """Check that a path is a file or a folder, and without links, so that it can be signed.
+
+    Raises:
+        SignatureError: It does not exist, or is or holds something else.
+    """
+    if not os.path.lexists(path):
+        raise SignatureError(f"{path}: does not exist; expected a file or a folder") from FileNotFoundError(path)
     for one in (path, *path.rglob("*")):
         if one.is_symlink() or not (one.is_file() or one.is_dir()):
             raise SignatureError(f"{one}: expected a file or a folder, not a link; check the path")

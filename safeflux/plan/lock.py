@@ -20,6 +20,7 @@ from safeflux.errors import PolicyError
 from safeflux.families.fingerprint import same_base
 from safeflux.plan.resolve import Plan
 from safeflux.policy.schema import Digest, Name, Strict
+from safeflux.policy.validate import show
 
 
 class LockedPolicy(Strict):
@@ -72,8 +73,9 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        got = "" if first["type"] == "missing" else f", got {show(first['input'])}"
         raise PolicyError(
-            f"{os.fspath(path)}: is not a lock file of this format: {where}: {first['msg']}. Write it again with "
+            f"{os.fspath(path)}: is not a lock file of this format: {where}: {first['msg']}{got}. Write it again with "
             "`safeflux policy lock`."
         ) from error
     except ValueError as error:
@@ -97,7 +99,8 @@ def check_lock(plan: Plan, path: str | os.PathLike[str]) -> None:
         if locked.masks.get(name) != now.masks.get(name)
     ]
     if locked.policy.sha256 != now.policy.sha256:
-        differences.insert(0, f"the policy is {_short(now.policy.sha256)}, locked was {_short(locked.policy.sha256)}")
+        mine, theirs = (f"{one.name!r} ({_short(one.sha256)})" for one in (now.policy, locked.policy))
+        differences.insert(0, f"the policy is {mine}, locked was {theirs}")
     if not same_base(locked.base, now.base):
         differences.append("the base weights differ")
     if differences:

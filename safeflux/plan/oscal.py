@@ -6,7 +6,7 @@ hashes of the lines. The source is https://github.com/usnistgov/OSCAL/blob/v1.0.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from safeflux.errors import AuditError
@@ -39,15 +39,11 @@ def make_assessment(
     """
     if not any(_is_receipt(line) for line in lines):
         raise AuditError("expected at least one line with a receipt, got none; take one: AuditLog.append")
-    try:
-        return {"assessment-results": _document(lines, plan, dict(controls or {}))}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AuditError(
-            f"a line of the log lacks {error}, so nothing can be made of it; take a new receipt"
-        ) from error
+    return {"assessment-results": _document(lines, plan, dict(controls or {}))}
 
 
 def _document(lines: Sequence[Mapping[str, Any]], plan: str | None, controls: dict[str, str]) -> dict[str, Any]:
+    results = list(_results(lines, controls))  # first: it finds lines that lack something
     head = lines[-1]
     resource = _id(head, "plan")
     matter = {
@@ -66,7 +62,7 @@ def _document(lines: Sequence[Mapping[str, Any]], plan: str | None, controls: di
             "remarks": "Zeros in the weights show what was switched off; they do not prove that it cannot be drawn.",
         },
         "import-ap": {"href": plan or f"#{resource}"},
-        "results": list(_results(lines, controls)),
+        "results": results,
         **({} if plan else {"back-matter": {"resources": [matter]}}),
     }
 
@@ -79,12 +75,24 @@ def _results(lines: Iterable[Mapping[str, Any]], controls: dict[str, str]) -> It
         if _is_receipt(line):
             if result:
                 yield result
-            result, entries = _result(line, controls, entries), []
+            result, entries = _of_line(line, _result, controls, entries), []
         else:
-            entries.append(_entry(line))
+            entries.append(_of_line(line, _entry))
     if entries:
         result.setdefault("assessment-log", {"entries": []})["entries"] += entries
     yield result
+
+
+def _of_line(line: Mapping[str, Any], make: Callable[..., dict[str, Any]], *more: Any) -> dict[str, Any]:
+    """Make something of a line; errors say which."""
+    try:
+        return make(line, *more)
+    except AuditError as error:
+        raise AuditError(f"line {line['seq']}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AuditError(
+            f"line {line['seq']}: lacks {error}, so nothing can be made of it; take a new receipt"
+        ) from error
 
 
 def _is_receipt(line: Mapping[str, Any]) -> bool:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeflux.errors import PolicyError
+from safeflux.errors import SafeFluxError
 from safeflux.policy.claims import Claims, faults, strangers
 from safeflux.policy.load import bundled_policies, load_policy, load_policy_text
 from safeflux.policy.report import Case, Finding
 from safeflux.policy.schema import Origin, Policy
-from safeflux.policy.yaml_reader import PolicyFileError, read_document
+from safeflux.policy.yaml_reader import Issue, PolicyFileError, read_document
 
 STDIN = "-"
 
@@ -23,7 +23,8 @@ class Checked:
     digest: str | None
     """None if it is not valid."""
     findings: tuple[Finding, ...]
-    error: PolicyFileError | None
+    error: SafeFluxError | None
+    """Why it could not be checked, or is not valid."""
 
     @property
     def case(self) -> Case:
@@ -43,15 +44,13 @@ class Checked:
 def expand(names: Iterable[str]) -> list[str]:
     """The names, with each folder replaced by the YAML files in it and its subfolders.
 
-    Hidden files and folders are left out, and so are files of expectations, which are for `policy test`.
-
-    Raises:
-        PolicyError: A folder holds no policy.
+    Hidden files and folders are left out, and so are files of expectations, which are for `policy test`. A folder
+    without a policy stays, and is an error when it is checked.
     """
     found: list[str] = []
     for name in names:
         folder = Path(name)
-        if name == STDIN or name in bundled_policies() or not folder.is_dir():
+        if not _is_folder(name):
             found.append(name)
             continue
         files = [path for path in folder.rglob("*.y*ml") if path.suffix in (".yaml", ".yml") and path.is_file()]
@@ -60,12 +59,12 @@ def expand(names: Iterable[str]) -> list[str]:
             for path in files
             if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not _is_test(path)
         ]
-        if not seen:
-            raise PolicyError(
-                f"{name}: expected a policy (.yaml or .yml) in this folder, found none"
-            ) from FileNotFoundError(name)
-        found += map(str, sorted(seen))
+        found += map(str, sorted(seen) or [folder])
     return found
+
+
+def _is_folder(name: str) -> bool:
+    return name != STDIN and name not in bundled_policies() and Path(name).is_dir()
 
 
 def _is_test(path: Path) -> bool:
@@ -88,15 +87,24 @@ def check(name: str, masks: Callable[[], Claims], *, has_own: bool, stdin: bytes
         stdin: The text for `-`.
     """
     try:
+        if _is_folder(name):
+            issue = Issue(name, 0, 0, "expected a policy (.yaml or .yml) in this folder, found none")
+            raise PolicyFileError([issue]) from FileNotFoundError(name)
         policy = load_policy_text(stdin, "<stdin>") if name == STDIN else load_policy(name)
-    except PolicyFileError as error:
-        issues = (Finding("policy-invalid", i.file, i.line, i.column, i.message) for i in error.issues)
-        return Checked(name, None, tuple(issues), error)
-    has_own = has_own or bool(policy.stores)
-    if not has_own and all(set(part.masks) <= {key, *part.erases} for key, part in policy.categories.items()):
-        return Checked(name, policy.digest, (), None)
-    found = mask_findings(policy, masks().including(policy.stores))
+        has_own = has_own or bool(policy.stores)
+        if not has_own and all(set(part.masks) <= {key, *part.erases} for key, part in policy.categories.items()):
+            return Checked(name, policy.digest, (), None)
+        found = list(mask_findings(policy, masks().including(policy.stores)))
+    except SafeFluxError as error:
+        return Checked(name, None, findings_of(error, name), error)
     return Checked(name, policy.digest, tuple(one for one in found if has_own or one.level == "error"), None)
+
+
+def findings_of(error: SafeFluxError, name: str) -> tuple[Finding, ...]:
+    """Why a file could not be checked or tested, for reports; `name` is the file as given."""
+    if isinstance(error, PolicyFileError):
+        return tuple(Finding("policy-invalid", i.file, i.line, i.column, i.message) for i in error.issues)
+    return (Finding("mask-unreadable", name, 0, 0, str(error)),)
 
 
 def mask_findings(policy: Policy, masks: Claims) -> Iterator[Finding]:

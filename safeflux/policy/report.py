@@ -14,6 +14,7 @@ from safeflux._version import __version__
 RULES = {
     "policy-invalid": "The policy file cannot be read or does not follow the schema.",
     "mask-unknown": "A mask set that the policy names is in no store.",
+    "mask-unreadable": "A store that the policy names, or a mask file, cannot be read.",
     "mask-mismatch": "A mask file does not erase what the policy says.",
     "expectation-failed": "The policy does not meet an expectation.",
 }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from safeflux.policy.load import bundled_policies, load_policy
 from safeflux.policy.schema import API_VERSION, Category
+from safeflux.policy.values import resolve
 
 SCHEMA_FILE = "policy.schema.json"
 """The schema for editors, next to the policy."""
@@ -23,6 +24,10 @@ def starter(name: str, extends: str | None, categories: Sequence[str]) -> str:
         name: Its name.
         extends: A bundled policy as its parent; None for none.
         categories: The categories that it enforces itself. One without a bundled mask gets a mask of its own name.
+
+    Example:
+        >>> starter("2026", None, ["weapons"]).splitlines()[3]
+        "name: '2026'"
     """
     known, parent = known_categories(), load_policy(extends) if extends else None
     there = {*categories, *(parent.categories if parent else {})}
@@ -30,7 +35,7 @@ def starter(name: str, extends: str | None, categories: Sequence[str]) -> str:
         f"# yaml-language-server: $schema={SCHEMA_FILE}",
         f"apiVersion: {API_VERSION}",
         "kind: Policy",
-        f"name: {name}",
+        f"name: {_text(name)}",
         "description: One line for the people who choose a policy.",
     ]
     if parent:
@@ -49,4 +54,9 @@ def starter(name: str, extends: str | None, categories: Sequence[str]) -> str:
 def _line(name: str, known: Category | None) -> str:
     masks, erased = (known.masks, known.erases) if known else ((name,), ())
     erases = f", erases: [{', '.join(erased)}]" if erased else ""
-    return f"{name}: {{action: enforce, masks: [{', '.join(masks)}]{erases}}}"
+    return f"{name}: {{action: enforce, masks: [{', '.join(map(_text, masks))}]{erases}}}"
+
+
+def _text(name: str) -> str:
+    """A name for YAML: in quotes where it would be read as a number, such as 2026, or as true or null."""
+    return name if isinstance(resolve(name), str) else f"'{name}'"

@@ -1,6 +1,7 @@
 """One policy file on its own: read, parsed and validated by the schema, with errors in an operator's words."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
@@ -107,8 +108,9 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
             return f"{where}: {got} is not known{suggest(word, expected)}{_strange_letters(word)}"
         case "string_pattern_mismatch":
             pattern = problem["ctx"]["pattern"]
-            fault = f"{'' if pattern == _NAME else f'{where}: '}{got} is not {pattern_words(pattern)}"
-            return fault + _strange_letters(problem["input"])
+            if pattern == _NAME:
+                return name_fault(problem["input"])
+            return f"{where}: {got} is not {pattern_words(pattern)}{_strange_letters(problem['input'])}"
         case "string_type":
             return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
         case "model_type" | "dict_type":
@@ -166,11 +168,31 @@ def _values(schema: Any) -> Any:
     return get_args(schema)[1] if get_origin(schema) is dict else None
 
 
+def name_fault(text: str) -> str:
+    """A message about a text that is no name of a policy, category or mask set; empty for a name.
+
+    Examples:
+        >>> name_fault("shop")
+        ''
+        >>> name_fault("My shop").partition(":")[0]
+        "'My shop' is not a name"
+    """
+    if re.fullmatch(_NAME, text):
+        return ""
+    return f"{show(text)} is not {pattern_words(_NAME)}{_strange_letters(text)}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like this one; None if none is near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1) if len(word) <= 100 else []
+    return near[0] if near else None
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """The end of a message: the nearest known word, or all known words if none is near."""
     known = list(known)
-    near = difflib.get_close_matches(word.lower(), known, n=1) if len(word) <= 100 else []
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}" if known else ""
 
 
 def show(value: Any) -> str:

@@ -8,7 +8,6 @@ schema, so `no` and `on` are strings.
 All problems are collected and reported together. This module knows nothing about policies and imports no torch.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import IO, Any, Literal, Protocol
 
@@ -16,6 +15,7 @@ import yaml
 
 from safeflux.errors import PolicyError
 from safeflux.policy.characters import encoding_fault, unwanted, without
+from safeflux.policy.values import resolve
 from safeflux.policy.yaml_errors import explain
 
 MAX_BYTES = 64 * 1024
@@ -23,10 +23,6 @@ MAX_DEPTH = 8
 _MAX_SHOWN = 50
 _SNIPPET_WIDTH = 110
 _WHY: dict[type[Exception], str] = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder, not a file"}
-_INT = re.compile(r"[-+]?[0-9]{1,18}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
-_WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 Loc = tuple[str | int, ...]
 """The path to a value: keys of mappings and indices of lists, from the top."""
@@ -242,7 +238,7 @@ class _Builder:
         if not event.value.isascii() and any("\ud800" <= c <= "\udfff" for c in event.value):
             self.document.report(event.start_mark, "half of a surrogate pair is not a character")
             self.document.broken.append(loc)
-        return _resolve(event.value) if event.style is None else event.value
+        return resolve(event.value) if event.style is None else event.value
 
     def _sequence(self, loc: Loc) -> list[Any]:
         items: list[Any] = []
@@ -281,17 +277,6 @@ class _Builder:
         hidden = (*loc, "\0")
         self._value(next(self.events), hidden)
         self.document.values.pop(hidden, None)
-
-
-def _resolve(text: str) -> Any:
-    """A plain scalar's value by YAML 1.2's core schema: null, true, false, numbers, else text."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INT.fullmatch(text):
-        return int(text)
-    if len(text) <= 64 and _FLOAT.fullmatch(text):
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
 
 
 def _width(event: yaml.Event) -> int:

@@ -178,7 +178,7 @@ def test_subjects_are_composed_of_what_is_enforced(files, pipe):
         (["--mask", "{files}/rhinos.safetensors", "--out", "x"], 1, "'rhino'"),
         (["--images", "1"], 2, "--images"),
         (["prompts", "words.csv", "--least", "nudity_percentage=50"], 1, "ends in _percentage, of: none"),
-        (["prompts", "words.csv", "--least", "nudity_percentage=much"], 1, "expected a number"),
+        (["prompts", "words.csv", "--least", "nudity_percentage=much"], 1, "expected a finite number"),
         (["prompts", "none.csv"], 3, "none.csv: cannot be read"),
         (["prompts", "words.csv", "--find", "cta"], 1, "did you mean 'cat'?"),
         (["prompts", "words.csv", "--labels", "labels.txt"], 1, "brings its own labels"),

@@ -87,7 +87,13 @@ def test_the_code_says_whether_it_looked(run, line, code):
         ("train --category weapons --set seed=-1", 1, "seed: Input should be greater than or equal to 0"),
         ("train --category weapons --set gates.lr=inf", 1, "gates.lr: Input should be a finite number"),
         ("train --category weapons --set call.height=-8", 1, "height: expected a whole number from 1, got -8"),
-        ("train --category weapons --detector=", 1, "--detector: expected a name, got an empty text"),
+        ("train --category weapons --detector=", 2, "--detector: expected a value, got an empty text"),
+        ("policy plan strict --lock=", 2, "--lock: expected a value, got an empty text"),
+        ("audit statement log --key=", 2, "--key: expected a value, got an empty text"),
+        ("audit verify log --head abc", 2, "expected a sha256 of 64 hex digits, got 'abc'"),
+        ("audit export log --oscal --control weapons", 2, "expected CATEGORY=ID, got 'weapons'"),
+        ("serve --patience nan", 2, "expected a finite number, got nan"),
+        ("policy lock .", 3, ".: no bundled policy has this name"),
         ("train --seed 3 new mine.yaml", 2, "`main train new --help`"),
         ("preview --device nowhere", 2, "--device: 'nowhere' cannot be used"),
         ("preview --call num_inference_steps=-1", 1, "--call num_inference_steps: expected a whole number from 1"),
@@ -176,6 +182,40 @@ def test_an_interrupt_while_modules_load_ends_in_130(tmp_path):
     command = [sys.executable, "-c", start, str(tmp_path), "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed_key_presses)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["click.Context.close = press", "click.Context.exit = press", "import atexit; atexit.register(press)"],
+    ids=["after the last line", "at the exit", "while the interpreter ends"],
+)
+def test_an_interrupt_after_the_work_is_done_is_no_traceback(moment):
+    """The last line is on the screen already when the key is pressed."""
+    start = "import click, os, signal; press = lambda *_: os.kill(os.getpid(), signal.SIGINT)"
+    start = f"{start}; {moment}; from safeflux.__main__ import main; main()"
+    command = [sys.executable, "-c", start, "policy", "check", "strict"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed_key_presses)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert done.stdout.startswith("strict: ok")
+
+
+def test_an_empty_argument_is_no_folder_and_no_missing_option(tmp_path, monkeypatch):
+    """As a path it would be the current folder, and as a lock or a key it would be none."""
+    monkeypatch.chdir(tmp_path)
+    for arguments, place in (
+        (["policy", "check", ""], "the argument after 'check'"),
+        (["verify", "emoji-flux", "--base", ""], "--base"),
+        (["eval", "--policy", ""], "--policy"),
+        ([""], "the command"),
+    ):
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert (result.exit_code, f"{place}: expected a value, got an empty text" in result.stderr) == (2, True)
+
+
+def test_a_closed_stderr_stops_no_work(tmp_path):
+    command = [sys.executable, "-m", "safeflux", "bake", "emoji-flux", str(tmp_path / "guarded")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, "bits off" in done.stdout) == (0, True)
 
 
 def test_standard_input_that_is_closed_is_told():

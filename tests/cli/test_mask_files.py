@@ -99,6 +99,10 @@ def test_compose_writes_a_mask_file(run, parts, tmp_path):
     assert done.stdout.startswith("all.safetensors: written, sha256:")
     assert ["all", f"{masks.count.masked:,}"] in [line.split()[:2] for line in done.stdout.splitlines()]
     before = (tmp_path / "all.safetensors").read_bytes()
+    nobody = run("compose", *names, "odd.safetensors", "--category", "Bad Name")
+    assert (nobody.exit_code, "'Bad Name' is not a name" in nobody.stderr) == (2, True)
+    kept = run("compose", *names, names[0], "--category", "violence", "--overwrite")
+    assert (kept.exit_code, "is an input of this command" in kept.stderr) == (1, True)
     again = run("compose", *names[::-1], "all.safetensors", "--category", "violence")
     assert again.exit_code == 1
     assert again.stderr.startswith("error: all.safetensors: already exists")

@@ -49,6 +49,23 @@ def test_the_commands(keys, mask, tmp_path):
     assert CliRunner().invoke(main, ["mask", "verify"]).exit_code == 2
 
 
+def test_one_bad_file_of_many_hides_no_other(keys, mask, tmp_path):
+    gone, key = str(tmp_path / "gone"), ["--key", str(keys[0])]
+    result = CliRunner().invoke(main, ["mask", "sign", str(mask), gone, *key])
+    assert (result.exit_code, result.stderr) == (3, f"error: {gone}: does not exist; expected a file or a folder\n")
+    assert not (tmp_path / f"{mask.name}.sig").exists()
+    sign_file(mask, keys[0])
+    other = tmp_path / "other"
+    other.write_bytes(b"")
+    arguments = ["mask", "verify", str(other), str(mask), "--key", str(keys[1])]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {other}: is not signed")
+    assert result.stdout.startswith(f"{mask}: signed with the key")
+    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert (told["ok"], list(told["signed"]), list(told["errors"])) == (False, [str(mask)], [str(other)])
+
+
 def test_the_password_is_asked_for_or_comes_from_the_environment(keys, mask):
     locked = encrypt_key(keys[0], PASSWORD)
     arguments = ["mask", "sign", str(mask), "--key", str(locked)]

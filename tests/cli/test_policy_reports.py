@@ -39,7 +39,9 @@ def test_folders_and_files(run):
     assert [line.split(":")[0] for line in result.stdout.splitlines()[:-1]] == ["good.yaml", "strict"]
     assert result.stdout.splitlines()[-1] == "3 policies: 2 ok, 1 not, 0 warnings"
     assert "deep/in/bad & odd.yaml:5:1: unknown key" in result.stderr
-    assert run("check", "empty").exit_code == 3
+    result = run("check", "empty", "strict")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (3, "2 policies: 1 ok, 1 not, 0 warnings")
+    assert result.stderr == "empty: expected a policy (.yaml or .yml) in this folder, found none\n"
 
 
 def test_standard_input(run):
@@ -137,17 +139,93 @@ def test_no_text_of_a_policy_breaks_the_reports(run, tmp_path):
 
 
 def test_new_needs_no_parent(run, tmp_path):
-    result = run("new", "shop.yaml", "--categories", "weapons, alcohol,style,gambing")
+    result = run("new", "shop.yaml", "--categories", "weapons, alcohol,style", "--categories", "vehicles,weapons")
     assert result.exit_code == 0
-    assert result.stderr == "warning: gambing has no bundled mask; did you mean 'gambling'?\n"
+    assert result.stderr.startswith("warning: vehicles has no bundled mask; known: ")
     made = load_policy("shop.yaml")
-    assert list(made.enforced) == ["weapons", "alcohol", "style", "gambing"]
+    assert list(made.enforced) == ["weapons", "alcohol", "style", "vehicles"]
     assert made.budget.max_share_masked == 0.05
     assert "extends" not in (tmp_path / "shop.yaml").read_text()
-    assert run("new", "bad.yaml", "--categories", "Weapons").exit_code == 1
-    assert not (tmp_path / "bad.yaml").exists()
     assert run("new", "child.yaml", "--categories", "horror", "--extends", "moderate").exit_code == 0
     assert set(load_policy("child.yaml").enforced) == {"weapons", "tobacco", "drugs", "horror"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.yaml", "--categories", "weapons,gambing"], "no bundled mask is named 'gambing'; did you mean 'gambling'?"),
+        (["a.yaml", "--categories", "Weapons"], "'Weapons' is not a name: a name is 1 to 64 lower-case"),
+        (["a.yaml", "--categories", "a: {b"], "'a: {b' is not a name"),
+        (["a.yaml", "--categories", " , "], "expected names of categories, got ' , '"),
+        (["a.yaml", "--categories="], "--categories: expected a value, got an empty text"),
+        (["My shop.yaml"], "a policy has the name of its file, and 'My shop' is not a name"),
+        (["a.txt"], "expected a name that ends in .yaml"),
+    ],
+)
+def test_new_writes_nothing_that_is_a_slip(run, tmp_path, arguments, message):
+    before = sorted(tmp_path.iterdir())
+    result = run("new", *arguments)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_new_of_names_that_yaml_reads_as_numbers_of_all_and_of_masks_in_a_store(run, tmp_path):
+    for name in ("2026", "null", "1e5"):
+        assert run("new", f"{name}.yaml", "--categories", "18,true").exit_code == 0
+        assert load_policy(f"{name}.yaml").enforced == {"18": ("18",), "true": ("true",)}
+    assert run("new", "every.yaml", "--categories", "all").stderr == ""
+    assert load_policy("every.yaml").enforced == load_policy("strict").enforced
+    (tmp_path / "store").mkdir()
+    shutil.copy(MASKS / "weapons.safetensors", tmp_path / "store" / "weapon.safetensors")
+    made = run("new", "own.yaml", "--categories", "weapon", "--store", "store")
+    assert (made.exit_code, made.stderr) == (0, "")
+    assert made.stdout.endswith("safeflux policy check own.yaml --store store\n")
+    (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
+    assert "link.yaml: already exists" in run("new", "link.yaml").stderr
+
+
+def test_one_bad_file_of_many_hides_no_other(run, tmp_path):
+    (tmp_path / "bad.test.yaml").write_text(TEST.replace("[weapons, gore]", "weapons"))
+    files = ["nowhere.yaml", "bad.test.yaml", "good.test.yaml"]
+    result = run("test", *files)
+    assert result.exit_code == 3
+    assert "nowhere.yaml: does not exist" in result.stderr
+    assert "bad.test.yaml:5:13: expect.enforced: expected a list" in result.stderr
+    assert result.stdout.splitlines()[-1] == "2 of 3 hold; not tested: 2 of the files"
+    told = json.loads(run("test", *files, "--json").stdout)
+    assert (told["ok"], len(told["outcomes"]), [each["line"] for each in told["errors"]]) == (False, 3, [0, 5])
+    root = ElementTree.fromstring(run("test", *files, "--format", "junit").stdout)
+    assert [suite.get("failures") for suite in root] == ["1", "1", "1"]
+    assert "::error file=bad.test.yaml,line=5,col=13::" in run("test", *files, "--format", "github").stdout
+    assert run("test", *files[1:]).exit_code == 1
+
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine.safetensors").write_bytes(b"damaged")
+    (tmp_path / "mine.yaml").write_text(HEAD + "categories:\n  weapons: {masks: [mine]}\n")
+    result = run("check", "mine.yaml", "good.yaml", "--store", "store", "--format", "sarif")
+    assert result.exit_code == 1
+    (found,) = json.loads(result.stdout)["runs"][0]["results"]
+    assert (found["ruleId"], "mine.safetensors" in found["message"]["text"]) == ("mask-unreadable", True)
+
+
+def test_annotations_come_from_findings_alone(run, tmp_path):
+    """A file's name cannot begin a workflow command, and `--json` is not overruled silently."""
+    odd = "a\n::stop-commands::x,y%.yaml"
+    (tmp_path / odd).write_text(GOOD)
+    lines = run("check", odd, "--format", "github").stdout.splitlines()
+    assert [line.startswith("::") for line in lines] == [False]
+    (tmp_path / odd).write_text(BAD)
+    lines = run("check", odd, "--format", "github").stdout.splitlines()
+    place = "file=a%0A%3A%3Astop-commands%3A%3Ax%2Cy%25.yaml"
+    assert [line.split(",line=")[0] for line in lines] == [f"::error {place}"] * 2
+    assert run("check", "strict", "--json", "--format", "sarif").exit_code == 2
+
+
+def test_lock_overwrites_no_input(run, tmp_path):
+    result = run("lock", "good.yaml", "--out", "./good.yaml", "--overwrite")
+    assert result.exit_code == 1
+    assert "good.yaml: is an input of this command (good.yaml), and stays" in result.stderr
+    assert (tmp_path / "good.yaml").read_text() == GOOD
 
 
 def test_lock_overwrites_nothing_unasked(run, tmp_path):

@@ -27,7 +27,7 @@ def test_the_surface_of_the_commands_is_what_scripts_rely_on():
         "policy check": ["POLICY...", "--store", "--format", "--json"],
         "policy explain": ["POLICY", "--store", "--json"],
         "policy diff": ["OLD", "NEW", "--model", "--store", "--key", "--json", "--forbid-relaxed"],
-        "policy new": ["FILE", "--categories", "--extends", "--json"],
+        "policy new": ["FILE", "--categories", "--extends", "--store", "--json"],
         "policy test": ["FILE...", "--store", "--format", "--json"],
         "policy schema": [],
         "policy plan": ["POLICY", "[MODEL]", "--store", "--key", "--lock", "--json"],

@@ -128,6 +128,7 @@ def test_preprocessing_from_texts():
     texts = {"size": "224,320", "mean": "0.1,0.2,0.3", "std": "1,2,3", "activation": "softmax", "threshold": "0.7"}
     expected = Preprocessing((224, 320), (0.1, 0.2, 0.3), (1, 2, 3), "softmax", 0.7)
     assert make_preprocessing(texts) == expected
-    for key, text in {"size": "224", "std": "0,1,1", "mean": "a,b,c", "activation": "relu", "crop": "1"}.items():
+    wrong = {"size": "224", "std": "0,1,1", "mean": "a,b,c", "activation": "relu", "crop": "1"}
+    for key, text in (*wrong.items(), ("size", "inf,inf"), ("threshold", "nan"), ("mean", "nan,0,0")):
         with pytest.raises(ConfigError, match=key):
             make_preprocessing({key: text})

@@ -101,6 +101,7 @@ def test_all_bad_rows_are_reported_at_once_with_their_lines(load):
         ("a cat, noto style\na dog\n", r"in double quotes where they have commas"),
         ("prompt,prompt\na,b\n", "'prompt' twice"),
         ('prompt\n"a cat\n', "expected CSV"),
+        ("x" * 200_000, "field larger than field limit"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused(load, text, message):

@@ -92,3 +92,18 @@ def test_a_log_that_is_broken_or_too_short_gives_no_statement(log):
     assert not run.stdout
     run = CliRunner().invoke(main, ["audit", "statement", str(path.with_name("none"))])
     assert run.exit_code == 3
+
+
+def test_errors_about_a_line_say_which(log):
+    path, _ = log
+    AuditLog(path).append("note", {"n": 1})
+    run = CliRunner().invoke(main, ["audit", "statement", str(path), "--line", "4"])
+    assert run.exit_code == 1
+    assert run.stderr.startswith(f"error: {path}: line 4: format: expected a receipt")
+    run = CliRunner().invoke(main, ["audit", "export", str(path), "--oscal"])
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert run.stderr.startswith(f"error: {path}: line 4: lacks 'time'")
+    empty = path.with_name("empty")
+    empty.touch()
+    run = CliRunner().invoke(main, ["audit", "statement", str(empty), "--line", "1"])
+    assert run.stderr == f"error: {empty}: an empty log has no lines, got 1\n"

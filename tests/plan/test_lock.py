@@ -121,7 +121,8 @@ def test_a_lock_takes_what_was_locked_and_nothing_else(locked, transformer, othe
     with guard(transformer, "both.yaml", store=store, lock=locked) as handle:
         assert handle.verify().ok
     with pytest.raises(
-        PolicyError, match=r"the policy is sha256:.*; mask set 'spirits' is sha256:.*, locked was none\. If the"
+        PolicyError,
+        match=r"the policy is '.*' \(sha256.*, locked was 'both'.*; mask set 'spirits' is .*, locked was none\. If the",
     ):
         guard(transformer, BOTH, store=store, lock=locked)
     lock = read_lock(locked)

@@ -11,6 +11,7 @@ import click
 from safeflux.cli._shared import DETECTOR_HELP, Bar, call_arguments, calls, model, on_device, pairs
 from safeflux.cli.eval.shared import measured, show, subject_reader, write
 from safeflux.errors import ConfigError
+from safeflux.policy.values import finite
 
 if TYPE_CHECKING:
     from safeflux.masks.store import Store
@@ -128,6 +129,6 @@ def prompts(
 
 def _number(name: str, text: str) -> float:
     try:
-        return float(text)
+        return finite(text)
     except ValueError as error:
-        raise ConfigError(f"--least {name}={text}: expected a number") from error
+        raise ConfigError(f"--least {name}={text}: {error}") from error

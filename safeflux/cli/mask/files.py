@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from safeflux.cli._completion import MASK
-from safeflux.cli._shared import as_json, print_rows
+from safeflux.cli._shared import as_json, print_rows, refuse_inputs
 from safeflux.cli.mask.view import as_dict, print_counts
 from safeflux.disk.atomic import write_atomically
 from safeflux.errors import MaskFileError
@@ -18,6 +18,7 @@ from safeflux.masks.file import load_masks, save_masks
 from safeflux.masks.mask_set import Change, MaskSet
 from safeflux.masks.mask_set import diff as changes_of
 from safeflux.masks.meta import MaskMeta
+from safeflux.policy.validate import name_fault
 
 _PATH: Any = click.Path(path_type=Path)
 
@@ -53,7 +54,18 @@ Examples:
 mask_file = click.argument("file", metavar="FILE", type=MASK)
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_PATH)
 out = click.argument("out", metavar="OUT", type=_PATH)
-category = click.option("--category", required=True, help="What the masks of OUT erase, as policies name it.")
+
+
+def _name(ctx: click.Context, parameter: click.Parameter, text: str) -> str:
+    """A category as policies name it; no policy could use a mask of another name."""
+    if fault := name_fault(text):
+        raise click.BadParameter(fault, ctx, parameter)
+    return text
+
+
+category = click.option(
+    "--category", required=True, callback=_name, help="What the masks of OUT erase, as policies name it."
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 
 
@@ -97,7 +109,7 @@ def compose(
     parts do not hold for the whole: measure it with `safeflux eval --mask OUT`. The same files give the same bytes, in
     any order.
     """
-    _check_free(out, overwrite)
+    _check_free(out, overwrite, *files)
     masks, meta = join([read_stored(file) for file in files], category, licence)
     _save(out, masks, meta, overwrite, as_json, {})
 
@@ -117,7 +129,7 @@ def export(file: Path, out: Path, form: str | None, overwrite: bool, as_json: bo
     form = form or out.suffix.removeprefix(".")
     if form not in FORMS:
         raise click.UsageError(f"expected a suffix of OUT, or --format, out of {', '.join(FORMS)}, got {form!r}")
-    _check_free(out, overwrite)
+    _check_free(out, overwrite, file)
     masks, meta = load_masks(file)
     _check_memory(file, masks, form)
     _write(out, bytes_of(masks, meta, form), overwrite)
@@ -141,7 +153,7 @@ def card(file: Path, out: Path | None, overwrite: bool, as_json: bool) -> None:
     from safeflux.masks.card import about, make_card
 
     if out:
-        _check_free(out, overwrite)
+        _check_free(out, overwrite, file)
     masks, meta = load_masks(file)
     text = make_card(masks, meta)
     if out:
@@ -176,7 +188,7 @@ def import_scores(files: tuple[Path, ...], out: Path, model: str, overwrite: boo
     from safeflux.convert.import_scores import import_masks
     from safeflux.reference.model import model_folder
 
-    _check_free(out, overwrite)
+    _check_free(out, overwrite, *files, Path(model))
     made = import_masks(files, open_source(model_folder(model)), **about)
     if not as_json:
         for path in made.skipped:
@@ -196,9 +208,10 @@ def _check_memory(file: Path, masks: MaskSet, form: str) -> None:
         )
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def _check_free(path: Path, overwrite: bool, *inputs: Path) -> None:
     if os.path.lexists(path) and not overwrite:
         raise MaskFileError(f"{path}: already exists; choose another name, or pass --overwrite to replace it")
+    refuse_inputs(path, *inputs)
 
 
 def _write(path: Path, data: bytes, overwrite: bool) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from safeflux.cli._lazy import exit_code
 from safeflux.cli._shared import as_json, password
-from safeflux.evidence.keys import check_private_key
-from safeflux.evidence.signatures import sign_file, verify_file
+from safeflux.errors import SignatureError
+from safeflux.evidence.keys import check_private_key, read_public_key
+from safeflux.evidence.signatures import check_plain, sign_file, verify_file
 
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -33,6 +35,8 @@ def sign(files: tuple[Path, ...], key: Path, password: str | None, as_json: bool
     A policy that lists the key, by the sha256 that is printed, only accepts mask files that are signed with it.
     """
     digest = check_private_key(key, password.encode() if password else None).digest
+    for file in files:  # all of them first, so that one that cannot be signed leaves no others signed
+        check_plain(file)
     signed = [(file, sign_file(file, key, password=password)) for file in files]
     if as_json:
         rows = [{"file": str(file), "signature": str(signature)} for file, signature in signed]
@@ -45,13 +49,27 @@ def sign(files: tuple[Path, ...], key: Path, password: str | None, as_json: bool
 @files
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="PEM public key of the signer.")
 @as_json
-def verify(files: tuple[Path, ...], key: Path, as_json: bool) -> None:
+@click.pass_context
+def verify(ctx: click.Context, files: tuple[Path, ...], key: Path, as_json: bool) -> None:
     """Check that each FILE, or folder, is unchanged since it was signed with a key.
 
     The signature is FILE.sig, next to it. A folder must hold the same files, and nothing more.
     """
-    signed = {str(file): verify_file(file, key) for file in files}
+    read_public_key(key)  # a wrong key is one error, not one of each file
+    signed: dict[str, str] = {}
+    errors: dict[str, SignatureError] = {}
+    for file in files:
+        try:
+            signed[str(file)] = verify_file(file, key)
+        except SignatureError as error:
+            errors[str(file)] = error
     if as_json:
-        click.echo(json.dumps({"ok": True, "signed": signed}))
+        faults = {"errors": {name: str(fault) for name, fault in errors.items()}} if errors else {}
+        click.echo(json.dumps({"ok": not errors, "signed": signed, **faults}))
     else:
-        click.echo("\n".join(f"{file}: signed with the key sha256:{digest}" for file, digest in signed.items()))
+        for name, digest in signed.items():
+            click.echo(f"{name}: signed with the key sha256:{digest}")
+        for fault in errors.values():
+            click.echo(f"error: {fault}", err=True)
+    if errors:
+        ctx.exit(max(map(exit_code, errors.values())))

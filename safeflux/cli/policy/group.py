@@ -3,27 +3,22 @@
 import json
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from safeflux.cli._completion import CATEGORY, POLICY
+from safeflux.cli._completion import POLICY
 from safeflux.cli._lazy import Group, exit_code
 from safeflux.cli._shared import as_json, examples, masks, store, stores
-from safeflux.cli._starter import check_new, report_new, schema_text, write_new
+from safeflux.cli.policy.new import new, schema
 from safeflux.cli.policy.plan import changed_bits, lock, plan
-from safeflux.errors import ConfigError
-from safeflux.policy.check import STDIN, Checked, expand
+from safeflux.errors import ConfigError, SafeFluxError
+from safeflux.policy.check import STDIN, Checked, expand, findings_of
 from safeflux.policy.check import check as check_policy
 from safeflux.policy.diff import Verdict, as_dict, compare, verdict
-from safeflux.policy.expectations import EXAMPLE, run_policy_test
-from safeflux.policy.load import Policy, PolicyFileError, bundled_policies, load_policy, policy_schema
-from safeflux.policy.report import FORMS
-from safeflux.policy.schema import PolicyFile
-from safeflux.policy.starter import SCHEMA_FILE, known_categories, starter
-from safeflux.policy.validate import suggest, validate
-from safeflux.policy.yaml_reader import parse_document
+from safeflux.policy.expectations import EXAMPLE, Outcome, run_policy_test
+from safeflux.policy.load import Policy, PolicyFileError, load_policy
+from safeflux.policy.report import FORMS, Case
 
 if TYPE_CHECKING:
     from safeflux.masks.store import Store
@@ -39,6 +34,8 @@ def policy() -> None:
 
 policy.add_command(plan)
 policy.add_command(lock)
+policy.add_command(new)
+policy.add_command(schema)
 
 
 _FORMATS = ("human", "json", *FORMS)
@@ -74,12 +71,15 @@ def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...]
 
         return open_store(stores or None)
 
+    if stores:
+        masks()  # one that is missing is an error of its own, not one of each policy
     names = expand(policies)
     stdin = _standard_input() if STDIN in names else b""
+    form = _chosen(form, as_json)
     results = [check_policy(name, masks, has_own=bool(stores), stdin=stdin) for name in names]
     cases = [result.case for result in results]
     failed = [result for result in results if result.case.errors]
-    if as_json or form == "json":
+    if form == "json":
         rows = [result.as_dict() for result in results]
         click.echo(json.dumps({"ok": not failed, "policies": rows}))
     elif form in ("sarif", "junit"):
@@ -96,13 +96,21 @@ def check(ctx: click.Context, policies: tuple[str, ...], stores: tuple[str, ...]
         ctx.exit(max(exit_code(result.error) for result in failed))
 
 
+def _chosen(form: str, as_json: bool) -> str:
+    """The format; `--json` is short for one of them."""
+    if as_json and form not in ("human", "json"):
+        raise click.UsageError(f"expected one of --json and --format {form}, got both")
+    return "json" if as_json else form
+
+
 def _print_result(result: Checked, form: str) -> None:
     if not result.case.errors:
-        click.echo(f"{result.name}: ok, sha256:{result.digest}")
+        name = result.name if result.name.isprintable() else repr(result.name)  # a line break would begin a command
+        click.echo(f"{name}: ok, sha256:{result.digest}")
     if form == "github":
         click.echo(FORMS[form]([result.case]), nl=bool(result.findings))
-    elif result.error:
-        click.echo(str(result.error), err=True)
+    elif isinstance(result.error, PolicyFileError):
+        click.echo(str(result.error), err=True)  # with excerpts
     else:
         for finding in result.findings:
             click.echo(str(finding), err=True)
@@ -205,59 +213,42 @@ def test(ctx: click.Context, files: tuple[str, ...], store: "Store", form: str, 
 
     Also compares what a policy's masks erase with what it says, for masks that are bundled or in a --store.
     """
-    outcomes = [(file, outcome) for file in files for outcome in run_policy_test(file, store)]
-    failed = [outcome for _, outcome in outcomes if outcome.fault]
-    if as_json or form == "json":
-        rows = [{**vars(o.origin), "expected": o.expected, "fault": o.fault} for _, o in outcomes]
-        click.echo(json.dumps({"ok": not failed, "outcomes": rows}))
+    form = _chosen(form, as_json)
+    outcomes: list[Outcome] = []
+    cases: list[Case] = []
+    errors: list[tuple[SafeFluxError, str]] = []
+    for file in files:
+        try:
+            found = run_policy_test(file, store)
+        except SafeFluxError as error:  # the other files are tested all the same
+            errors.append((error, file))
+            cases.append(Case(file, "can be tested", findings_of(error, file)))
+        else:
+            outcomes += found
+            cases += [outcome.case(file) for outcome in found]
+    num_failed = sum(bool(outcome.fault) for outcome in outcomes)
+    if form == "json":
+        rows = [{**vars(o.origin), "expected": o.expected, "fault": o.fault} for o in outcomes]
+        unread = [finding.as_dict() for error, file in errors for finding in findings_of(error, file)]
+        click.echo(json.dumps({"ok": not (num_failed or errors), "outcomes": rows, "errors": unread}))
     elif form == "human":
-        lines = [str(outcome) for _, outcome in outcomes]
-        click.echo("\n".join([*lines, f"{len(outcomes) - len(failed)} of {len(outcomes)} hold"]))
+        _print_outcomes(outcomes, num_failed, errors)
     else:
-        click.echo(FORMS[form]([outcome.case(file) for file, outcome in outcomes]))
-    if failed:
-        ctx.exit(1)
+        click.echo(FORMS[form](cases))
+    if num_failed or errors:
+        ctx.exit(max([1, *(exit_code(error) for error, _ in errors)]))
+
+
+def _print_outcomes(outcomes: list[Outcome], num_failed: int, errors: list[tuple[SafeFluxError, str]]) -> None:
+    for error, file in errors:
+        with_excerpts = isinstance(error, PolicyFileError)
+        click.echo(str(error) if with_excerpts else "\n".join(map(str, findings_of(error, file))), err=True)
+    missing = f"; not tested: {len(errors)} of the files" if errors else ""
+    lines = [str(outcome) for outcome in outcomes]
+    click.echo("\n".join([*lines, f"{len(outcomes) - num_failed} of {len(outcomes)} hold{missing}"]))
 
 
 def _standard_input() -> bytes:
     if sys.stdin is None:  # the caller closed it
         raise ConfigError("-: standard input is closed; name a file, or pipe a policy in") from OSError()
     return sys.stdin.buffer.read()
-
-
-def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-
-
-@policy.command(epilog=examples("safeflux policy new shop.yaml --categories weapons,alcohol"))
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option(
-    "--categories", type=CATEGORY, default="", callback=_names, metavar="A,B", help="Enforced, e.g. weapons,alcohol."
-)
-@click.option(
-    "--extends",
-    type=click.Choice(bundled_policies()),
-    help="Its parent.  [default: moderate, or none with --categories]",
-)
-@as_json
-def new(file: Path, categories: tuple[str, ...], extends: str | None, as_json: bool) -> None:
-    """Write a new policy to FILE (NAME.yaml), and its schema for editors; existing files are not overwritten."""
-    check_new(file)
-    extends = extends or (None if categories else "moderate")
-    text = starter(file.stem, extends, categories)
-    document = parse_document(text.encode(), str(file))
-    if validate(document, PolicyFile) is None:
-        raise PolicyFileError(document.issues)
-    write_new(file, text, SCHEMA_FILE, policy_schema())
-    known = known_categories()
-    warnings = [f"{name} has no bundled mask{suggest(name, known)}" for name in categories if name not in known]
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    facts = {"extends": extends, "categories": list(categories), "warnings": warnings}
-    report_new(file, SCHEMA_FILE, f"policy check {file}", as_json=as_json, **facts)
-
-
-@policy.command(epilog=examples("safeflux policy schema > safeflux-policy.schema.json"))
-def schema() -> None:
-    """Print the JSON Schema (draft-07) of a policy file, for editors."""
-    click.echo(schema_text(policy_schema()), nl=False)

@@ -1,13 +1,14 @@
 """`safeflux policy plan` and `lock`: what a policy does to a model, from the headers of its files."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from safeflux.cli._completion import POLICY
-from safeflux.cli._shared import as_json, examples, masks
+from safeflux.cli._shared import as_json, examples, masks, refuse_inputs
 from safeflux.cli._shared import lock as lock_file
 from safeflux.errors import PolicyError
 from safeflux.policy.load import load_policy
@@ -58,10 +59,12 @@ def lock(name: str, model: str, store: "Store", out: Path | None, overwrite: boo
     """
     from safeflux.plan.lock import Lock
 
+    planned = _plan(name, model, store)
     out = out or Path(name).with_suffix(".lock.json")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise PolicyError(f"{out}: already exists; choose another name with --out, or pass --overwrite to replace it")
-    made = Lock.of(_plan(name, model, store))
+    refuse_inputs(out, Path(name), Path(model), *(one.path for c in planned.categories.values() for one in c.stored))
+    made = Lock.of(planned)
     made.write(out)
     click.echo(json.dumps({"path": str(out), **made.model_dump()}) if as_json else f"{out}: written")
 
