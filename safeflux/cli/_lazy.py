@@ -3,6 +3,7 @@
 import difflib
 import errno
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,10 @@ class LazyGroup(Group):
         except SafeFluxError as error:
             raise (UnavailableError if exit_code(error) == COULD_NOT_CHECK else CleanError)(error) from error
         except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # raised by a library; a pipe that its reader closed, as `head` does
+            if error.errno == errno.EPIPE:  # the reader of stdout closed it, as `head` does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush would fail
+                ctx.exit(COULD_NOT_CHECK)
+            if error.errno is None:  # raised by a library
                 raise
             raise UnavailableError(_refusal(error)) from error
         except (KeyboardInterrupt, click.Abort):

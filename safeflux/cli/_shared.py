@@ -202,6 +202,13 @@ def refuse_inputs(out: Path, *inputs: Path) -> None:
             raise ConfigError(f"{out}: is an input of this command ({given}), and stays; choose another name")
 
 
+def new_model(ctx: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    """Refuse the name of the embedded model for a model that is written: every command would take that one instead."""
+    if str(path) == NAME:
+        raise click.BadParameter(f"{NAME} is the name of the embedded model; choose another name", ctx, parameter)
+    return path
+
+
 def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, num_texts: int = 1) -> None:
     """Print a table: columns of text on the left, the others to the right."""
     # No box and no wrapping: one line per row, so that other tools can process the output.

@@ -9,7 +9,7 @@ import click
 from safeflux.baking.bake import Baked, bake, check_bake
 from safeflux.baking.readback import FileStatus
 from safeflux.baking.verify import verify_files
-from safeflux.cli._shared import Bar, as_json, lock, masks, policy
+from safeflux.cli._shared import Bar, as_json, lock, masks, new_model, policy
 from safeflux.masks.spots import FORMS, Form
 from safeflux.masks.store import Store
 from safeflux.plan.status import State
@@ -33,7 +33,7 @@ Examples:
 
 @click.command(name="bake", epilog=_BAKE_EXAMPLES)
 @click.argument("source", metavar="SRC", type=click.Path())
-@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path), callback=new_model)
 @policy
 @masks
 @click.option(

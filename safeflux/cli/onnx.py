@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from safeflux.cli._lazy import Group
-from safeflux.cli._shared import as_json, lock, masks, policy
+from safeflux.cli._shared import as_json, lock, masks, new_model, policy
 from safeflux.masks.store import Store
 from safeflux.plan.resolve import Plan
 
@@ -25,7 +25,7 @@ Examples:
 
 @onnx.command(epilog=_EXAMPLES)
 @click.argument("source", metavar="SRC", type=click.Path())
-@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path), callback=new_model)
 @policy
 @masks
 @lock

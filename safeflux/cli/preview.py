@@ -74,6 +74,8 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
     loaded, profile = load_policy(policy), load_profile(options["model"])
     words = load_packs(options["packs"])
     prompts = [*options["texts"], *(one.text for one in (load_prompts(options["file"]) if options["file"] else ()))]
+    if not (options["images"] or prompts):
+        raise click.UsageError("expected something to draw, got --images 0 and neither --prompt nor --prompts")
     check_early(loaded, profile.source, store)
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)

@@ -98,7 +98,8 @@ def _read(path: Path) -> str:
         # A byte order mark, which spreadsheets write, is no part of the first column's name.
         return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read as a CSV file in UTF-8 ({why})") from error
 
 
 def _separator(text: str) -> str:

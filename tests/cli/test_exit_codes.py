@@ -92,6 +92,8 @@ def test_the_code_says_whether_it_looked(run, line, code):
         ("audit statement log --key=", 2, "--key: expected a value, got an empty text"),
         ("audit verify log --head abc", 2, "expected a sha256 of 64 hex digits, got 'abc'"),
         ("audit export log --oscal --control weapons", 2, "expected CATEGORY=ID, got 'weapons'"),
+        ("bake emoji-flux emoji-flux", 2, "emoji-flux is the name of the embedded model"),
+        ("onnx export emoji-flux emoji-flux", 2, "emoji-flux is the name of the embedded model"),
         ("serve --patience nan", 2, "expected a finite number, got nan"),
         ("policy lock .", 3, ".: no bundled policy has this name"),
         ("train --seed 3 new mine.yaml", 2, "`main train new --help`"),
@@ -210,6 +212,17 @@ def test_an_empty_argument_is_no_folder_and_no_missing_option(tmp_path, monkeypa
     ):
         result = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert (result.exit_code, f"{place}: expected a value, got an empty text" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["policy", "explain", "strict"], ["mask", "show", "weapons"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_verdict(arguments):
+    """With `set -o pipefail`, 1 would say that the policy is not valid."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "safeflux", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_a_closed_stderr_stops_no_work(tmp_path):

@@ -101,7 +101,7 @@ def test_large_pictures_are_scaled_and_small_ones_are_bit_for_bit():
 def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, code, message in (
-        (["--images", "0"], 1, "got --images 0 and no prompts"),
+        (["--images", "0"], 2, "got --images 0 and neither --prompt nor --prompts"),
         (["--pack", "brand"], 1, "no mask erases this category"),
         (["--policy", "mine.yaml"], 3, "mine.yaml"),
         (["--prompts", "none.csv"], 3, "none.csv: cannot be read"),
