@@ -48,9 +48,14 @@ class Subject:
     rest: Rest
 
     @property
+    def drawn(self) -> Any:
+        """What draws now: the transformer, of a pipeline perhaps inside of `torch.compile`'s wrapper, or another."""
+        return self.transformer if isinstance(self.model, torch.nn.Module) else self.model.transformer
+
+    @property
     def is_in_pipeline(self) -> bool:
         """Whether a guarded pipeline still draws with the transformer that was guarded."""
-        return isinstance(self.model, torch.nn.Module) or uncompiled(self.model.transformer) is self.transformer
+        return uncompiled(self.drawn) is self.transformer
 
 
 def is_unchanged(subject: Subject, entry: Entry) -> bool:
@@ -59,7 +64,7 @@ def is_unchanged(subject: Subject, entry: Entry) -> bool:
         entry.seen is not None
         and entry.seen.is_unchanged()
         and entry in record_of(subject.transformer).entries
-        and subject.is_in_pipeline
+        and entry.seen.drawn is subject.drawn
         and subject.rest.is_unchanged()
         and not turns_of(subject.transformer).are_torn
     )
@@ -91,7 +96,8 @@ def _read(subject: Subject, entry: Entry) -> Verification:
         now = Values(transformer)
     except ModelError as error:
         return Verification(State.STALE, (str(error),), name)
-    seen = Snapshot(transformer, now)  # before the reading, so that a write that comes between is not missed
+    drawn = subject.drawn if subject.is_in_pipeline else None
+    seen = Snapshot(transformer, now, drawn)  # before the reading, so that a write that comes between is not missed
     faults = entry.undo.faults(now)
     broken: list[str] = []
     unknown = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if not fault.is_open]

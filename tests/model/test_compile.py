@@ -4,11 +4,17 @@ Inductor compiles where there is a C++ compiler for what it generates; `aot_eage
 """
 
 import copy
+import functools
 
 import pytest
 import torch
+from torch._dynamo import eval_frame
+from torch._dynamo.backends import registry
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import make_eager_backend_with_torch_function_mode
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch._inductor import config as inductor
+from torch.overrides import TorchFunctionMode
 
 from safeflux.convert.load_compact import load_compact
 from safeflux.errors import ModelError
@@ -16,6 +22,7 @@ from safeflux.model.guard import guard
 from safeflux.model.pool.pool import PolicyPool
 from safeflux.plan.status import State
 from tests.helpers.compiler import HAS_COMPILER
+from tests.helpers.looks import check_both_find
 from tests.helpers.policies import BLADES, BOTH
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -150,6 +157,117 @@ def test_a_forward_that_was_compiled_is_known_after_the_guard_and_refused_before
     handle.swap(BLADES, store=store)
     assert not torch.equal(forward(transformer), masked)
     assert handle.verify(deep=True).ok
+
+
+def foreign(graph, inputs):
+    """A backend of this file, which draws something else."""
+    return lambda *args: [value * 0 for value in graph(*args)]
+
+
+def in_place(model, patch, backend=foreign, **more):
+    model.compile(backend=backend, **more)
+
+
+def of_a_part(model, patch):
+    model.transformer_blocks[1].ff.compile(backend=functools.partial(foreign))
+
+
+def of_a_forward(model, patch):
+    model.forward = torch.compile(model.forward, backend=foreign, fullgraph=True)
+
+
+def by_name(model, patch):
+    patch.setitem(registry._BACKENDS, "foreign", None)
+    patch.setitem(registry._COMPILER_FNS, "foreign", foreign)
+    in_place(model, patch, "foreign")
+
+
+def in_the_place_of_a_known_one(model, patch):
+    patch.setitem(registry._COMPILER_FNS, "eager", foreign)
+    in_place(model, patch, "eager")
+
+
+def around_a_known_one(model, patch):
+    in_place(model, patch, aot_autograd(fw_compiler=foreign))
+
+
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def in_a_mode(model, patch):
+    in_place(model, patch, make_eager_backend_with_torch_function_mode(Mode()))
+
+
+def as_an_option_of_inductor(model, patch):
+    in_place(model, patch, "inductor", options={"post_grad_custom_post_pass": foreign})
+
+
+def forced_on_all(model, patch):
+    in_place(model, patch, "eager")
+    patch.setattr(eval_frame, "_stance", eval_frame.DynamoStance(backend=foreign))
+
+
+def of_a_class(model, patch):
+    kind = type(model.transformer_blocks[0])
+    patch.setattr(kind, "forward", torch.compile(kind.forward, backend=foreign))
+
+
+def of_a_function_that_forwards_call(model, patch):
+    patch.setattr(torch.nn.functional, "linear", torch.compile(torch.nn.functional.linear, backend=foreign))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(in_place, of_a_part, of_a_forward, by_name, in_the_place_of_a_known_one, around_a_known_one, in_a_mode),
+        *(as_an_option_of_inductor, forced_on_all, of_a_class, of_a_function_that_forwards_call),
+    ],
+)
+def test_a_backend_that_is_not_torchs_own_is_never_guarded(transformer, store, monkeypatch, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    change(transformer, monkeypatch)
+    check_both_find(handle, "is not known here")
+
+
+def test_a_backend_that_is_forced_on_compiled_calls_is_seen_by_both_looks(transformer, store, forward, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    transformer.compile(backend="eager")
+    assert forward(transformer).any()
+    assert handle.verify().ok
+    with torch.compiler.set_stance("default", force_backend=foreign):
+        assert not forward(transformer).any()
+        check_both_find(handle, "is not known here")
+    assert handle.verify().ok
+
+
+def test_a_pass_that_is_set_for_all_graphs_of_inductor_is_seen(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    with inductor.patch(post_grad_custom_post_pass=foreign):
+        assert handle.verify(deep=True).ok  # nothing is compiled
+        transformer.compile()
+        check_both_find(handle, "is not known here")
+    assert handle.verify().ok
+    with inductor.patch(post_grad_custom_post_pass=foreign):  # a graph that was made before has none of it
+        assert handle.verify().ok
+        assert handle.verify(deep=True).state is State.STALE
+
+
+@pytest.mark.parametrize("backend", ["inductor", "eager", "aot_eager", "cudagraphs", foreign])
+def test_what_a_pipeline_draws_with_through_the_compiler_is_watched(pipe, store, backend):
+    handle = guard(pipe, BOTH, store=store)
+    assert handle.verify().ok
+    pipe.transformer = torch.compile(pipe.transformer, backend=backend)
+    if backend is foreign:
+        check_both_find(handle, "module 'torch.compile': its ")
+        return
+    assert handle.verify().ok
+    assert handle.verify(deep=True).ok
+    pipe.transformer.forward = pipe.transformer._orig_mod.proj_out.forward
+    check_both_find(handle, "module 'torch.compile': its forward, ")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

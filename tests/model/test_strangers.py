@@ -9,9 +9,11 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip, layer_skip
 from diffusers.hooks import ModelHook as DiffusersHook
 from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanceHook
+from diffusers.models.activations import GELU
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 
+from safeflux.cached import cached_property
 from safeflux.errors import ModelError
 from safeflux.model.guard import guard
 from safeflux.model.watch.hooks import KNOWN_HOOKS
@@ -274,15 +276,78 @@ def test_a_forward_that_is_patched_in_the_class_is_seen(transformer, store, monk
     assert handle.verify().ok
 
 
-def test_some_of_it_only_a_deep_look_sees(transformer, store, monkeypatch):
+def around(call):
+    """Code of this file around a call of a class."""
+    return lambda self, *args, **options: call(self, *args, **options)
+
+
+def of_a_partial(call):
+    return functools.partialmethod(around(call))
+
+
+def of_known_code(call):
+    return torch.no_grad()(around(call))
+
+
+@pytest.mark.parametrize("make", [around, of_a_partial, of_known_code])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((torch.nn.Module, "_call_impl"), (torch.nn.Module, "_wrapped_call_impl"), (torch.nn.Linear, "_call_impl")),
+        *((torch.nn.Linear, "forward"), (torch.nn.Module, "__getattr__"), (FluxAttnProcessor, "__call__")),
+        *((GELU, "gelu"), (GELU, "forward"), (FluxAttnProcessor, "__getattribute__")),
+    ],
+)
+def test_code_that_is_put_into_a_class_is_seen_by_both_looks(transformer, store, monkeypatch, kind, name, make):
     handle = guard(transformer, BOTH, store=store)
     assert handle.verify().ok
-    kind = type(transformer.transformer_blocks[0].ff.net[0])
-    monkeypatch.setattr(kind, "gelu", lambda self, gate: gate * 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, make(getattr(kind, name)))
+        check_both_find(handle, f"{kind.__name__}.{name} is not known here")
     assert handle.verify().ok
-    found = handle.verify(deep=True)
-    assert found.state is State.STALE
-    assert "not known here" in found.faults[0]
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Module, torch.nn.LayerNorm, FluxAttnProcessor])
+@pytest.mark.parametrize("make", [property, functools.cached_property, cached_property])  # noqa: TID251
+def test_a_property_that_is_put_on_a_class_is_seen_by_both_looks(transformer, store, monkeypatch, kind, make):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "normalized_shape", make(lambda self: (32,)), raising=False)
+        check_both_find(handle, f"{kind.__name__}.normalized_shape is not known here")
+    assert handle.verify().ok
+
+
+def test_other_bases_of_a_class_are_seen_by_both_looks(transformer, store):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    between = type("Between", (torch.nn.Module,), {"_call_impl": around(torch.nn.Module._call_impl)})
+    torch.nn.LayerNorm.__bases__ = (between,)
+    try:
+        check_both_find(handle, "Between._call_impl is not known here")
+    finally:
+        torch.nn.LayerNorm.__bases__ = (torch.nn.Module,)
+    assert handle.verify().ok
+
+
+def test_a_class_that_is_put_on_a_processor_is_seen_by_both_looks(transformer, store, monkeypatch):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    processor = transformer.transformer_blocks[1].attn.processor
+    processor.__class__ = Processor
+    check_both_find(handle, "the attention processor tests.model.test_strangers.Processor")
+    processor.__class__ = FluxAttnProcessor
+    assert handle.verify().ok
+    processor.__class__ = AttnProcessor2_0
+    check_both_find(handle, "its attention processor was 'FluxAttnProcessor' at the guard")
+
+
+def test_a_class_that_is_put_on_a_hook_is_seen_by_both_looks(transformer, store):
+    registry = known_hook(transformer)
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    registry.hooks["known"].__class__ = NEW
+    check_both_find(handle, "the hook diffusers.hooks.new.NewHook")
 
 
 def test_a_hook_of_all_modules_is_seen(transformer, store, monkeypatch):

@@ -4,10 +4,11 @@ import gc
 import importlib
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 Dict = dict[str, Any]
+_ORDER = attrgetter("__mro__")
 
 
 def _always_another(_: Dict) -> object:
@@ -50,14 +51,34 @@ class Holders:
     """The classes of objects, and the dictionaries in which their attributes lie."""
 
     def __init__(self, objects: Sequence[object]) -> None:
-        """Note them, which are held from now on."""
+        """Note them, which are held from now on.
+
+        Args:
+            objects: Each has a dictionary.
+        """
         self._objects = objects
-        self.dicts: list[Dict] = list(map(vars, objects))
+        for each in objects:
+            vars(each)  # Python makes some dictionaries only when somebody asks for them
         self._held = gc.get_referents(*objects)
 
     def are_unchanged(self) -> bool:
         """Whether these are the same."""
         return are_same(gc.get_referents(*self._objects), self._held)
+
+
+class Classes:
+    """What some classes inherit, and the dictionaries in which their methods lie."""
+
+    def __init__(self, kinds: Sequence[type]) -> None:
+        """Note them, which are held from now on."""
+        self._kinds = kinds
+        self._orders = list(map(_ORDER, kinds))
+        # The first thing that a class refers to. What is built into Python has none, and cannot be changed.
+        self.dicts: list[Dict] = [held for kind in kinds for held in gc.get_referents(kind)[:1] if type(held) is dict]
+
+    def inherit_the_same(self) -> bool:
+        """Whether each has the same bases."""
+        return are_same(list(map(_ORDER, self._kinds)), self._orders)
 
 
 def are_same(now: Sequence[object], then: Sequence[object]) -> bool:

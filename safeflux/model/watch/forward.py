@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.modules.module as torch_module
 
+from safeflux.cached import cached_property
 from safeflux.model.watch.called import called_by, called_classes, foreign_calls
 from safeflux.model.watch.dispatch import foreign_modes
 from safeflux.model.watch.hooks import hooks_of, references_of, strange_hooks
@@ -32,6 +33,7 @@ from safeflux.model.watch.known import (
     uncompiled_call,
 )
 from safeflux.model.watch.parts import cache_dit_in, named_parts
+from safeflux.model.weights import uncompiled
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HELPERS = ("processor", "_hf_hook", "_old_forward", "_diffusers_hook")
@@ -43,17 +45,20 @@ _OPERATIONS = ("torch.nn.functional", "torch.functional", "torch._C", "torch._VF
 class Makers:
     """What makes a module's output at the moment when this is made: modules, functions, classes."""
 
-    def __init__(self, root: torch.nn.Module) -> None:
+    def __init__(self, root: torch.nn.Module, drawn: torch.nn.Module | None = None) -> None:
         """Find it.
 
         Args:
             root: A transformer, or another module of a pipeline.
+            drawn: What a pipeline draws with: the wrapper of `torch.compile` around the transformer, or itself.
         """
         self.modules = makers_of(root)
         """By name."""
+        if drawn is not None and drawn is not root:
+            self.modules["torch.compile"] = drawn
         self.calls, self.functions = called_by(self.modules.values())
 
-    @property
+    @cached_property
     def classes(self) -> list[type]:
         """Those of the modules, of their processors and hooks, and all that these inherit."""
         modules = self.modules.values()
@@ -154,7 +159,7 @@ def _helpers(own: Mapping[str, Any]) -> Iterator[object]:
 
 def _draws_itself(call: Any, module: torch.nn.Module, within: Within) -> bool:
     """Whether a method of a module's own is that of its class, or known code around it."""
-    own = vars(module)
+    own, module = vars(module), uncompiled(module)
     around = [own["_old_forward"]] if "_old_forward" in own else []
     for reference in references_of(own):
         around += [each for each in (reference.forward, reference.original_forward) if each is not None]

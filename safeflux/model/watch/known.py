@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from safeflux.model.watch.compilers import held_by_compiler
+
 KNOWN = (
     *("torch", "torchao", "accelerate", "bitsandbytes", "diffusers", "optimum.quanto", "peft", "transformers"),
     *("cache_dit.caching", "safeflux"),
@@ -15,8 +17,8 @@ KNOWN = (
 """Packages whose code draws with a module's own parameters."""
 _HELPERS = ("builtins", "contextlib", "functools", "huggingface_hub", "typing_extensions", "warnings")
 """Packages whose decorators they use."""
-_DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "typing_extensions"}
-"""Packages of what else their code may hold: settings, locks, numbers."""
+_DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "pybind11_builtins", "typing_extensions"}
+"""Packages of what else their code may hold: settings, locks, numbers, records of functions in C++."""
 _KERNELS = {"aiter", "flash_attn", "flash_attn_interface", "kernels", "sageattention", "xformers"}
 """Packages of attention kernels that diffusers calls: they get queries, keys and values, and hold no weights."""
 _METHODS = (types.MethodType, types.BuiltinMethodType)
@@ -104,7 +106,9 @@ def foreign_methods(kind: type) -> Iterator[str]:
             continue
         else:
             home = home_of(type(call))
-        if not (is_from_known(home) or home.partition(".")[0] in _HELPERS):
+        is_plain = isinstance(call, types.FunctionType) and not (call.__closure__ or vars(call))
+        holds_foreign = not is_plain and any(_is_foreign(each, ()) for each in reached_by(held))
+        if holds_foreign or not (is_from_known(home) or home.partition(".")[0] in _HELPERS):
             yield name
 
 
@@ -147,19 +151,20 @@ def inmost(call: Any) -> Any:
 def _held_by(thing: Any) -> list[Any]:
     if isinstance(thing, functools.partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
-    if (inner := uncompiled_call(thing)) is not thing:
-        return [inner]
     if isinstance(thing, types.FunctionType):
-        return list(_closed_over(thing))
+        return [*_closed_over(thing), *held_by_compiler(thing)]
     if isinstance(thing, _METHODS):
         return [thing.__self__, getattr(thing, "__func__", None)]
+    if hasattr(type(thing), "__get__"):  # what stands in classes: properties, partial methods
+        return [method_in(thing), *getattr(thing, "__dict__", {}).values()]
     if isinstance(thing, (dict, *_CONTAINERS)):
         return list(thing.values() if isinstance(thing, dict) else thing)
     if isinstance(thing, types.SimpleNamespace):
         return list(vars(thing).values())
     if isinstance(thing, torch.nn.Module | torch.Tensor | type | types.ModuleType):
         return []
-    return [held for held in vars(thing).values() if isinstance(held, _BOUND)] if hasattr(thing, "__dict__") else []
+    bound = [held for held in getattr(thing, "__dict__", {}).values() if isinstance(held, _BOUND)]
+    return [*bound, *held_by_compiler(thing)]
 
 
 def _closed_over(function: Any) -> Iterator[Any]:

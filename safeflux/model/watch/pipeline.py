@@ -12,6 +12,7 @@ import torch
 
 from safeflux.errors import ModelError
 from safeflux.model.adapters import Admitted, check_adapters
+from safeflux.model.watch.attributes import Classes, Contents
 from safeflux.model.watch.called import called_by
 from safeflux.model.watch.forward import Makers, strangers
 from safeflux.model.watch.known import foreign_methods, is_known, name_of
@@ -70,6 +71,7 @@ class Rest:
         self._code = Code()
         self._code.add(called_by((), list(self._kinds())))
         self._seen: list[tuple[str, Any, Snapshot | None]] | None = None
+        self._seen_classes = self._classes()
 
     @property
     def names(self) -> list[str]:
@@ -80,9 +82,13 @@ class Rest:
         """Whether no part moved since it was last read and found to be as it was."""
         if self._seen is None:
             return not self._names
-        return own_calls(self._model) == self._seen_calls and all(
-            getattr(self._model, name, None) is part and (snapshot is None or snapshot.is_unchanged())
-            for name, part, snapshot in self._seen
+        return (
+            own_calls(self._model) == self._seen_calls
+            and self._seen_classes.are_unchanged()
+            and all(
+                getattr(self._model, name, None) is part and (snapshot is None or snapshot.is_unchanged())
+                for name, part, snapshot in self._seen
+            )
         )
 
     def faults(self, policy: Policy, admitted: Admitted) -> tuple[list[str], list[str]]:
@@ -103,7 +109,7 @@ class Rest:
         ]
         broken: list[str] = []
         unknown: list[str] = []
-        calls = own_calls(self._model)
+        calls, classes = own_calls(self._model), self._classes()
         if self._names and not _draw_alike(self._own_calls, calls):
             unknown.append("the pipeline's class, its call, or a method of its own, is another one than at the guard")
         patched = dict.fromkeys(each for each in self._foreign_methods() if each not in self._foreign)
@@ -114,12 +120,20 @@ class Rest:
             if part is not None:
                 self._look(name, part, policy, admitted, broken, unknown)
         self._seen, self._seen_calls = None if broken or unknown else seen, calls
+        self._seen_classes = classes
         return [f"{each}, and policy {policy.name!r} says `adapters: {policy.adapters}`" for each in broken], unknown
 
     def _foreign_methods(self) -> Iterator[str]:
         """Name what the classes of the pipeline, and of its parts that are no modules, do that is not known code."""
-        for base in dict.fromkeys(base for kind in self._kinds() for base in kind.__mro__ if base is not object):
+        for base in self._bases():
             yield from (f"{name_of(base)}.{method}" for method in foreign_methods(base))
+
+    def _classes(self) -> Contents:
+        return Contents(Classes(self._bases()).dicts)
+
+    def _bases(self) -> list[type]:
+        """All that the classes of the pipeline, and of its parts that are no modules, inherit."""
+        return list(dict.fromkeys(base for kind in self._kinds() for base in kind.__mro__ if base is not object))
 
     def _kinds(self) -> dict[type, None]:
         """The classes of the pipeline and of its parts that are no modules."""

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from safeflux.model.forward_values import Values
-from safeflux.model.watch.attributes import Contents, Holders, are_same
-from safeflux.model.watch.called import Insides, Places
+from safeflux.model.watch.attributes import Classes, Contents, Holders, are_same
+from safeflux.model.watch.called import Insides, Places, called_classes
+from safeflux.model.watch.compilers import stance
 from safeflux.model.watch.dispatch import foreign_modes, num_registered
 from safeflux.model.watch.forward import HOOKS, Makers, global_hooks
 from safeflux.model.watch.hooks import held_by_hook, hooks_of, references_of
@@ -33,18 +34,19 @@ _POINTER = torch.Tensor.data_ptr
 class Snapshot:
     """What makes a module's next output at the moment when this is made."""
 
-    def __init__(self, root: torch.nn.Module, now: Values | None = None) -> None:
+    def __init__(self, root: torch.nn.Module, now: Values | None = None, drawn: torch.nn.Module | None = None) -> None:
         """Note code, parts and parameters of `root`, and pointer and version of every tensor that forward reads.
 
         Args:
             root: The module.
             now: Where its weights are held, if that is known already.
+            drawn: What a pipeline draws with, if not with `root` itself (`Makers`).
         """
+        self.drawn = root if drawn is None else drawn
         # What is compared is held, or another object could come to lie where it lay.
-        self.makers = Makers(root)
+        self.makers = Makers(root, drawn)
         modules = list(self.makers.modules.values())
-        self._modules = Holders(modules)
-        owns = self._modules.dicts
+        owns = list(map(vars, modules))
         processors = [processor for own in owns if (processor := own.get("processor")) is not None]
         self._children = [(m, children(m)) for m in modules if has_cache_dit(m)]
         drawing = {id(m._modules) for m, _ in self._children}
@@ -53,22 +55,22 @@ class Snapshot:
         kinds = (torch.nn.ModuleList,) if self._children else ()
         counting = {m for m in modules if type(m) in kinds or is_of_cache_dit(m) or has_cache_dit(m)}
         self._counting = [(vars(m), _fixed(vars(m))) for m in counting]
-        hooks = [hook for own in owns for hook in hooks_of(own)]
-        self._counting += [(vars(hook), _fixed(vars(hook))) for hook in hooks if hasattr(hook, "__dict__")]
+        hooks = [hook for own in owns for hook in hooks_of(own) if hasattr(hook, "__dict__")]
+        self._counting += [(vars(hook), _fixed(vars(hook))) for hook in hooks]
+        helpers = [each for each in processors if hasattr(each, "__dict__")]
+        helpers += [reference for own in owns for reference in references_of(own)]
+        self._holders = Holders([*modules, *helpers, *hooks])
+        self._classes = Classes([*self.makers.classes, *called_classes()])
         held = [own for m, own in zip(modules, owns, strict=True) if m not in counting]
-        held += [*(vars(each) for each in processors if hasattr(each, "__dict__")), *filter(None, parts)]
+        held += [*(vars(each) for each in helpers), *filter(None, parts), *self._classes.dicts]
         held += [each for hook in hooks for each in held_by_hook(hook)]
-        held += [vars(reference) for own in owns for reference in references_of(own)]
         are_dicts = all(isinstance(each, dict) for each in held)
         self._contents = Contents(held if are_dicts else [])
         self._empty = [part for part in parts if not part]
         # Fusing an adapter writes through `.data`; PEFT keeps a list of what is fused, and the scale of each.
         self._fused = [(layer, list(layer.merged_adapters), _scales(layer)) for layer in _fusing(modules)]
-        classes: dict[Any, None] = dict.fromkeys(map(type, modules))
-        self._calls = [(kind, "forward", kind.forward) for kind in classes]
-        self._calls += [(kind, "__call__", kind.__call__) for kind in (*classes, *dict.fromkeys(map(type, processors)))]
         self._called, self._insides = Places(self.makers.calls), Insides(self.makers.functions)
-        self._global = global_hooks()
+        self._global = [*global_hooks(), stance()]
         self._num_registered = num_registered()
         values = now or Values(root)
         tensors = values.sources()
@@ -93,16 +95,16 @@ class Snapshot:
 
     def _are_parts_unchanged(self) -> bool:
         return (
-            self._modules.are_unchanged()
+            self._holders.are_unchanged()
+            and self._classes.inherit_the_same()
             and self._contents.are_unchanged()
             and not any(self._empty)
             and all(are_same(_fixed(own), then) for own, then in self._counting)
             and all(m._modules == parts or children(m) == parts for m, parts in self._children)
-            and all(getattr(kind, name, None) is call for kind, name, call in self._calls)
             and all(layer.merged_adapters == names and _scales(layer) == was for layer, names, was in self._fused)
             and self._called.are_unchanged()
             and self._insides.are_unchanged()
-            and are_same(global_hooks(), self._global)
+            and are_same([*global_hooks(), stance()], self._global)
             and num_registered() == self._num_registered
             and not any(foreign_modes())
         )
