@@ -34,6 +34,7 @@ WITH_EXAMPLES = {
     "safeflux.profiles.call",
     "safeflux.masks.mask_set",
     "safeflux.policy.claims",
+    "safeflux.policy.characters",
     "safeflux.policy.starter",
     "safeflux.policy.diff",
     "safeflux.rates",

@@ -39,5 +39,17 @@ def encoding_fault(data: bytes) -> str | None:
     return "this is UTF-16 or UTF-32 text; save the file as UTF-8" if is_wide else None
 
 
+def printable(text: str) -> str:
+    r"""A text from a file, or a file's name, for a message of one line.
+
+    A line break in it could begin a line of its own, such as a command of a CI system.
+
+    Example:
+        >>> printable("a\n::error::b")
+        'a�::error::b'
+    """
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 def _code(char: str) -> str:
     return f"U+{ord(char):04X}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from safeflux.policy.characters import printable
 from safeflux.policy.schema import Category
 
 
@@ -28,7 +29,7 @@ class Claim:
 
     def __str__(self) -> str:
         """`weapons (dagger, bomb)`."""
-        return _plain(f"{self.category} ({', '.join(self.concepts)})")
+        return printable(f"{self.category} ({', '.join(self.concepts)})")
 
 
 class Claims(Protocol):
@@ -70,7 +71,7 @@ def faults(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
 def strangers(name: str, category: Category, claims: Sequence[Claim]) -> list[str]:
     """The files that erase something else; used instead of `faults` if some files are not known."""
     wanted = required(name, category)
-    or_write = ", ".join(dict.fromkeys(_plain(claim.category) for claim in claims))
+    or_write = ", ".join(dict.fromkeys(printable(claim.category) for claim in claims))
     return [
         f"mask set {claim.mask!r} erases {claim}, not {' or '.join(wanted)}; use a mask of {' or '.join(wanted)}, or "
         f"write `erases: [{or_write}]`"
@@ -84,8 +85,3 @@ def _missing(name: str, category: Category, claims: Sequence[Claim]) -> list[str
     missing = ", ".join(word for word in required(name, category) if word not in words)
     masks, these = ", ".join(category.masks), "; ".join(map(str, claims))
     return [f"none of its masks ({masks}) erases {missing}; they erase {these}"] if missing else []
-
-
-def _plain(text: str) -> str:
-    """A string from a file for a message, without unprintable characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

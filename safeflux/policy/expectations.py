@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from safeflux.policy.characters import printable
 from safeflux.policy.check import mask_findings
 from safeflux.policy.claims import Claims
 from safeflux.policy.diff import Effect, compare
@@ -65,13 +66,14 @@ class Outcome:
 
     def case(self, suite: str) -> Case:
         """The outcome for reports; `suite` is the file of expectations."""
-        found = (Finding("expectation-failed", self.origin.file, self.origin.line, 0, str(self.fault)),)
+        message = f"{self.expected}: {self.fault}"
+        found = (Finding("expectation-failed", self.origin.file, self.origin.line, 0, message),)
         return Case(suite, self.expected, found if self.fault else ())
 
     def __str__(self) -> str:
         """`FAILED  shop.test.yaml:6: adapters deny: it says allow (shop.yaml:5)`."""
         reason = f": {self.fault}" if self.fault else ""
-        return f"{'FAILED' if self.fault else 'ok    '}  {self.origin}: {self.expected}{reason}"
+        return printable(f"{'FAILED' if self.fault else 'ok    '}  {self.origin}: {self.expected}{reason}")
 
 
 def run_policy_test(path: str | os.PathLike[str], masks: Claims) -> list[Outcome]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from safeflux._version import __version__
+from safeflux.policy.characters import printable
 
 RULES = {
     "policy-invalid": "The policy file cannot be read or does not follow the schema.",
@@ -34,7 +35,7 @@ class Finding:
 
     def __str__(self) -> str:
         """`shop.yaml:5:3: warning: mask set ...`."""
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        place = ":".join(str(part) for part in (printable(self.file), self.line, self.column) if part)
         return f"{place}: {'warning: ' if self.level == 'warning' else ''}{self.message}"
 
     def as_dict(self) -> dict[str, Any]:

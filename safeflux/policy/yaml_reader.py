@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, Protocol
 import yaml
 
 from safeflux.errors import PolicyError
-from safeflux.policy.characters import encoding_fault, unwanted, without
+from safeflux.policy.characters import encoding_fault, printable, unwanted, without
 from safeflux.policy.values import resolve
 from safeflux.policy.yaml_errors import explain
 
@@ -41,12 +41,12 @@ class Issue:
 
     def __str__(self) -> str:
         """The problem as `file:line:column: message`, with the line and a caret under it if there is one."""
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        place = f"{printable(self.file)}:{self.line}:{self.column}" if self.line else printable(self.file)
         head = f"{place}: {self.message}"
         if not self.snippet:
             return head
         start = max(0, self.column - 1 - _SNIPPET_WIDTH // 2) if len(self.snippet) > _SNIPPET_WIDTH else 0
-        shown = "".join(c if c.isprintable() else "\ufffd" for c in self.snippet[start : start + _SNIPPET_WIDTH])
+        shown = printable(self.snippet[start : start + _SNIPPET_WIDTH])
         indent = self.column - 1 - start
         caret = "^" * max(1, min(self.width, len(shown) - indent))
         number = str(self.line)

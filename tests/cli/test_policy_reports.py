@@ -218,7 +218,24 @@ def test_annotations_come_from_findings_alone(run, tmp_path):
     lines = run("check", odd, "--format", "github").stdout.splitlines()
     place = "file=a%0A%3A%3Astop-commands%3A%3Ax%2Cy%25.yaml"
     assert [line.split(",line=")[0] for line in lines] == [f"::error {place}"] * 2
+    assert not [line for line in run("check", odd).stderr.splitlines() if line.startswith("::")]
     assert run("check", "strict", "--json", "--format", "sarif").exit_code == 2
+
+
+def test_an_expectation_that_fails_is_named_in_every_format(run, tmp_path):
+    word = "100%<&>: \U0001f600"
+    text = TEST.replace("[weapons, gore]", "[weapons]")
+    (tmp_path / "odd.test.yaml").write_text(f'{text}  erases: ["{word}", "x\\n::error::"]\n', encoding="utf-8")
+    human = run("test", "odd.test.yaml").stdout.splitlines()
+    assert human[1].startswith(f"FAILED  odd.test.yaml:6: erases {word}: no enforced mask does")
+    assert (len(human), human[-1]) == (5, "2 of 4 hold")
+    first, second = run("test", "odd.test.yaml", "--format", "github").stdout.splitlines()
+    assert first.startswith("::error file=odd.test.yaml,line=6,col=1::erases 100%25<&>: \U0001f600: no enforced mask")
+    assert "::erases x%0A::error::: no" in second
+    failure, _ = ElementTree.fromstring(run("test", "odd.test.yaml", "--format", "junit").stdout).iter("failure")
+    assert failure.get("message").startswith(f"erases {word}: no enforced")
+    (sarif,) = json.loads(run("test", "odd.test.yaml", "--format", "sarif").stdout)["runs"]
+    assert sarif["results"][0]["message"]["text"].startswith(f"erases {word}: no enforced")
 
 
 def test_lock_overwrites_no_input(run, tmp_path):

@@ -13,6 +13,7 @@ from safeflux.cli._shared import as_json, examples, masks, store, stores
 from safeflux.cli.policy.new import new, schema
 from safeflux.cli.policy.plan import changed_bits, lock, plan
 from safeflux.errors import ConfigError, SafeFluxError
+from safeflux.policy.characters import printable
 from safeflux.policy.check import STDIN, Checked, expand, findings_of
 from safeflux.policy.check import check as check_policy
 from safeflux.policy.diff import Verdict, as_dict, compare, verdict
@@ -105,8 +106,7 @@ def _chosen(form: str, as_json: bool) -> str:
 
 def _print_result(result: Checked, form: str) -> None:
     if not result.case.errors:
-        name = result.name if result.name.isprintable() else repr(result.name)  # a line break would begin a command
-        click.echo(f"{name}: ok, sha256:{result.digest}")
+        click.echo(f"{printable(result.name)}: ok, sha256:{result.digest}")
     if form == "github":
         click.echo(FORMS[form]([result.case]), nl=bool(result.findings))
     elif isinstance(result.error, PolicyFileError):
