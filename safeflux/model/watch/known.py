@@ -17,8 +17,8 @@ KNOWN = (
 """Packages whose code draws with a module's own parameters."""
 _HELPERS = ("builtins", "contextlib", "functools", "huggingface_hub", "typing_extensions", "warnings")
 """Packages whose decorators they use."""
-_DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "pybind11_builtins", "typing_extensions"}
-"""Packages of what else their code may hold: settings, locks, numbers, records of functions in C++."""
+_DATA = sys.stdlib_module_names | {"huggingface_hub", "numpy", "packaging", "pybind11_builtins", "typing_extensions"}
+"""Packages of what else their code may hold: settings, locks, numbers, versions, records of functions in C++."""
 _KERNELS = {"aiter", "flash_attn", "flash_attn_interface", "kernels", "sageattention", "xformers"}
 """Packages of attention kernels that diffusers calls: they get queries, keys and values, and hold no weights."""
 _METHODS = (types.MethodType, types.BuiltinMethodType)
