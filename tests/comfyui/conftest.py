@@ -26,6 +26,14 @@ def find_checkout() -> str:
     pytest.skip(f"set {VARIABLE} to a checkout of ComfyUI whose requirements are installed here")
 
 
+def find_gguf_pack() -> Path:
+    """The node pack for GGUF files among the checkout's custom nodes; without one the test is skipped."""
+    pack = Path(find_checkout(), "custom_nodes", "ComfyUI-GGUF")
+    if not pack.is_dir():
+        pytest.skip(f"{pack} is missing: what reads and writes GGUF files is a node pack of its own")
+    return pack
+
+
 def lay_out(base: Path) -> Path:
     """The folders of an engine, with the node packs among its custom nodes."""
     for folder in ("models/diffusion_models", "models/loras", "models/safeflux", "custom_nodes"):
@@ -44,7 +52,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     args.cpu, args.base_directory, args.disable_metadata = True, str(base), True
     names = ("nodes", "folder_paths", "execution", "comfy.hooks", "comfy.model_management")
     modules = {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
-    found = SimpleNamespace(base=base, checkout=Path(checkout), **modules)
+    found = SimpleNamespace(base=base, **modules)
     asyncio.run(found.nodes.load_custom_node(f"{checkout}/comfy_extras/nodes_model_merging.py"))
     for name in PACKS:
         assert asyncio.run(found.nodes.load_custom_node(str(base / "custom_nodes" / name)))
@@ -68,10 +76,8 @@ def loaded(engine: SimpleNamespace, bfl: Path) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def loaded_gguf(engine: SimpleNamespace) -> Iterator[Callable[[Path], Any]]:
-    """Load a GGUF file by the node pack for that, which is expected among the checkout's custom nodes."""
-    pack = engine.checkout / "custom_nodes" / "ComfyUI-GGUF"
-    if not pack.is_dir():
-        pytest.skip(f"{pack} is missing: the loader of GGUF files is a node pack of its own")
+    """Load a GGUF file by the node pack for that."""
+    pack = find_gguf_pack()
     if "UnetLoaderGGUF" not in engine.nodes.NODE_CLASS_MAPPINGS:
         assert asyncio.run(engine.nodes.load_custom_node(str(pack)))
 

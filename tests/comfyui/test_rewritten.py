@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import safeflux
-from tests.comfyui.conftest import find_checkout
+from tests.comfyui.conftest import find_gguf_pack
 from tests.helpers.policies import BOTH
 
 pytestmark = pytest.mark.comfyui
@@ -15,9 +14,7 @@ pytestmark = pytest.mark.comfyui
 
 @pytest.mark.parametrize("kind", ["guarded", "plain"])
 def test_a_file_of_the_converter_is_judged_by_what_it_was_made_of(bfl, store, tmp_path, kind):
-    script = Path(find_checkout(), "custom_nodes", "ComfyUI-GGUF", "tools", "convert.py")
-    if not script.is_file():
-        pytest.skip(f"{script} is missing: the converter is part of a node pack of its own")
+    script = find_gguf_pack() / "tools" / "convert.py"
     source = bfl
     if kind == "guarded":
         source = tmp_path / "guarded.safetensors"
