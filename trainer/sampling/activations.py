@@ -1,7 +1,7 @@
 """Bytes of activations that one sampling step keeps for its backward pass, counted without running it.
 
 The step runs with fake tensors, which have shapes and no values: autograd saves as many bytes of them as of real ones.
-Blocks of one kind keep as much as each other, so that of each stack the first two run, and count for the rest.
+Blocks of one kind keep as much as each other, so only the first two of each stack run, and count for the rest.
 """
 
 from collections.abc import Callable
