@@ -7,10 +7,12 @@ One matrix of FLUX.1's width, 3072 x 3072 in bfloat16, is changed by a random ma
 others are crafted by somebody who knows the code, the number of places and how they are drawn, but not the places:
 `beside the fingerprint` leaves out all rows that the public fingerprint samples, so that the fingerprint stays as it
 is; the others put the same size into few rows, few columns, or a block of both. Each draw is another guard's sample.
+`by chance` is how often a place that the change touches is drawn, whatever rounding then hides.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -34,6 +36,7 @@ def crafted() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         "beside the fingerprint": (whole[~torch.isin(whole, torch.from_numpy(np.unique(public // WIDTH)))], whole),
         "8 rows": (whole[:8], whole),
         "1 row": (whole[:1], whole),
+        "half a row": (whole[:1], whole[: WIDTH // 2]),
         "64 columns": (whole, whole[:64]),
         "8 columns": (whole, whole[:8]),
         "1 column": (whole, whole[:1]),
@@ -71,8 +74,9 @@ def main(draws: int, report: Path | None) -> None:
     found = {}
     for name, (rows, columns) in crafted().items():
         rate = find(rows, columns, draws, generator)
-        found[name] = rate.to_json()
-        click.echo(f"{name:24} found: {rate}")
+        by_chance = 1 - math.comb(WIDTH - len(columns), len(rows)) / math.comb(WIDTH, len(rows))
+        found[name] = {**rate.to_json(), "by_chance": by_chance}
+        click.echo(f"{name:24} found: {rate}; by chance {by_chance:.3f}")
     write_report(report, width=WIDTH, rank=RANK, relative_size=SHARE, ways=found)
 
 

@@ -1,18 +1,20 @@
 """A secret sample of a module's weights and buffers, drawn anew for each guard, to find changes that no mask covers.
 
 Which elements are drawn comes from the system's randomness and stays in memory, so that nobody can craft a change that
-avoids them. What was drawn is compared element by element, tensor by tensor: one element of every row, in a column
-drawn for it, and `SIZE` anywhere. Biases and norms are tensors of one column, and compared whole.
+avoids them. What was drawn is compared element by element, tensor by tensor. Of a matrix as many elements are drawn as
+it has rows or columns, whichever are more, spread so that each row and each column has at least one (a Latin
+hypercube). Biases and norms are tensors of one column, and compared whole; so is a tensor of at most `SIZE` elements.
 
-What it finds: a change of some whole rows is missed only if rounding hides it in all of their drawn elements; one of r
-rows and c of n columns with chance (1 - c/n)^r or less. A merged adapter touches all rows and columns that it is not
-zero on, and nearly every element there moves by more than rounding where its size is 0.1 % of the weights' in bfloat16,
-and far less in float32 (`benchmarks/hidden_changes.py`). Casts round, so that weights that were cast may be those
-drawn, rounded to any of the float types that models are served in. Packed weights are compared within half a step of
-the packing: a change of 1 % is found with more than 99 % in 8 bits; in 4 bits nothing below about 10 %.
+What it finds: a change of one whole row or column is missed only if rounding hides it in all of their drawn elements;
+one of r rows and c columns of a matrix of m rows and n columns is missed with chance exp(-r c / min(m, n)) or less. A
+merged adapter touches all rows and columns that it is not zero on, and nearly every element there moves by more than
+rounding where its size is 0.1 % of the weights' in bfloat16, and far less in float32 (`benchmarks/hidden_changes.py`).
+Casts round, so that weights that were cast may be those drawn, rounded to any of the float types that models are served
+in. Packed weights are compared within half a step of the packing: a change of 1 % is found with more than 99 % in 8
+bits; in 4 bits nothing below about 10 %.
 """
 
-import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,7 +27,7 @@ from safeflux.model.index_sets import Points, common
 from safeflux.model.writes import as_bits
 
 SIZE = 64
-"""Elements that are drawn of each tensor, beside one of each row."""
+"""So many elements of a tensor are drawn at least, where it has them."""
 _CASTS = (
     *((kind,) for kind in (torch.float32, torch.bfloat16, torch.float16)),
     *((kind,) for kind in (torch.float8_e4m3fn, torch.float8_e5m2)),
@@ -68,6 +70,7 @@ class Sample:
         """Every weight that there was, adapters aside."""
         self._parts: dict[str, tuple[slice, torch.Size]] = {}
         """Where each weight's places are among all, and its shape."""
+        drawing = np.random.Generator(np.random.PCG64DXSM(secrets.randbits(128)))
         readable, drawn, start = [], [], 0
         for name, tensor in (*now.tensors.items(), *now.buffers.items()):
             try:
@@ -75,7 +78,7 @@ class Sample:
             except UnreadableError:
                 continue
             readable.append(values)
-            drawn.append(_draw(tensor.shape))
+            drawn.append(_draw(tensor.shape, drawing))
             self._parts[name] = slice(start, start + len(drawn[-1])), tensor.shape
             start += len(drawn[-1])
         self._places = torch.cat([torch.empty(0, dtype=torch.int64), *drawn])
@@ -160,13 +163,14 @@ class Sample:
         return rounded and bool(((is_ - was).abs() <= room).all())
 
 
-def _draw(shape: torch.Size) -> torch.Tensor:
-    """Places in a tensor, sorted: one in every row and `SIZE` anywhere."""
+def _draw(shape: torch.Size, drawing: np.random.Generator) -> torch.Tensor:
+    """Places in a tensor, rising: some in every row and every column, evenly."""
     rows, columns = (shape[0] if shape else 1), shape[1:].numel()
-    drawn = np.frombuffer(os.urandom(8 * (rows + SIZE)), dtype=np.uint64)
-    in_rows = np.arange(rows, dtype=np.uint64) * np.uint64(columns) + drawn[:rows] % np.uint64(max(columns, 1))
-    anywhere = drawn[rows:] % np.uint64(max(rows * columns, 1))
-    return torch.from_numpy(np.sort(np.concatenate([in_rows, anywhere]).astype(np.int64)))
+    size = min(rows * columns, max(rows, columns, SIZE))
+    if size == rows * columns:
+        return torch.arange(size)
+    in_columns = np.concatenate([drawing.permutation(columns) for _ in range(0, size, columns)])[:size]
+    return torch.from_numpy(np.unique(np.arange(size) * rows // size * columns + in_columns))
 
 
 def _some(names: tuple[str, ...]) -> str:
