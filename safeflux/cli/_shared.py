@@ -4,6 +4,7 @@ import inspect
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import wraps
@@ -121,6 +122,8 @@ def pairs(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, .
         if not (key and value):
             got = repr(key + equals + value)
             raise click.BadParameter(f"expected {parameter.metavar}, got {got}", ctx, parameter)
+    if twice := [key for key, count in Counter(key for key, _, _ in parts).items() if count > 1]:
+        raise click.BadParameter(f"expected {twice[0]} once, got it twice", ctx, parameter)
     return {key: value for key, _, value in parts}
 
 

@@ -134,8 +134,12 @@ def export(file: Path, oscal: bool, last: int | None, plan: str | None, controls
 
     A broken log is an error.
     """
-    from safeflux.plan.oscal import make_assessment
+    from safeflux.plan.oscal import check_references, make_assessment
 
+    try:
+        check_references(plan, controls)
+    except AuditError as error:
+        raise click.UsageError(str(error)) from error
     lines = read_unbroken(file, last)
     try:
         made = make_assessment(lines, plan=plan, controls=controls)

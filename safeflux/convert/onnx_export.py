@@ -15,8 +15,8 @@ import torch
 
 from safeflux.baking.stamp import Stamp
 from safeflux.checkpoints.onnx_model import MISSING, model_bytes, read_model
-from safeflux.disk.staging import staged
-from safeflux.errors import BakeError, ConfigError, ModelError
+from safeflux.disk.staging import check_new, staged
+from safeflux.errors import ConfigError, ModelError
 from safeflux.families.sites import adapter_names, find_sites, parameter_shapes
 from safeflux.model.handle import GuardHandle
 from safeflux.model.record import record_of
@@ -60,7 +60,7 @@ def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
             adapters); or its guard is not fully in force; or torch cannot export it.
     """
     transformer, folder = find_transformer(model), Path(target)
-    _check_target(folder)
+    check_new(folder)  # each model gets its own, so that data files are never mixed up
     with turns_of(transformer).drawing():
         plans = _plans_in_force(transformer)
         _check_bare(transformer)
@@ -76,14 +76,6 @@ def export_onnx(model: Any, target: str | os.PathLike[str]) -> None:
                 for key, value in stamp.metadata.items():
                     graph_file.metadata_props.add(key=key, value=value)
             path.write_bytes(model_bytes(graph_file))
-
-
-def _check_target(folder: Path) -> None:
-    """Check that the folder can be created: each model gets its own, so that data files are never mixed up."""
-    if folder.exists():
-        raise BakeError(f"{folder}: already exists; choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise BakeError(f"{folder}: the folder {folder.parent} does not exist; create it first")
 
 
 def _plans_in_force(transformer: torch.nn.Module) -> tuple[Plan, ...]:

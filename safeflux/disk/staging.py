@@ -61,6 +61,18 @@ def staged(target: Path, num_bytes: int, *, overwrite: bool = False) -> Iterator
         raise BakeError(f"{target}: cannot be written ({error.strerror}); {left}.{full}") from error
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that cannot be staged, before the work that fills it.
+
+    Raises:
+        BakeError: Something has its name, or the folder that it would be in does not exist.
+    """
+    if os.path.lexists(folder):
+        raise BakeError(f"{folder}: already exists; choose another name")
+    if not folder.absolute().parent.is_dir():
+        raise BakeError(f"{folder}: the folder {folder.parent} does not exist; create it first")
+
+
 def _make_stage(target: Path) -> tuple[Path, int]:
     """Create a folder for this run alone; return it, and the open file whose lock says so."""
     while True:

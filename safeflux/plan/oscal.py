@@ -5,6 +5,8 @@ changes between receipts become its assessment log. The same log gives the same 
 hashes of the lines. The source is https://github.com/usnistgov/OSCAL/blob/v1.0.6/json/schema/oscal_assessment-results_schema.json.
 """
 
+import logging
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from safeflux.plan.receipts import RECEIPT, check_receipt
 from safeflux.plan.statement import is_all_off
 from safeflux.plan.status import State
 from safeflux.policy.schema import Action
+from safeflux.policy.validate import suggest
 
 OSCAL = "1.0.6"
 """The version of OSCAL that is written."""
@@ -22,6 +25,10 @@ NAMESPACE = "urn:safeflux:oscal"
 _SPACE = uuid.uuid5(uuid.NAMESPACE_URL, NAMESPACE)
 _GUARD = "guard"
 """The finding about the guard as a whole."""
+_TOKEN = re.compile(r"[^\W\d][\w.-]*")
+_REFERENCE = re.compile(r"[!-~]+")
+
+_log = logging.getLogger(__name__)
 
 
 def make_assessment(
@@ -32,14 +39,40 @@ def make_assessment(
     Args:
         lines: Lines of an unbroken audit log, the oldest first (`read_line`, `read_last`).
         plan: Reference to the assessment plan; by default the document describes the policies instead.
-        controls: Category -> id of the control that it implements; a category without one is its own control.
+        controls: Category -> id of the control that it implements. A category without one is its own control; one that
+            begins with a digit, which no id may, has `_` before it.
 
     Raises:
-        AuditError: No line holds a receipt, or one lacks a part or contradicts itself.
+        AuditError: No line holds a receipt, or one lacks a part or contradicts itself; or OSCAL does not allow the
+            reference or an id.
     """
+    check_references(plan, controls or {})
     if not any(_is_receipt(line) for line in lines):
         raise AuditError("expected at least one line with a receipt, got none; take one: AuditLog.append")
+    known = {name: None for line in lines if _is_receipt(line) for name in line["receipt"].get("categories", ())}
+    for name in (controls or {}).keys() - known:
+        _log.warning("no receipt has the category %r%s", name, suggest(name, known))
     return {"assessment-results": _document(lines, plan, dict(controls or {}))}
+
+
+def check_references(plan: str | None, controls: Mapping[str, str]) -> None:
+    """Refuse what OSCAL does not allow as the plan's reference or as a control's id.
+
+    Raises:
+        AuditError: One of them is refused.
+    """
+    if plan is not None and not _REFERENCE.fullmatch(plan):
+        raise AuditError(f"expected a URI reference to the plan, without spaces, got {plan!r}; write a space as %20")
+    for name, control in controls.items():
+        if not _TOKEN.fullmatch(control):
+            raise AuditError(
+                f"expected the id of a control for {name}, a letter or _ and then letters, digits and ._-, got "
+                f"{control!r}"
+            )
+
+
+def _control(name: str, controls: Mapping[str, str]) -> str:
+    return controls.get(name) or (f"_{name}" if name[0].isdigit() else name)
 
 
 def _document(lines: Sequence[Mapping[str, Any]], plan: str | None, controls: dict[str, str]) -> dict[str, Any]:
@@ -103,7 +136,7 @@ def _result(line: Mapping[str, Any], controls: dict[str, str], entries: list[dic
     check_receipt(line["receipt"])
     receipt, policy = line["receipt"], line["receipt"]["policy"]
     names = sorted(receipt["categories"])
-    selected = [{"control-id": control} for control in dict.fromkeys(controls.get(name, name) for name in names)]
+    selected = [{"control-id": control} for control in dict.fromkeys(_control(name, controls) for name in names)]
     observations = [_observation(line, name) for name in (_GUARD, *names)]
     return {
         "uuid": _id(line, "result"),
@@ -164,7 +197,7 @@ def _finding(line: Mapping[str, Any], name: str, controls: dict[str, str]) -> di
         "uuid": _id(line, f"finding {name}"),
         "title": name,
         "description": text,
-        "target": {"type": "objective-id", "target-id": controls.get(name, name), "status": state},
+        "target": {"type": "objective-id", "target-id": _control(name, controls), "status": state},
         "related-observations": [{"observation-uuid": _id(line, f"observation {name}")}],
     }
 

@@ -73,7 +73,8 @@ def test_mistakes_leave_nothing_behind(publish, make_masks, make_meta, tmp_path)
     cases = {
         ("a/one.safetensors", "b/one.safetensors", "out", "--repo", "org/masks"): "another file would be",
         ("a/one.safetensors", "out", "--repo", "masks"): "expected ORG/NAME",
-        ("a/one.safetensors", "full", "--repo", "org/masks"): "expected a new or empty folder",
+        ("a/one.safetensors", "full", "--repo", "org/masks"): "full: already exists; choose another name",
+        ("a/one.safetensors", "nowhere/out", "--repo", "org/masks"): "the folder nowhere does not exist",
     }
     for words, message in cases.items():
         done = publish(*words)
@@ -81,3 +82,18 @@ def test_mistakes_leave_nothing_behind(publish, make_masks, make_meta, tmp_path)
         assert message in done.stderr
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept.txt"]
+
+
+def test_a_disk_that_fails_in_the_middle_leaves_nothing_behind(tmp_path, publish):
+    """A limit on the size of files stops the second of two masks, as a full disk would."""
+    limit = (MASKS / "weapons.safetensors").stat().st_size - 1
+    program = (
+        "import resource, signal, sys; from safeflux.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); main(sys.argv[1:])"
+    )
+    words = ["mask", "publish", "character", "weapons", "out", "--repo", "org/masks"]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr == "error: out: cannot be written (File too large); nothing was left behind.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert publish(*words[2:]).exit_code == 0

@@ -7,8 +7,7 @@ import click
 
 from safeflux.cli._completion import MASK
 from safeflux.cli._shared import as_json
-from safeflux.disk.atomic import write_atomically
-from safeflux.errors import MaskFileError
+from safeflux.disk.staging import check_new, staged
 from safeflux.masks.repository import lay_out
 
 _PUBLISH = """\b
@@ -27,15 +26,15 @@ def publish(files: tuple[Path, ...], out: Path, repository: str, as_json: bool) 
     """Lay out the mask FILEs in the new folder OUT as a repository of the Hugging Face Hub, to be uploaded with `hf`.
 
     Each file lies in the folder of its base model, beside its signature, if it has one, and its card. README.md is the
-    card that the hub shows: base models, licence, tags, and the figures of each file.
+    card that the hub shows: base models, licence, tags, and the figures of each file. OUT appears once it is whole.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MaskFileError(f"{out}: already exists; expected a new or empty folder")
+    check_new(out)
     laid_out = lay_out(files, repository)
-    for place, data in laid_out.items():
-        path = out / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+    with staged(out, sum(map(len, laid_out.values()))) as folder:
+        for place, data in laid_out.items():
+            path = folder / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     upload = f"hf upload {repository} {out}"
     if as_json:
         click.echo(json.dumps({"folder": str(out), "files": sorted(laid_out), "upload": upload}))

@@ -17,7 +17,8 @@ from safeflux.errors import ApplyError
 from safeflux.model.turn_lock import Drawing, Ticket, Turns, forget
 
 _POLL = 0.25
-"""Seconds after which a request checks by itself whether its turn has come."""
+"""Seconds after which a request checks by itself whether its turn has come, though nobody rang. Those behind the first
+check less often, so that many cost those who draw no more than a few."""
 
 
 class Request(Ticket):
@@ -113,7 +114,7 @@ class Queue:
                 return
         self._waiting.append(request)
         while not self._begins(request):
-            left = _POLL if timeout is None else request.since + timeout - time.monotonic()
+            left = float("inf") if timeout is None else request.since + timeout - time.monotonic()
             if left <= 0:
                 raise ApplyError(f"waited {timeout:g} seconds to draw under {request.policy!r}; nothing was drawn")
             request.wait(min(left, self._pause(request)))
@@ -183,10 +184,13 @@ class Queue:
         return max(self._term.since, other.since) + self._patience if self._term.num_begun else float("inf")
 
     def _pause(self, request: Request) -> float:
-        """How long to sleep: whoever is first of another policy wakes when its time comes."""
-        _, other = _parted(_live(self._waiting), self._in_force())
-        is_first = bool(other) and other[0] is request
-        return min(_POLL, max(0.001, self._end_of_term(request) - time.monotonic())) if is_first else _POLL
+        """How long to sleep: whoever is first of another policy wakes when its time comes, or is rung for after it."""
+        waiting = _live(self._waiting)
+        same, other = _parted(waiting, self._in_force())
+        if other and other[0] is request:
+            left = self._end_of_term(request) - time.monotonic()
+            return min(_POLL, left) if left > 0 else _POLL
+        return _POLL if request in same[: self._at_once] else _POLL * max(1, len(waiting) // 4)
 
 
 def _parted(waiting: list[Request], policy: str) -> tuple[list[Request], list[Request]]:

@@ -121,6 +121,21 @@ def test_without_patience_every_request_is_still_drawn(pipe, store):
     assert sorted(number for _, number in order) == list(range(9))
 
 
+def test_many_who_wait_wake_no_more_often_than_a_few(pipe, store, monkeypatch):
+    """Each that wakes takes Python's lock from the thread that draws."""
+    pool, asked = PolicyPool(pipe, POLICIES, store=store, patience=0), []
+    in_force = pool._queue._in_force
+    monkeypatch.setattr(pool._queue, "_in_force", lambda: asked.append(1) or in_force())
+    with pool.under("blades"):
+        threads = waiting(pool, ["both", "blades", "spirits", "blades"] * 12, [])
+        asked.clear()
+        time.sleep(1)
+        assert len(asked) < 150  # about 2000 when each looked every 0.25 s, and the first every millisecond
+    for thread in threads:
+        thread.join(timeout=60)
+    assert pool.num_waiting == 0
+
+
 def test_a_thread_may_enter_again_for_the_same_policy_alone(pipe, store):
     pool = PolicyPool(pipe, POLICIES, store=store)
     with pool.under("both"):
