@@ -2,8 +2,8 @@
 
     python -m benchmarks.emoji_flux.evaluate --to safeflux/reference --report benchmarks/emoji_flux/report
 
-The judge decides, and the second detector has its say where there is one (`emoji-clip/` beside the judge). Writes
-`figures.json` and `contact_sheet.webp`.
+The judge decides, and the second detector has its say: `emoji-clip/` beside the judge or, without one there, that of
+the embedded model, which was trained with the words of the grown one. Writes `figures.json` and `contact_sheet.webp`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from safeflux.rates import Rate
+from safeflux.reference import SECOND
 from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.measure import Ask, draw, pair_asks, single_asks
-from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
+from safeflux.reference.model import EMOJI_CLIP, EMOJI_FLUX_CALL, load_pipeline
 from safeflux.reference.vocabulary import Vocabulary, caption, vocabulary
 
 from .options import report_option, to_option, vocabulary_option
@@ -82,7 +83,7 @@ class Measuring:
     """Who measures, how much, and how pictures are drawn."""
 
     judge: Judge
-    second: SecondJudge | None
+    second: SecondJudge
     each: int
     pairs: int
     seed: int
@@ -104,11 +105,10 @@ class Measuring:
             images = draw(pipe, [ask.prompt for ask in asks], first, settings=self.settings)
             verdicts = self.judge(images)
             found[name] = told(name, figures_of(verdicts, asks))
-            if self.second:
-                others[name] = told(f"{name}, second detector", figures_of(self.second(images), asks))
+            others[name] = told(f"{name}, second detector", figures_of(self.second(images), asks))
             if name == "one object":
                 found["wrong by concept"] = wrong_by_concept(verdicts, asks)
-        return {**found, "by the second detector": others} if self.second else found
+        return {**found, "by the second detector": others}
 
     def write(self, pipe: Any, words: Vocabulary, report: Path) -> None:
         """Measure; leave `figures.json` and `contact_sheet.webp`."""
@@ -149,8 +149,8 @@ def sizes_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @sizes_options
 def main(vocabulary_path: Path | None, to: Path, report: Path, each: int, pairs: int, seed: int, steps: int) -> None:
     """Measure and write."""
-    words, folder = vocabulary(vocabulary_path), to / "emoji-clip"
-    judge, second = Judge(to / "judge.onnx", words), SecondJudge(folder, words) if folder.exists() else None
+    words, folder = vocabulary(vocabulary_path), to / SECOND
+    judge, second = Judge(to / "judge.onnx", words), SecondJudge(folder if folder.exists() else EMOJI_CLIP, words)
     settings = {**EMOJI_FLUX_CALL, "num_inference_steps": steps}
     Measuring(judge, second, each, pairs, seed, settings).write(load_pipeline(to / "emoji-flux"), words, report)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from safeflux.disk.hub import local_folder
 from safeflux.errors import ConfigError
+from safeflux.reference import SECOND
 
 
 def load(kind: str, argument: str, make: Callable[[Path], Any]) -> Any:
-    """Load from `FOLDER`, `ID` or `ID@REVISION`, without a network.
+    """Load from `FOLDER`, `ID`, `ID@REVISION` or, for the CLIP of the embedded model, `emoji-clip`; without a network.
 
     Args:
         kind: The kind of detector, for errors.
-        argument: The folder or id.
+        argument: The folder, the id or the name.
         make: Called with the folder.
 
     Raises:
@@ -22,9 +23,9 @@ def load(kind: str, argument: str, make: Callable[[Path], Any]) -> Any:
     """
     if not argument:
         raise ConfigError(f"detector '{kind}': expected a folder or a hub id behind it, e.g. {kind}:FOLDER")
-    folder = local_folder(argument)
-    from safeflux.reference.model import quiet
+    from safeflux.reference.model import EMOJI_CLIP, quiet
 
+    folder = EMOJI_CLIP if argument == SECOND else local_folder(argument)
     try:
         with quiet():
             return make(folder)

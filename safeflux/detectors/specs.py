@@ -29,8 +29,8 @@ def open_detector(spec: str, wanted: Wanted | None = None) -> Detector:
     """Open a detector.
 
     Args:
-        spec: `judge`, `onnx:FILE`, `zero-shot:ID|FOLDER`, `classifier:ID|FOLDER`, `opennsfw`, `opennsfw:FILE`, or
-            `KIND:ARGUMENT` of another package's entry point in the group `safeflux.detectors`.
+        spec: `judge`, `onnx:FILE`, `zero-shot:ID|FOLDER`, `zero-shot:emoji-clip`, `classifier:ID|FOLDER`, `opennsfw`,
+            `opennsfw:FILE`, or `KIND:ARGUMENT` of another package's entry point in the group `safeflux.detectors`.
         wanted: What it is to look for, and the options of its kind.
 
     Raises:

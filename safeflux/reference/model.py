@@ -9,10 +9,13 @@ from typing import Any
 
 from safeflux.disk.hub import local_folder
 from safeflux.errors import ModelError
-from safeflux.reference import NAME, T5_TOKENS
+from safeflux.reference import NAME, SECOND, T5_TOKENS
 
 EMOJI_FLUX = Path(__file__).parent / NAME
 """A diffusers folder: plain `FluxPipeline.from_pretrained(EMOJI_FLUX)` loads it."""
+
+EMOJI_CLIP = Path(__file__).parent / SECOND
+"""A folder of transformers: any zero-shot classifier reads it."""
 
 EMOJI_FLUX_CALL: dict[str, Any] = {
     "height": 64,

@@ -65,6 +65,11 @@ def test_the_judge_keeps_its_threshold_and_is_counted_on_real_pictures(tmp_path)
     assert (detector.thresholds == 0.5).all()
     assert seen.found["dagger"].value > 0.8 > 0.2 > seen.false_alarms["dagger"].value
     assert seen.to_json()["dagger"]["threshold"] == 0.5
+    words = {"dagger": ("a dagger",), "cat": ("a cat",), "tree": ("a tree",)}
+    shipped, seen = calibrate(open_detector("zero-shot:emoji-clip", Wanted(words)), {"dagger": asked}, others)
+    assert (seen.overall.value, seen.false_alarms["dagger"].hits) == (1, 0)  # a second opinion on the same pictures
+    assert shipped.found(asked, ["dagger"]).all()
+
     clip = open_detector(f"zero-shot:{save_clip(tmp_path)}", Wanted({"dagger": ("a dagger",)}, neutral=("a cat",)))
     detector, seen = calibrate(clip, {"dagger": asked}, others)
     assert seen.false_alarms["dagger"].value <= 0.02
