@@ -70,13 +70,16 @@ def main(heads: int, times: int, report: Path | None) -> None:
     torch.set_num_threads(1)
     transformer = build(heads)
     with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder, "base")
+        transformer.save_pretrained(base)
         policy = save_policy(transformer, random_masks(transformer), Path(folder), "random")
-        taken: dict[str, list[float]] = {name: [] for name in ("verify", "verify(deep=True)", "guard", "undo")}
+        taken: dict[str, list[float]] = {name: [] for name in ("verify", "guard", "undo")}
         for _ in range(5):
             handle, guarded = timed(partial(guard, transformer, policy, store=folder))
             taken["guard"].append(guarded)
             taken["undo"].append(milliseconds(handle.undo))
         handle = guard(transformer, policy, store=folder)
+        taken["verify(base=...)"] = [milliseconds(partial(handle.verify, base=base)) for _ in range(3)]
     taken["verify"] = [milliseconds(handle.verify) for _ in range(times)]
     taken["verify(deep=True)"] = [milliseconds(partial(handle.verify, deep=True)) for _ in range(max(3, times // 20))]
     found = {name: statistics.median(each) for name, each in taken.items()}

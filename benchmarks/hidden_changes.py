@@ -8,19 +8,28 @@ others are crafted by somebody who knows the code, the number of places and how 
 `beside the fingerprint` leaves out all rows that the public fingerprint samples, so that the fingerprint stays as it
 is; the others put the same size into few rows, few columns, or a block of both. Each draw is another guard's sample.
 `by chance` is how often a place that the change touches is drawn, whatever rounding then hides.
+
+`whole` is the same block of 8 rows and 8 columns, anywhere in any matrix of a narrow FLUX.1, looked for by
+`verify(base=...)`, which compares all elements with the base model's files.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from diffusers import FluxTransformer2DModel
 
 from benchmarks.timing import write_report
+from safeflux.checkpoints.numbers import Numbers
 from safeflux.families.fingerprint import sampled
+from safeflux.model.forward_values import Values
+from safeflux.model.record import Record
+from safeflux.model.watch.base_files import compare_whole
 from safeflux.model.watch.sample import Sample
 from safeflux.rates import Rate
 
@@ -64,6 +73,27 @@ def find(rows: torch.Tensor, columns: torch.Tensor, draws: int, generator: torch
     return Rate(found, draws)
 
 
+def find_whole(draws: int, generator: torch.Generator) -> Rate:
+    """Change a block of a matrix, as often as that, and count how often a comparison with the base's files finds it."""
+    model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=2, joint_attention_dim=64)
+    model.to(torch.bfloat16).requires_grad_(False)
+    matrices = [name for name, weight in model.named_parameters() if weight.dim() == 2]
+    found = 0
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        base = Numbers.open(folder)
+        for draw in range(draws):
+            name = matrices[draw % len(matrices)]
+            weight = model.get_parameter(name)
+            before = weight.clone()
+            at = [int(torch.randint(size - 7, (), generator=generator)) for size in weight.shape]
+            change = torch.randn(8, RANK, generator=generator) @ torch.randn(RANK, 8, generator=generator)
+            weight[at[0] : at[0] + 8, at[1] : at[1] + 8] += SHARE * weight.norm() / change.norm() * change
+            found += compare_whole(base, Record(), Values(model), rounded=False).changed == (name,)
+            weight.copy_(before)
+    return Rate(found, draws)
+
+
 @click.command(help=__doc__)
 @click.option("--draws", default=400, show_default=True, help="Guards of each way.")
 @click.option("--report", type=click.Path(path_type=Path), default=None)
@@ -77,7 +107,9 @@ def main(draws: int, report: Path | None) -> None:
         by_chance = 1 - math.comb(WIDTH - len(columns), len(rows)) / math.comb(WIDTH, len(rows))
         found[name] = {**rate.to_json(), "by_chance": by_chance}
         click.echo(f"{name:24} found: {rate}; by chance {by_chance:.3f}")
-    write_report(report, width=WIDTH, rank=RANK, relative_size=SHARE, ways=found)
+    whole = find_whole(draws, generator)
+    click.echo(f"{'whole':24} found: {whole}")
+    write_report(report, width=WIDTH, rank=RANK, relative_size=SHARE, ways=found, whole=whole.to_json())
 
 
 if __name__ == "__main__":

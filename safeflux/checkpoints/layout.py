@@ -29,8 +29,13 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in names) else ""
-    own = (name for name in names if name.startswith(prefix) and not name.endswith(_SIDE))
+    own = (name for name in names if name.startswith(prefix) and not is_scale(name))
     return {name.removeprefix(prefix): name for name in own}
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor only describes how another is quantised."""
+    return name.endswith(_SIDE)
 
 
 def layout_of(names: Iterable[str]) -> Layout:

@@ -36,7 +36,7 @@ class Format:
     coarseness: str = ""
     """The suffix of the fingerprint of a model with such weights, a key of `fingerprint.TOLERANCE`."""
 
-    def decode(self, data: bytes) -> npt.NDArray[np.float64]:
+    def decode(self, data: bytes | memoryview) -> npt.NDArray[np.float64]:
         r"""Return the numbers of some blocks.
 
         Example:

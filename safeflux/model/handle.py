@@ -75,7 +75,7 @@ class GuardHandle:
         """What is kept in memory for `undo`: the elements that were overwritten, in bytes."""
         return self._entry.undo.num_bytes_saved if self._entry else 0
 
-    def verify(self, *, deep: bool = False) -> Verification:
+    def verify(self, *, deep: bool = False, base: str | os.PathLike[str] | None = None) -> Verification:
         """Return the state of the guard now, and what is wrong.
 
         It detects tampering and accidents; it cannot prevent them.
@@ -88,15 +88,23 @@ class GuardHandle:
                 Only `deep` sees what torch keeps no version of: writes through `Tensor.data`, shared memory or
                 `Tensor.numpy()`; and what lies inside of a module's attributes, such as its configuration. Ask for it
                 now and then.
+            base: The base model's files, a diffusers folder or one file: look deep, and compare every element of every
+                weight of the transformer that no mask covers with them, one tensor in memory at a time. It finds what
+                a sample finds by chance only, such as a change of a small block of a matrix, and what was changed
+                before the guard. What it found stays a fault until a comparison no longer finds it.
+
+        Raises:
+            ModelError: `base` does not hold the guarded model's base, or its weights are packed; or neurons were cut
+                out of the model, or the policy lets any adapter in.
         """
         entry = self._entry
         if entry is None:
             return Verification(State.UNGUARDED, (), self.plan.policy.name)
-        if not deep and is_unchanged(self._subject, entry):
+        if not deep and base is None and is_unchanged(self._subject, entry):
             return Verification(State.GUARDED, (), entry.plan.policy.name)
         # or what is half written by another thread would be read
-        with span("verify", deep=deep) as reading:
-            found = self._turns.draw(lambda: read(self._subject, entry))
+        with span("verify", deep=deep or base is not None) as reading:
+            found = self._turns.draw(lambda: read(self._subject, entry, base))
             reading.set(state=str(found.state), policy=found.policy)
         return found
 

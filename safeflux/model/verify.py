@@ -1,6 +1,7 @@
 """The state of a guard: what forward reads where masks are, and what else breaks the policy."""
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from safeflux.model.adapters import check_adapters, wrapped_layers
 from safeflux.model.forward_values import Values
 from safeflux.model.record import Entry, Record, record_of
 from safeflux.model.turn_lock import turns_of
+from safeflux.model.watch.base_files import compare_whole, open_base
 from safeflux.model.watch.forward import Makers, strangers
 from safeflux.model.watch.pipeline import Rest
 from safeflux.model.watch.snapshot import Snapshot
@@ -70,12 +72,20 @@ def is_unchanged(subject: Subject, entry: Entry) -> bool:
     )
 
 
-def read(subject: Subject, entry: Entry) -> Verification:
+def read(subject: Subject, entry: Entry, base: str | os.PathLike[str] | None = None) -> Verification:
     """Read every masked element and the samples of all else, and note what was seen if the policy is in force.
 
     Nobody writes meanwhile. The log gets a line when the state is another than it was.
+
+    Args:
+        subject: What is looked at.
+        entry: What is to be in force on it.
+        base: The base model's files, to compare all weights with.
+
+    Raises:
+        ModelError: They are not those of the base model, or cannot be compared with.
     """
-    found = _read(subject, entry)
+    found = _read(subject, entry, base)
     before, entry.state = entry.state, found.state
     if found.state is not before:
         reason = "".join(f"; {fault}" for fault in found.faults[:1])
@@ -84,7 +94,7 @@ def read(subject: Subject, entry: Entry) -> Verification:
     return found
 
 
-def _read(subject: Subject, entry: Entry) -> Verification:
+def _read(subject: Subject, entry: Entry, base: str | os.PathLike[str] | None) -> Verification:
     transformer = subject.transformer
     record, name = record_of(transformer), entry.plan.policy.name
     if entry not in record.entries:
@@ -98,6 +108,8 @@ def _read(subject: Subject, entry: Entry) -> Verification:
         return Verification(State.STALE, (str(error),), name)
     drawn = subject.drawn if subject.is_in_pipeline else None
     seen = Snapshot(transformer, now, drawn)  # before the reading, so that a write that comes between is not missed
+    if base is not None:
+        _compare_whole(base, entry, record, now)
     faults = entry.undo.faults(now)
     broken: list[str] = []
     unknown = [f"tensor {fault.tensor!r} {fault.reason}" for fault in faults if not fault.is_open]
@@ -140,19 +152,31 @@ def _reasons(subject: Subject, entry: Entry, record: Record, now: Values, makers
     yield from ((False, reason) for reason in unknown)
 
 
+def _compare_whole(base: str | os.PathLike[str], entry: Entry, record: Record, now: Values) -> None:
+    """Note which weights are not the base model's; each look that follows finds them, until they are compared again."""
+    policy = entry.plan.policy
+    files = open_base(base, policy, record)
+    found = compare_whole(files, record, now, rounded=policy.adapters is Adapters.ALLOWLIST)
+    entry.sample.found_elsewhere = found.changed
+
+
 def _changes(entry: Entry, record: Record, transformer: torch.nn.Module, now: Values) -> Iterator[tuple[bool, str]]:
     """Weights that no mask covers and that others changed; a listed adapter may be fused where it is loaded."""
     policy = entry.plan.policy
     is_listed = policy.adapters is Adapters.ALLOWLIST
     found = record.compare(transformer, now, rounded=is_listed)
     fused = {layer for layer, wrapped in wrapped_layers(transformer).items() if wrapped.fused} if is_listed else set()
-    changed = [name for name in found.changed if name.rpartition(".")[0] not in fused]
-    if changed:
-        more = f" and {len(changed) - 1} more" if changed[1:] else ""
-        yield (
-            True,
-            f"weights that are not masked have changed since the guard ({changed[0]}{more}: an adapter was fused, or "
-            f"other weights loaded), and policy {policy.name!r} says `adapters: {policy.adapters}`",
-        )
+    for what, names in (
+        ("have changed since the guard", found.changed),
+        ("are not those of the base model's files", entry.sample.found_elsewhere),
+    ):
+        changed = [name for name in names if name.rpartition(".")[0] not in fused]
+        if changed:
+            more = f" and {len(changed) - 1} more" if changed[1:] else ""
+            yield (
+                True,
+                f"weights that are not masked {what} ({changed[0]}{more}: an adapter was fused, or other weights "
+                f"loaded), and policy {policy.name!r} says `adapters: {policy.adapters}`",
+            )
     if found.unreadable:
         yield False, f"weights that are not masked cannot be read: {found.unreadable_names}"

@@ -185,9 +185,9 @@ class PolicyPool:
         self._member.members[policy]  # that there is one
         return Under(self._queue, policy, timeout, self._handle)
 
-    def verify(self, *, deep: bool = False) -> Verification:
+    def verify(self, *, deep: bool = False, base: str | os.PathLike[str] | None = None) -> Verification:
         """Return the name and the state of the policy in force, as `GuardHandle.verify` does."""
-        return self._handle.verify(deep=deep)
+        return self._handle.verify(deep=deep, base=base)
 
     def receipt(self) -> dict[str, Any]:
         """Return the evidence of this moment as `GuardHandle.receipt` does, with the pool's policies beside it."""

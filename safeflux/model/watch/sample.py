@@ -15,7 +15,6 @@ bits; in 4 bits nothing below about 10 %.
 """
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,19 +23,11 @@ import torch
 from safeflux.model.apply import Undo
 from safeflux.model.forward_values import UnreadableError, Values
 from safeflux.model.index_sets import Points, common
+from safeflux.model.watch.alike import are_alike
 from safeflux.model.writes import as_bits
 
 SIZE = 64
 """So many elements of a tensor are drawn at least, where it has them."""
-_CASTS = (
-    *((kind,) for kind in (torch.float32, torch.bfloat16, torch.float16)),
-    *((kind,) for kind in (torch.float8_e4m3fn, torch.float8_e5m2)),
-    *((half, byte) for half in (torch.bfloat16, torch.float16) for byte in (torch.float8_e4m3fn, torch.float8_e5m2)),
-    *((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)),
-)
-"""What a served model's weights may have been cast through, one after the other."""
-_STEPS = {8: 1 / 250, 4: 0.16}
-"""Half the widest step of integers of so many bits, in units of the largest value of a row, with some room."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +61,8 @@ class Sample:
         """Every weight that there was, adapters aside."""
         self._parts: dict[str, tuple[slice, torch.Size]] = {}
         """Where each weight's places are among all, and its shape."""
+        self.found_elsewhere: tuple[str, ...] = ()
+        """Weights that a comparison with the base model's files last found to be others, wherever the places are."""
         drawing = np.random.Generator(np.random.PCG64DXSM(secrets.randbits(128)))
         readable, drawn, start = [], [], 0
         for name, tensor in (*now.tensors.items(), *now.buffers.items()):
@@ -134,33 +127,10 @@ class Sample:
         for name in (names[row] for row in rows if names[row] in read):
             part, _ = self._parts[name]
             kept = slice(None) if masked is None else ~masked[part]
-            if not self._is_same(name, values[part], kept, read[name], now, rounded=rounded):
+            was, is_, places = (each[part][kept] for each in (self._values, values, self._places))
+            if not are_alike(was, is_, read[name], places, now.packing(name), rounded=rounded):
                 others.append(name)
         return Difference(tuple(others), tuple(lost))
-
-    def _is_same(
-        self,
-        name: str,
-        values: torch.Tensor,
-        kept: torch.Tensor | slice,
-        tensor: torch.Tensor,
-        now: Values,
-        *,
-        rounded: bool,
-    ) -> bool:
-        """Whether values that differ are those drawn all the same: cast, packed, or rounded."""
-        part, _ = self._parts[name]
-        was, is_ = self._values[part][kept], values[kept]
-        packing = now.packing(name)
-        if packing is not None:
-            largest = _largest(tensor, self._places[part][kept])
-            return bool(((is_ - was).abs() <= _room(packing, was, largest)).all())
-        if not tensor.is_floating_point():
-            return False
-        if any(torch.equal(cast, is_) for cast in _casts(was)):
-            return True
-        room = torch.finfo(tensor.dtype).eps * (was.abs() + was.square().mean().sqrt())
-        return rounded and bool(((is_ - was).abs() <= room).all())
 
 
 def _draw(shape: torch.Size, drawing: np.random.Generator) -> torch.Tensor:
@@ -192,28 +162,3 @@ def _picked(tensors: list[torch.Tensor], places: torch.Tensor, parts: list[slice
             for (device, dtype), each in picked.items()
         }
         return torch.cat([torch.empty(0, dtype=torch.float64), *(next(found[kind]) for kind in kinds)])
-
-
-def _casts(values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """What casts of served models can make of values."""
-    for kinds in _CASTS:
-        cast = values
-        for kind in kinds:
-            cast = cast.to(kind)
-        yield cast.double()
-
-
-def _largest(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The largest size of a value in the row of each place; in all of a narrow tensor, where blocks span rows."""
-    rows = tensor.reshape(tensor.shape[0], -1)
-    if rows.shape[1] % 64:
-        return rows.abs().amax().double().cpu()
-    return torch.linalg.vector_norm(rows, torch.inf, dim=1).double().cpu()[places // rows.shape[1]]
-
-
-def _room(packing: set[torch.dtype], values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """How far a packed value may be from what was packed."""
-    if packing & {torch.float8_e4m3fn, torch.float8_e5m2}:
-        bits = 2 if torch.float8_e5m2 in packing else 3
-        return values.abs() * 2.0 ** -(bits + 1) * 1.01 + largest * 2.0**-9
-    return largest * _STEPS[8 if torch.int8 in packing else 4]
