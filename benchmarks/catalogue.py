@@ -2,7 +2,7 @@
 
     python -m benchmarks.catalogue --report benchmarks/reports/catalogue
 
-Questions, noises and rates are those of `safeflux eval`: paired with the base model, held out from training. With
+The judge alone looks. Pictures are paired with the base model's, and prompts and noises held out from training. With
 `--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
 over the number of categories then show the gain of learning masks together. An interrupted run resumes: what has been
 measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures

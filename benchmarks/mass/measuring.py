@@ -149,7 +149,7 @@ def brief(figures: Figures) -> dict[str, Any]:
         "found_beside": sum(beside, NOTHING).to_json(),
         "kept_right": specific.to_json(),
         "known_right": figures.kept[KEPT[1]].to_json() if KEPT[1] in figures.kept else None,
-        "style_right": figures.style_right.to_json() if figures.style_right else None,
+        "style_right": figures.looks_right["style"].to_json(),
         "harmonic": value.to_json(),
         "harmonic_base": base.to_json(),
         "by_concept": {name: target.found.masked.to_json() for name, target in figures.targets.items()},

@@ -63,7 +63,7 @@ class World:
         """That of the embedded model, with this model and its words."""
         known = load_profile(NAME)
         speech = emoji_speech(self.words).model_copy(update={"packs": ()})
-        return known.model_copy(update={"model": str(self.folder), "detector": None, "speech": speech})
+        return known.model_copy(update={"model": str(self.folder), "detectors": (), "speech": speech})
 
     @cached_property
     def packs(self) -> Mapping[str, Pack]:

@@ -187,6 +187,6 @@ def _brief(figures: Figures) -> dict[str, Any]:
         "kept_right": figures.kept_right.masked.to_json(),
         "kept_right_base": figures.kept_right.base.to_json(),
         "harmonic": harmonic.to_json(),
-        "style_right": figures.style_right.masked.to_json() if figures.style_right else None,
+        "style_right": figures.looks_right["style"].masked.to_json(),
         "fidelity": figures.fidelity.to_json(),
     }

@@ -43,7 +43,12 @@ Examples:
 @packs
 @click.option("--prompt", "texts", multiple=True, help="A prompt of your own. Repeatable.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A CSV file of them, as `eval prompts` takes.")
-@click.option("--detector", help=f"{DETECTOR_HELP}  [default: the model's own, if it has one]")
+@click.option(
+    "--detector",
+    "detectors",
+    multiple=True,
+    help=f"{DETECTOR_HELP} Repeatable: the strictest verdict counts.  [default: the model's own, if it has any]",
+)
 @click.option(
     "--images",
     type=click.IntRange(0, 1000),
@@ -60,7 +65,8 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
     """Draw the same prompts before and after a policy with any model, and put the pictures on one page.
 
     It asks for what the policy erases, for the same beside a harmless thing, for its nearest neighbours, for harmless
-    things, and for prompts of your own. With a detector the page reports what it finds; without one, you judge.
+    things, and for prompts of your own. With a detector the page reports what it finds; without one, you judge. Of
+    several, something erased is found where any of them sees it, and another thing where all of them do.
     The model's files are not changed.
 
     The page is OUT/preview.html, one file with all pictures inside.
@@ -86,7 +92,7 @@ def preview(policy: str, store: Store, out: Path, as_json: bool, **options: Any)
         from safeflux.reference.model import load_pipeline, pipeline_class
 
         call = profile.call | call_arguments(pipeline_class(profile.source), options["call"])
-        wish = Wish(options["images"], options["seed"], words, prompts, options["detector"], options["device"])
+        wish = Wish(options["images"], options["seed"], words, prompts, options["detectors"], options["device"])
         pipe = load_pipeline(profile.source, dtype=getattr(torch, options["dtype"])).to(options["device"])
         result = run_preview(
             pipe,
@@ -113,5 +119,6 @@ def _print(result: PreviewResult, page: Path) -> None:
     rows = [
         (section.title, str(len(section.pairs)), *map(str, section.rates or ("", ""))) for section in result.sections
     ]
-    print_rows(("found, share of pictures", "pairs", "before", "after"), rows)
+    by = f" by {' or '.join(result.detectors)}" if result.detectors else ""
+    print_rows((f"found{by}, share of pictures", "pairs", "before", "after"), rows)
     click.echo(f"\nbits off  {result.shares}\npage      {page}")

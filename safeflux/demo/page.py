@@ -8,6 +8,7 @@ from safeflux.masks.mask_set import Count
 from safeflux.pages.page import render
 from safeflux.pages.pairs import MOST, PairView, SectionView, SideName, SideView, percent, rate_view, side_view
 from safeflux.pages.pictures import data_uri
+from safeflux.rates import Rate
 from safeflux.reference.model import EMOJI_FLUX_CALL
 
 _VERDICTS = {
@@ -51,11 +52,16 @@ def _section(section: Section) -> SectionView:
     asked = ", ".join(dict.fromkeys(pair.ask.concept.replace("-", " ") for pair in section.pairs))
     return SectionView(
         title=section.title,
-        note=_NOTES[section.measure].format(asked),
+        note=" ".join((_NOTES[section.measure].format(asked), *map(_second, section.second.items()))),
         before=rate_view(section.base, "before"),
         after=rate_view(section.guarded, "after"),
         pairs=[_pair(section.measure, pair) for pair in section.pairs[:MOST]],
     )
+
+
+def _second(opinion: tuple[str, tuple[Rate, Rate]]) -> str:
+    who, (before, after) = opinion
+    return f"By {who}: {percent(before.value)} before, {percent(after.value)} after."
 
 
 def _share(count: Count) -> str:

@@ -57,6 +57,8 @@ class Section:
     name: str
     measure: Measure
     pairs: tuple[Pair, ...]
+    second: Mapping[str, tuple[Rate, Rate]]
+    """Detector beside the judge -> its rates of the plain and of the guarded model."""
 
     @property
     def title(self) -> str:
@@ -160,6 +162,13 @@ class DemoResult:
                 "guarded_accuracy": self.kept.guarded.value,
                 "n": self.kept.base.n,
                 "fidelity": self.fidelity.to_json() if self.fidelity else None,
+            },
+            "second_opinions": {
+                section.name: {
+                    who: {"base_rate": base.value, "guarded_rate": guarded.value}
+                    for who, (base, guarded) in section.second.items()
+                }
+                for section in self.sections
             },
             "share_masked": _sum(self.shares.values()).share,
             "guard_ms": self.timing.guard,

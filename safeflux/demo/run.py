@@ -1,8 +1,8 @@
 """The demo: what a policy does to the embedded model, seen and measured on this machine.
 
 The same prompts with the same noises are drawn before and after `guard`, and a judge that never saw a generated picture
-says what each shows. Three kinds of prompt: what the policy erases, what no mask training ever saw, and both in one
-picture. Nothing is written here; `demo.report` does that.
+says what each shows; the model's other detectors give a second opinion. Three kinds of prompt: what the policy erases,
+what no mask training ever saw, and both in one picture. Nothing is written here; `demo.report` does that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,16 @@ import torch
 from PIL import Image
 
 from safeflux.demo.result import DemoResult, Measure, Pair, Picture, Section, Timing
+from safeflux.demo.second import second_look
 from safeflux.errors import PolicyError
+from safeflux.evaluation.metrics import Bools
 from safeflux.masks.store import Store, StoreLike
 from safeflux.model.guard import guard
 from safeflux.plan.resolve import Plan
 from safeflux.policy.load import Action, Policy, load_policy
+from safeflux.profiles.load import load_profile
+from safeflux.rates import Rate
+from safeflux.reference import NAME
 from safeflux.reference.judge import Judge
 from safeflux.reference.measure import Ask, draw, in_turn, is_found, is_right, is_style_right, pair_asks, single_asks
 from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
@@ -74,9 +79,14 @@ def run_demo(
         after = _draw(pipe, flat, first, lambda done: progress("drawing after guard", done, len(flat)))
         receipt = handle.receipt()
 
+    asked = [(measure, ask) for (_, measure), part in asks.items() for ask in part]
+    seconds = {}
+    for spec in load_profile(NAME).detectors[1:]:
+        progress(f"looking by {spec}", 0, 1)
+        seconds[spec] = second_look(spec, asked, before, after)
     pictures = zip(flat, _judged(judge, before, flat), _judged(judge, after, flat), strict=True)
     pairs = [Pair(ask, first + k, old, new) for k, (ask, old, new) in enumerate(pictures)]
-    *categories, kept, beside = _sections(asks, pairs)
+    *categories, kept, beside = _sections(asks, pairs, seconds)
     return DemoResult(effective, seed, tuple(categories), kept, beside, plan.shares, timing, receipt)
 
 
@@ -138,10 +148,16 @@ def _judged(judge: Judge, images: Sequence[Image.Image], asks: Sequence[Ask]) ->
     return [Picture(image, *map(bool, each)) for image, *each in zip(images, *seen, strict=True)]
 
 
-def _sections(asks: Mapping[tuple[str, Measure], Sequence[Ask]], pairs: Sequence[Pair]) -> list[Section]:
+def _sections(
+    asks: Mapping[tuple[str, Measure], Sequence[Ask]],
+    pairs: Sequence[Pair],
+    seconds: Mapping[str, tuple[Bools, Bools]],
+) -> list[Section]:
     sections, start = [], 0
     for (name, measure), part in asks.items():
-        sections.append(Section(name, measure, tuple(pairs[start : start + len(part)])))
+        own = slice(start, start + len(part))
+        second = {who: (Rate.of(base[own]), Rate.of(guarded[own])) for who, (base, guarded) in seconds.items()}
+        sections.append(Section(name, measure, tuple(pairs[own]), second))
         start += len(part)
     return sections
 

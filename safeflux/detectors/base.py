@@ -65,6 +65,17 @@ class Detector(Protocol):
         """
         return None
 
+    def likeliest(self, images: Sequence[Image.Image], looks: Mapping[str, str]) -> npt.NDArray[np.str_] | None:
+        """Say which of some looks each of B pictures has, such as art styles: their names, (B,).
+
+        None where it cannot tell.
+
+        Args:
+            images: The pictures.
+            looks: Name -> words for it: `noto` -> `noto style`.
+        """
+        return None
+
     def place_of(self, name: str) -> int:
         """The column of a concept.
 

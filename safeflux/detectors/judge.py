@@ -1,6 +1,6 @@
 """The judge of the embedded model as a detector."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,15 @@ class JudgeDetector(Detector):
     def features(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """The activations before the judge's last layer, float32 (B, D)."""
         return self._verdicts(images).features
+
+    def likeliest(self, images: Sequence[Image.Image], looks: Mapping[str, str]) -> npt.NDArray[np.str_] | None:
+        """See `Detector`: it knows the vocabulary's art styles and backgrounds by their names."""
+        verdicts, names = self._verdicts(images), list(looks)
+        known = vocabulary()
+        for own, logits in ((known.styles, verdicts.styles), (known.background_names, verdicts.backgrounds)):
+            if set(names) <= set(own):
+                return np.array(names)[logits[:, [own.index(name) for name in names]].argmax(axis=1)]
+        return None
 
     def _verdicts(self, images: Sequence[Image.Image]) -> Verdicts:
         return self._judge([image.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images])

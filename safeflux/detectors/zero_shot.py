@@ -61,6 +61,11 @@ class ZeroShotDetector(Detector):
         parts = [self._embed_images(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
         return np.concatenate([np.zeros((0, self._texts.shape[1])), *parts])
 
+    def likeliest(self, images: Sequence[Image.Image], looks: Mapping[str, str]) -> npt.NDArray[np.str_]:
+        """See `Detector`: by the words."""
+        texts = self._embed_texts({name: [words] for name, words in looks.items()})
+        return np.array(list(looks))[(self.features(images) @ texts.T).argmax(axis=1)]
+
     def _embed_images(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float64]:
         """Unit vectors (B, D)."""
         import torch

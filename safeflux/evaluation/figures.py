@@ -79,22 +79,23 @@ class Figures:
     Attributes:
         targets: The erased targets.
         kept: Accuracy on everything else, by group (`questions.KEPT`); a group without pictures is left out.
-        style_right: The asked art style, over the kept neutral pictures; None where nothing looks for styles.
-        background_right: The asked background colour, over the same; None likewise.
+        looks_right: Slot of the model's own captions, such as the art style -> how often the kept neutral pictures have
+            the value that was asked for; without slots that the detector cannot tell.
         fidelity: How near those pictures are to the base model's, in what a person sees.
-        frechet: Frechet distance of those pictures to the base model's, in the judge's features; None without a judge.
+        frechet: Frechet distance of those pictures to the base model's, in a detector's features; None without any.
         frechet_n: How many pictures of each model that is from: the distance falls as they become more.
+        frechet_of: Whose features these are.
         shares: How much is masked.
     """
 
     targets: Mapping[str, TargetFigures]
     kept: Mapping[str, Paired]
-    style_right: Paired | None
-    background_right: Paired | None
+    looks_right: Mapping[str, Paired]
     fidelity: Fidelity
     frechet: float | None
     frechet_n: int
     shares: Shares
+    frechet_of: str = "judge"
 
     @property
     def found(self) -> Paired:
@@ -139,16 +140,14 @@ class Figures:
             }
             rows |= {row: pair for row, pair in candidates.items() if pair is not None}
         rows |= {f"{group}: right": pair for group, pair in self.kept.items()}
-        looks = {"neutral: style right": self.style_right, "neutral: background right": self.background_right}
-        return rows | {name: pair for name, pair in looks.items() if pair is not None}
+        return rows | {f"neutral: {slot} right": pair for slot, pair in self.looks_right.items()}
 
     @property
     def facts(self) -> dict[str, str]:
         """The other figures, in words."""
         terms = "H_o" if self.found_held_out else "H_c"
-        distance = (
-            f"{self.frechet:.2f} in the judge's features (n = {self.frechet_n})" if self.frechet is not None else ""
-        )
+        of = f"the features of {self.frechet_of}"
+        distance = f"{self.frechet:.2f} in {of} (n = {self.frechet_n})" if self.frechet is not None else ""
         facts = {
             f"harmonic mean of erasing and keeping ({terms})": str(self.harmonic or ""),
             **self.fidelity.facts,
@@ -178,21 +177,13 @@ class Figures:
             "found_held_out": synonyms.to_json() if synonyms else None,
             "kept": {group: pair.to_json() for group, pair in self.kept.items()},
             "kept_right": self.kept_right.to_json(),
-            **{name: part.to_json() for name, part in self._sometimes.items() if part is not None},
+            **({"harmonic_mean": self.harmonic.to_json()} if self.harmonic else {}),
+            **{f"{slot}_right": pair.to_json() for slot, pair in self.looks_right.items()},
             "fidelity": self.fidelity.to_json(),
             **({} if self.frechet is None else {"frechet_distance": self._distance}),
             "share_masked": self.shares.to_json(),
         }
 
     @property
-    def _sometimes(self) -> dict[str, Paired | Harmonic | None]:
-        """The figures that not every detector gives."""
-        return {
-            "harmonic_mean": self.harmonic,
-            "style_right": self.style_right,
-            "background_right": self.background_right,
-        }
-
-    @property
     def _distance(self) -> dict[str, Any]:
-        return {"value": self.frechet, "n": self.frechet_n, "of": "the judge's features"}
+        return {"value": self.frechet, "n": self.frechet_n, "of": f"the features of {self.frechet_of}"}

@@ -71,8 +71,8 @@ class PreviewResult:
         call: Arguments of the pipeline's call.
         seed: What prompts and noises were drawn from.
         sections: The erased categories first.
-        detector: The spec of who looked; None for nobody.
-        calibrations: Category -> what it finds and misses in the base model's own pictures.
+        detectors: Who looked, by their specs; the strictest verdict on a picture counts.
+        calibrations: Detector -> category -> what it finds and misses in the base model's own pictures.
         shares: How much the policy switches off.
         receipt: The evidence of the guard, taken while it was in force.
     """
@@ -82,17 +82,17 @@ class PreviewResult:
     call: Mapping[str, Any]
     seed: int
     sections: Sequence[Section]
-    detector: str | None
-    calibrations: Mapping[str, Calibration]
+    detectors: Sequence[str]
+    calibrations: Mapping[str, Mapping[str, Calibration]]
     shares: Shares
     receipt: Mapping[str, Any]
 
     @property
     def notes(self) -> list[str]:
-        """What the detector finds in the base model's pictures, and a warning where that is little."""
-        own = self.detector or ""
-        lines = [f"{own}, {name}, on the base model: {one}" for name, one in self.calibrations.items()]
-        return lines + [text for name, one in self.calibrations.items() if (text := one.warning(own, name))]
+        """What each detector finds in the base model's pictures, and a warning where that is little."""
+        every = [(who, name, one) for who, seen in self.calibrations.items() for name, one in seen.items()]
+        lines = [f"{who}, {name}, on the base model: {one}" for who, name, one in every]
+        return lines + [text for who, name, one in every if (text := one.warning(who, name))]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as one plain object."""
@@ -102,8 +102,10 @@ class PreviewResult:
             "call": dict(self.call),
             "seed": self.seed,
             "sections": {section.name: section.to_json() for section in self.sections},
-            "detector": self.detector,
-            "on_the_base_model": {name: one.to_json() for name, one in self.calibrations.items()},
+            "detectors": list(self.detectors),
+            "on_the_base_model": {
+                who: {name: one.to_json() for name, one in seen.items()} for who, seen in self.calibrations.items()
+            },
             "share_masked": self.shares.to_json(),
             "receipt": dict(self.receipt),
         }

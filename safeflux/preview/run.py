@@ -10,7 +10,7 @@ from safeflux.evaluation.figures import Shares
 from safeflux.evaluation.questions import KEPT, Sizes, first_seed_of
 from safeflux.evaluation.subject import Subject
 from safeflux.evaluation.worded.bench import Artist, Looked, Seen
-from safeflux.evaluation.worded.counting import Counter, Hits
+from safeflux.evaluation.worded.counting import Counter, Hits, Strictest
 from safeflux.evaluation.worded.measure import Measuring
 from safeflux.evaluation.worded.questions import Asked, Set
 from safeflux.families.sites import find_sites
@@ -26,6 +26,8 @@ from safeflux.profiles.schema import Profile
 OWN = "prompts of your own"
 IMAGES = 8
 """Prompts a section by default."""
+_CALIBRATED_ON = 32
+"""Neutral pictures at least that thresholds are chosen on: of a handful, the next one may well be above them all."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Wish:
         seed: Of prompts and noises, 0 to 4095; they are the first of an evaluation with this seed.
         packs: Category -> words that go before the model's own.
         prompts: Prompts of your own.
-        detector: The spec of who looks; None for the model's own detector, or nobody.
+        detectors: Specs of who looks; without any, the model's own detectors, or nobody.
         device: Where detectors of transformers run.
     """
 
@@ -46,27 +48,28 @@ class Wish:
     seed: int = 0
     packs: Mapping[str, Pack] | None = None
     prompts: Sequence[str] = ()
-    detector: str | None = None
+    detectors: Sequence[str] = ()
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of section: the end of its set's name, its title, which verdict counts, and whether that is wanted."""
+    """A kind of section: the end of its set's name, its title, which verdict counts, if that is wanted, and of what."""
 
     set: str
     title: str
-    verdict: Callable[[Counter, str], Hits | None]
+    verdict: Callable[[Strictest, str], Hits | None]
     is_wanted: bool
+    of_other: bool = False
 
 
 _KINDS = (
-    _Kind("by name", "{} asked for", Counter.found, False),
-    _Kind("beside", "{} beside a harmless thing", Counter.seen_beside, True),
-    _Kind("neighbours", "nearest neighbours of {}", Counter.right, True),
+    _Kind("by name", "{} asked for", Strictest.found, False),
+    _Kind("beside", "{} beside a harmless thing", Strictest.seen_beside, True, of_other=True),
+    _Kind("neighbours", "nearest neighbours of {}", Strictest.right, True),
 )
-_HARMLESS = _Kind(KEPT[0], "harmless things", Counter.right, True)
-_MINE = _Kind(OWN, "prompts of your own", Counter.any_found, False)
+_HARMLESS = _Kind(KEPT[0], "harmless things", Strictest.right, True)
+_MINE = _Kind(OWN, "prompts of your own", Strictest.any_found, False)
 
 
 def run_preview(
@@ -81,7 +84,7 @@ def run_preview(
     batch: int = 1,
     progress: Progress = lambda what, done, total: None,
 ) -> PreviewResult:
-    """Draw, guard, draw again, and have the detector look.
+    """Draw, guard, draw again, and have the detectors look.
 
     Args:
         pipe: The pipeline, nothing masked; left as it was.
@@ -95,7 +98,7 @@ def run_preview(
         progress: Called with the number of pictures drawn so far.
 
     Raises:
-        SafeFluxError: Whatever `guard` raises, or the detector cannot be opened; nothing was drawn then.
+        SafeFluxError: Whatever `guard` raises, or a detector cannot be opened; nothing was drawn then.
     """
     measuring = _measuring(profile, subject, wish)
     shown = _shown(measuring, wish)
@@ -118,26 +121,27 @@ def run_preview(
         masked = drawn("drawing after guard", shown)
         receipt = handle.receipt()
     seen = Seen(sets, base, masked, ((), ()), shares)
-    counters = [Counter(measuring.words, seen, name, one) for name, one in measuring.detectors.items()]
+    counters = {name: Counter(measuring.words, seen, name, one) for name, one in measuring.detectors.items()}
+    strictest = Strictest(list(counters.values())) if counters else None
     return PreviewResult(
         policy,
         profile.source,
         settings,
         wish.seed,
-        [_section(name, kind, seen, counters) for name, kind in _kinds(shown).items()],
-        next(iter(measuring.detectors), None),
-        counters[0].calibrations if counters else {},
+        [_section(name, kind, seen, strictest) for name, kind in _kinds(shown).items()],
+        list(counters),
+        {name: one.calibrations for name, one in counters.items()},
         shares,
         receipt,
     )
 
 
 def _measuring(profile: Profile, subject: Subject, wish: Wish) -> Measuring:
-    """The sets and the detector of a small evaluation; the detector may be missing."""
-    sizes = Sizes(max(2, wish.images), wish.images // 2, wish.images // 2, max(2, 2 * wish.images), 0)
-    specs = [wish.detector] if wish.detector else []
+    """The sets and the detectors of a small evaluation; there may be no detector."""
+    kept = max(2 * _CALIBRATED_ON, 2 * wish.images)
+    sizes = Sizes(max(2, wish.images), wish.images // 2, wish.images // 2, kept, 0)
     return Measuring.of(
-        profile, subject.concepts, wish.packs or {}, specs, sizes, wish.seed, wish.device, needs_detector=False
+        profile, subject.concepts, wish.packs or {}, wish.detectors, sizes, wish.seed, wish.device, needs_detector=False
     )
 
 
@@ -156,13 +160,13 @@ def _kinds(shown: Mapping[str, Set]) -> dict[str, _Kind]:
     return {name: every[name if name in every else name.partition("/")[2]] for name in shown}
 
 
-def _section(name: str, kind: _Kind, seen: Seen, counters: Sequence[Counter]) -> Section:
+def _section(name: str, kind: _Kind, seen: Seen, strictest: Strictest | None) -> Section:
     one = seen.sets[name]
-    hits = kind.verdict(counters[0], name) if counters else None
+    hits = kind.verdict(strictest, name) if strictest else None
     by_row = dict(zip(hits.rows, zip(hits.base, hits.masked, strict=True), strict=True)) if hits else {}
     pairs = []
     for k, ask in enumerate(one.asks):
-        thing = ask.other if kind.verdict is Counter.seen_beside else ask.thing
+        thing = ask.other if kind.of_other else ask.thing
         verdicts = by_row.get(k)
         both = (bool(verdicts[0]), bool(verdicts[1])) if verdicts else None
         pictures = seen.base[name].images[k], seen.masked[name].images[k]

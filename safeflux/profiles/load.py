@@ -67,8 +67,7 @@ def choose_detectors(named: Sequence[str], profile: Profile | None, *, is_needed
     Raises:
         ConfigError: A detector is needed, and there is none.
     """
-    own = (profile.detector,) if profile and profile.detector else ()
-    specs = tuple(dict.fromkeys(named)) or own
+    specs = tuple(dict.fromkeys(named or (profile.detectors if profile else ())))
     if is_needed and not specs:
         what = f"the model {profile.name}" if profile else "this model"
         raise ConfigError(f"{what} has no detector of its own: name one, e.g. --detector zero-shot:FOLDER")

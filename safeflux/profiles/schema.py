@@ -78,7 +78,11 @@ class Profile(Versioned):
         {}, description="Entries of model_index.json that tell a folder of it from others of the same shape."
     )
     memory: Memory | None = Field(None, description="The memory that training needs with these settings.")
-    detector: str | None = Field(None, description="The detector of its pictures, where it has one of its own.")
+    detectors: tuple[Text, ...] = Field(
+        (),
+        strict=False,
+        description="The detectors of its pictures, where it has some of its own. The first one validates training.",
+    )
     speech: Speech | None = Field(None, description="For a model that knows captions of one form alone.")
 
     @property

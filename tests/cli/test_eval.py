@@ -11,14 +11,17 @@ import torch
 from click.testing import CliRunner
 
 from safeflux.cli import main
-from safeflux.evaluation.questions import KEPT, neutral
+from safeflux.evaluation.questions import KEPT
 from safeflux.evaluation.subject import files_subject, policy_subject
+from safeflux.evaluation.worded.questions import Words
+from safeflux.evaluation.worded.words import packs_of
 from safeflux.families.sites import find_sites
 from safeflux.masks.encoding import digest
 from safeflux.masks.file import load_masks, save_masks
 from safeflux.masks.mask_set import MaskSet, compose
 from safeflux.masks.meta import MaskMeta
 from safeflux.model.weights import fingerprint
+from safeflux.profiles.load import load_profile
 from safeflux.reference.judge import JUDGE, Judge
 from safeflux.reference.measure import draw
 from safeflux.reference.model import EMOJI_FLUX, EMOJI_FLUX_CALL, load_pipeline
@@ -63,6 +66,15 @@ def test_a_policy_is_measured_and_reported(run, tmp_path):
     assert figures["found"]["base"]["rate"] > 0.8
     assert figures["found"]["masked"]["rate"] < figures["found"]["base"]["rate"] / 2  # the bundled masks erase
     assert data["settings"]["pictures"] == {"found": 2, "details": 2, "neighbours": 1, "kept": 4, "others": 2}
+    first, second = data["settings"]["detectors"]
+    assert (first, second) == (figures["detector"], figures["second_opinions"][0]["detector"])
+    assert (first, second) == ("judge", "zero-shot:emoji-clip")
+    for opinion in (figures["second_opinions"][0], figures["by_the_strictest_verdicts"]):
+        assert opinion["found"]["base"]["rate"] > 0.8
+        assert opinion["found"]["masked"]["rate"] < opinion["found"]["base"]["rate"] / 2
+        assert opinion["style_right"]["base"]["n"] == opinion["background_right"]["base"]["n"] == 4
+    assert figures["style_right"]["base"]["rate"] > 0.5 < figures["background_right"]["base"]["rate"]
+    assert figures["frechet_distance"]["of"] == "the features of judge"
     asked = {"style": "the style is found"}
     rows = [f"{name}: {asked.get(target['kind'], 'found')}" for name, target in figures["targets"].items()]
     assert all(row in result.stdout for row in rows)
@@ -132,10 +144,10 @@ def test_a_mask_of_a_new_category_is_measured_by_the_concepts_in_its_file(run, f
         dict.fromkeys(concepts, 2)
     )
     assert figures["targets"]["vehicles"]["found"]["base"]["rate"] > 0.8
-    asked = {ask.concept for question in neutral(kept, 0) for ask in question.asks}
-    left = sum(ask.concept not in concepts for question in neutral(kept, 0) for ask in question.asks)
-    assert asked & set(concepts)
-    assert sum(figures["kept"][name]["base"]["n"] for name in KEPT[:2]) == left < kept
+    assert sum(figures["kept"][name]["base"]["n"] for name in KEPT[:2]) == kept
+    profile = load_profile("emoji-flux")
+    words = Words.of(profile, packs_of({"vehicles": concepts}, profile))
+    assert not {"an automobile", "a bicycle", "a bike", "a helicopter"} & set(words.things)
 
 
 def test_a_policy_of_masks_in_a_store_of_ones_own_is_measured(run, files, tmp_path):

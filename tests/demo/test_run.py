@@ -22,7 +22,16 @@ from safeflux.reference.vocabulary import held_out_concepts, is_held_out, vocabu
 
 def test_json_has_the_figures_and_nothing_else(result, shop, images, seed):
     figures = json.loads(json.dumps(result.to_json()))
-    assert set(figures) == {"policy", "seeds", "categories", "kept", "share_masked", "guard_ms", "step_ms"}
+    assert set(figures) == {
+        *("policy", "seeds", "categories", "kept", "second_opinions", "share_masked", "guard_ms", "step_ms")
+    }
+    assert list(figures["second_opinions"]) == [section.name for section in result.sections]
+    for section in result.sections:
+        opinions = figures["second_opinions"][section.name]
+        assert list(opinions) == ["zero-shot:emoji-clip"]
+        assert (
+            opinions["zero-shot:emoji-clip"]["base_rate"] > 0.5
+        )  # it sees what the plain model draws, as the judge does
     assert figures["policy"] == "shop"
     assert figures["seeds"] == {"prompts": seed, "noise": [4_000_000, 4_000_000 + 5 * images - 1]}
     assert list(figures["categories"]) == ["blades", "spirits", "looks"]

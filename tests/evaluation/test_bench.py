@@ -82,7 +82,12 @@ def test_groups_and_sums(figures, masks, pipe):
     assert list(figures.kept) == list(KEPT)
     assert [pair.base.n for pair in figures.kept.values()] == [12, 12, 6 * SIZES.others]
     assert figures.kept_right.base.n == 24 + 6 * SIZES.others
-    assert figures.style_right.base.n == figures.background_right.base.n == figures.fidelity.ssim.mean.n == 24
+    assert (
+        figures.looks_right["style"].base.n
+        == figures.looks_right["background"].base.n
+        == figures.fidelity.ssim.mean.n
+        == 24
+    )
     assert figures.frechet_n == 24
     fidelity = figures.fidelity
     assert fidelity.ssim.mean.value < 0.99
@@ -111,7 +116,7 @@ def test_the_base_model_is_drawn_once_and_a_target_is_measured_alike_beside_othe
     assert (style.found_beside, style.neighbours_right) == (None, None)
     asked = questions_of([target_of("weapons")], SIZES, 3)
     others = [a.style for name in KEPT[:2] for a in asked[name].asks if a.style != "fluent"]
-    assert both.frechet_n == both.style_right.base.n == len(others) < 24
+    assert both.frechet_n == both.looks_right["style"].base.n == len(others) < 24
 
 
 def test_the_model_is_put_back_even_when_drawing_fails(pipe, masks, bits_of):

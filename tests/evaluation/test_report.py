@@ -37,8 +37,7 @@ def figures() -> Figures:
     return Figures(
         targets={"weapons": weapons},
         kept={"neutral, held out from mask training": paired(500, 490, 510)},
-        style_right=paired(505, 500, 510),
-        background_right=paired(510, 509, 510),
+        looks_right={"style": paired(505, 500, 510), "background": paired(510, 509, 510)},
         fidelity=Fidelity(
             ssim=Spread(Mean(0.95, (0.94, 0.96), 510), 0.8),
             contrast=Spread(Mean(0.9, (0.88, 0.92), 500), 0.7),

@@ -50,7 +50,9 @@ def test_the_figures_say_what_went_and_what_stayed(shown):
     assert (sections["weapons/by name"]["before"]["rate"], sections["weapons/by name"]["after"]["rate"]) == (1, 0)
     assert (sections[OWN]["before"]["hits"], sections[OWN]["after"]["hits"]) == (1, 0)  # the bomb, not the cat
     assert sections["weapons/neighbours"]["after"]["rate"] == 1
-    assert (figures["detector"], figures["policy"], figures["model"]) == ("judge", "mine", "emoji-flux")
+    assert (figures["policy"], figures["model"]) == ("mine", "emoji-flux")
+    assert figures["detectors"] == ["judge", "zero-shot:emoji-clip"]
+    assert all(seen["weapons"] for seen in figures["on_the_base_model"].values())
     assert figures["receipt"]["state"] == "GUARDED"
     assert figures["share_masked"]["weight"]["masked"] > 0
 
@@ -67,6 +69,7 @@ def test_the_page_stands_alone_with_every_picture_and_figure(shown):
     assert "<b>a cat" not in page
     assert "GUARDED, read from the weights" in page
     assert "judge, weapons, on the base model: finds " in page
+    assert "zero-shot:emoji-clip, weapons, on the base model: finds " in page
     assert figures["receipt"]["masks_sha256"] in page
 
 

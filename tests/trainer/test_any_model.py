@@ -102,7 +102,7 @@ def _measure_and_preview(home, tmp_path, model, call):
     assert figures.targets["vehicles"].found_held_out.base.n == 2
     assert len(figures.kept) == 3
     assert opinions.by_detector[spec].calibrations["vehicles"].overall.n == 2
-    wish = Wish(images=2, packs=packs, detector=spec)
+    wish = Wish(images=2, packs=packs, detectors=(spec,))
     shown = run_preview(pipe, profile, policy, subject, wish, store=store, settings=call, batch=8)
     assert shown.receipt["state"] == "GUARDED"
     assert [len(section.pairs) for section in shown.sections] == [2, 1, 2]

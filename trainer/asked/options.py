@@ -38,14 +38,14 @@ def options_of(profile: Profile, packs: Mapping[str, Pack], detector: str | None
     Args:
         profile: The model. Its own templates and things, where it has them, replace those of the packs.
         packs: Category -> its pack.
-        detector: The spec of what looks at the pictures; None for the profile's own.
+        detector: The spec of what looks at the pictures; None for the first of the profile's own.
     """
     return {
         "categories": {name: _category(pack) for name, pack in packs.items()},
         "prompts": _prompts(profile, packs),
         "model": profile.source,
         "call": _call(profile.call, profile.training.height, profile.training.width),
-        "detector": detector or profile.detector,
+        "detector": detector or _first(profile),
         **profile.training.model_dump(),
         **(TOGETHER if len(packs) > 1 else {}),
     }
@@ -68,9 +68,14 @@ def text_layers_of(config: TrainConfig) -> tuple[int, ...] | None:
 
 
 def detector_of(config: TrainConfig) -> str | None:
-    """The spec of the run's detector, or that of its model's profile; None for a run that nothing validates."""
+    """The spec of the run's detector, or the first of its model's own; None for a run that nothing validates."""
     profile = profile_of(config.model)
-    return config.detector or (profile.detector if profile else None)
+    return config.detector or (_first(profile) if profile else None)
+
+
+def _first(profile: Profile) -> str | None:
+    """The detector that validates: the first of a model's own."""
+    return next(iter(profile.detectors), None)
 
 
 def _call(call: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from safeflux.cli._shared import (
 )
 from safeflux.cli.eval.prompts import prompts
 from safeflux.cli.eval.shared import measured, show, subject_reader, write
-from safeflux.reference import NAME
 
 if TYPE_CHECKING:
     from safeflux.evaluation.questions import Sizes
@@ -78,8 +77,9 @@ def evaluate(
     other categories), the harmonic mean of erasing and keeping, structural similarity and contrast. Rates
     have 95 % intervals. Prompts and noises play no part in training.
 
-    The embedded model has its own words and its judge. For any other model, or with --pack or --detector, the words are
-    those of packs, and a detector's thresholds are chosen on the base model's own pictures; the report has them.
+    The words are those of packs: given ones, the model's own, or bundled ones. A detector's thresholds are chosen on
+    the base model's own pictures, and the report says what it finds and misses there. The embedded model has two
+    detectors of its own, and every rate is given by each and by their strictest verdicts.
 
     `safeflux eval prompts` measures with the prompts of a file instead.
 
@@ -88,11 +88,8 @@ def evaluate(
     if ctx.invoked_subcommand is not None:
         refuse_options_before(ctx)
         return
-    is_embedded = options["model"] == NAME and not (options["packs"] or options["detectors"])
-    if is_embedded and (options["call"] or options["batch"]):
-        raise click.UsageError("--call and --batch belong to --model, --pack or --detector")
     with Bar() as bar:
-        report = (_embedded if is_embedded else _worded)(policy, masks, store, out, bar, options)
+        report = _measure(policy, masks, store, out, bar, options)
         paths = write(report, out)
         for line in getattr(report.findings, "warnings", ()):
             bar.note(line)
@@ -109,34 +106,9 @@ def _sizes(options: dict[str, Any]) -> Sizes:
     return Sizes(found=images, details=images, neighbours=images // 2, kept=options["kept"], others=min(48, images))
 
 
-def _embedded(
+def _measure(
     policy: str | None, masks: tuple[Path, ...], store: Store, out: Path | None, bar: Bar, options: dict[str, Any]
 ) -> Report:
-    """The embedded model by its vocabulary and its judge."""
-    subject_of = subject_reader(policy, masks, out, NAME, store)
-    bar("importing torch and diffusers", 0, 1)
-    import torch
-
-    from safeflux.evaluation.bench import Bench
-    from safeflux.evaluation.questions import FIRST_SEED, target_of
-    from safeflux.evaluation.report import Report
-    from safeflux.reference.judge import Judge
-    from safeflux.reference.model import EMOJI_FLUX_CALL, load_pipeline
-
-    began, pipe = time.monotonic(), load_pipeline(dtype=getattr(torch, options["dtype"])).to(options["device"])
-    subject = subject_of(pipe)
-    targets = [target_of(category, concepts) for category, concepts in subject.concepts.items()]
-    sizes, seed = _sizes(options), options["seed"]
-    figures = Bench(pipe, Judge(), sizes=sizes, seed=seed, progress=bar).measure(subject.masks, targets)
-    settings = {"model": NAME, "call": EMOJI_FLUX_CALL, "pictures": vars(sizes), "seed": seed}
-    settings |= {"first_noise_seed": FIRST_SEED, "device": options["device"], "dtype": options["dtype"]}
-    return Report(subject.name, subject.to_json(), settings, figures, time.monotonic() - began)
-
-
-def _worded(
-    policy: str | None, masks: tuple[Path, ...], store: Store, out: Path | None, bar: Bar, options: dict[str, Any]
-) -> Report:
-    """Any model by the words of packs and any detectors."""
     from safeflux.packs.load import load_packs
     from safeflux.profiles.load import load_profile
 

@@ -95,6 +95,16 @@ class Counter:
         asks = self._asks(f"{name}/by name") if labels else ()
         return self._first(f"{name}/by name", {k: labels[ask.thing] for k, ask in enumerate(asks) if labels}, 1)
 
+    def look_right(self, name: str, slot: str) -> Hits | None:
+        """Whether pictures have the look that a slot of their prompts asks for; None where the detector cannot tell."""
+        asks = self._asks(name)
+        looks = (
+            [self._detector.likeliest(one[name].images, self._words.looks[slot]) for one in self._sides] if asks else []
+        )
+        asked = np.array([ask.looks[slot] for ask in asks])
+        hits = [np.asarray(found == asked) for found in looks if found is not None]
+        return Hits(range(len(asks)), *hits) if len(hits) == len(self._sides) else None
+
     def _calibrated(self, detector: Detector) -> tuple[Detector, Calibration]:
         by_label: dict[str, list[Scores]] = {}
         for name in self._words.packs:
@@ -103,6 +113,10 @@ class Counter:
                 by_label.setdefault(self._labels[name, ask.thing], []).append(scores[k : k + 1])
         neutral = self._scores("base", CALIBRATION)
         return calibrate_by_scores(detector, {name: np.concatenate(part) for name, part in by_label.items()}, neutral)
+
+    @property
+    def _sides(self) -> tuple[Mapping[str, Looked], Mapping[str, Looked]]:
+        return self._seen.base, self._seen.masked
 
     def _above(self, name: str, columns: npt.NDArray[np.intp], levels: Scores | None = None) -> Hits:
         """Whether any of a picture's own columns (B, k) is above its level, by default its threshold."""
@@ -188,6 +202,14 @@ class Strictest:
     def others(self, name: str) -> Hits | None:
         """See `Counter`."""
         return _join([one.others(name) for one in self._counters], np.logical_and)
+
+    def look_right(self, name: str, slot: str) -> Hits | None:
+        """See `Counter`."""
+        return _join([one.look_right(name, slot) for one in self._counters], np.logical_and)
+
+    def any_found(self, name: str) -> Hits | None:
+        """See `Counter`."""
+        return _join([one.any_found(name) for one in self._counters], np.logical_or)
 
 
 def _join(parts: Sequence[Hits | None], rule: np.ufunc) -> Hits | None:

@@ -5,16 +5,17 @@ alone. Words that mask training used are asked for apart from those that it neve
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from safeflux.evaluation.questions import KEPT, Sizes, first_seed_of, rng_of
 from safeflux.packs.neutral import WORDS, split
 from safeflux.packs.schema import Pack
-from safeflux.packs.templates import BY_KIND, Templates
+from safeflux.packs.templates import BY_KIND, Templates, placeholders
 from safeflux.profiles.load import gone_words, known_packs_of
-from safeflux.profiles.schema import Profile
+from safeflux.profiles.schema import Profile, Speech
 
 CALIBRATION = "calibration"
 """The last part of the names of sets that thresholds are chosen on; no figure comes from them."""
@@ -31,11 +32,13 @@ class Asked:
         prompt: The prompt.
         thing: What is asked for: the name of a concept, or a harmless thing in words.
         other: A harmless thing in words that is to be seen too.
+        looks: Slot of the model's own captions -> the value that the prompt asks for, such as an art style.
     """
 
     prompt: str
     thing: str
     other: str | None = None
+    looks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class Words:
         others: Other categories that the model draws -> their words.
         held_out: Harmless things that no mask training saw, if it used the default ones.
         known: Harmless things that mask training preserved.
+        looks: Slot of the model's own captions -> its values that no mask erases, and the words for each.
     """
 
     packs: Mapping[str, Pack]
     others: Mapping[str, Pack]
     held_out: tuple[str, ...]
     known: tuple[str, ...]
+    looks: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def of(cls, profile: Profile, packs: Mapping[str, Pack]) -> "Words":
@@ -81,7 +86,11 @@ class Words:
             if name not in packs and pack.is_ready and gone.isdisjoint(pack.every_word)
         }
         return cls(
-            packs, others, _without(held_out, {*gone, *again, *named}), _without(named or known, {*gone, *again})
+            packs,
+            others,
+            _without(held_out, {*gone, *again, *named}),
+            _without(named or known, {*gone, *again}),
+            _looks(speech, gone) if speech else {},
         )
 
     @property
@@ -155,16 +164,18 @@ class _Writer:
         for k, concept in enumerate(_in_turn(tuple(words), count, rng)):
             word, thing = _one(words[concept], rng), things[k] if pack.target == "style" and things else None
             values = {pack.slot: word} | ({"thing": thing} if thing else {})
-            asks.append(Asked(self._fill(_one(templates, rng), rng, values), concept, thing))
+            prompt, looks = self._fill(_one(templates, rng), rng, values)
+            asks.append(Asked(prompt, concept, thing, looks))
         return asks
 
     def neutral(self, name: str, things: Sequence[str], count: int) -> list[Asked]:
         """Harmless things in turn."""
         rng, templates = rng_of(name, self._seed), self._templates(BY_KIND["object"]).single
-        return [
-            Asked(self._fill(_one(templates, rng), rng, {"thing": thing}), thing)
-            for thing in _in_turn(things, count, rng)
-        ]
+        asks = []
+        for thing in _in_turn(things, count, rng):
+            prompt, looks = self._fill(_one(templates, rng), rng, {"thing": thing})
+            asks.append(Asked(prompt, thing, looks=looks))
+        return asks
 
     def _beside(self, name: str, pack: Pack, words: Mapping[str, Sequence[str]], count: int) -> list[Asked]:
         """Concepts in turn, each beside a harmless thing on a random side; of a style, none."""
@@ -176,17 +187,31 @@ class _Writer:
         for concept, other in zip(_in_turn(tuple(words), count, rng), others, strict=False):
             both = (_one(words[concept], rng), other)
             first, second = both if rng.random() < 0.5 else both[::-1]
-            prompt = self._fill(_one(templates, rng), rng, {"first": first, "second": second})
-            asks.append(Asked(prompt, concept, other))
+            prompt, looks = self._fill(_one(templates, rng), rng, {"first": first, "second": second})
+            asks.append(Asked(prompt, concept, other, looks))
         return asks
 
     def _templates(self, templates: Templates) -> Templates:
         return Templates(self._speech.single, self._speech.pair) if self._speech else templates
 
-    def _fill(self, template: str, rng: np.random.Generator, values: Mapping[str, str]) -> str:
-        """The values that are given, and any of the model's own for its other slots."""
-        slots = self._speech.slots if self._speech else {}
-        return template.format(**{slot: _one(texts, rng) for slot, texts in slots.items()} | dict(values))
+    def _fill(
+        self, template: str, rng: np.random.Generator, values: Mapping[str, str]
+    ) -> tuple[str, Mapping[str, str]]:
+        """The prompt with the values that are given and any of the model's own for its other slots, and these."""
+        looks = {slot: _one(tuple(of), rng) for slot, of in self._words.looks.items()}
+        own = {slot: value for slot, value in looks.items() if slot not in values}
+        return template.format(**looks | dict(values)), own
+
+
+def _looks(speech: Speech, gone: Collection[str]) -> dict[str, dict[str, str]]:
+    """The values of a model's slots, each with what its captions say for it: `noto` -> `noto style`."""
+    looks = {}
+    for slot, values in speech.slots.items():
+        parts = (part for text in speech.single for part in text.split(", ") if placeholders(part) == {slot})
+        form = next(parts, f"{{{slot}}}")
+        left = [value for value in values if value not in gone] or values
+        looks[slot] = {value: form.format(**{slot: value}) for value in left}
+    return looks
 
 
 def _without(words: Sequence[str], gone: Collection[str]) -> tuple[str, ...]:

@@ -1,15 +1,16 @@
 """From what detectors see to figures: those of each, and of the strictest verdicts. Draws nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from safeflux.detectors.base import Detector
 from safeflux.detectors.calibration import Calibration
 from safeflux.evaluation.fidelity import Fidelity
 from safeflux.evaluation.figures import Figures, TargetFigures
-from safeflux.evaluation.metrics import Paired
+from safeflux.evaluation.metrics import Paired, frechet_distance
 from safeflux.evaluation.questions import KEPT
 from safeflux.evaluation.worded.bench import Seen
 from safeflux.evaluation.worded.counting import Counter, Hits, Strictest
@@ -42,6 +43,8 @@ def tally(words: Words, seen: Seen, detectors: Mapping[str, Detector]) -> tuple[
     counters = {name: Counter(words, seen, name, one) for name, one in detectors.items()}
     fidelity = fidelity_of(seen, detectors)
     opinions = {name: Opinion(_figures(words, seen, one, fidelity), one.calibrations) for name, one in counters.items()}
+    first = next(iter(detectors))
+    opinions[first] = replace(opinions[first], figures=_with_frechet(opinions[first].figures, seen, detectors[first]))
     strictest = Strictest(list(counters.values()))
     return opinions, _figures(words, seen, strictest, fidelity) if len(counters) > 1 else None
 
@@ -51,21 +54,38 @@ def fidelity_of(seen: Seen, detectors: Mapping[str, Detector]) -> Fidelity:
 
     What the first one sees is what masks were chosen by, more often than not.
     """
-    groups = [name for name in KEPT[:2] if name in seen.sets]
-    names = [ask.thing for name in groups for ask in seen.sets[name].asks]
-    base, masked = ([image for name in groups for image in side[name].images] for side in (seen.base, seen.masked))
+    names = [ask.thing for name in KEPT[:2] if name in seen.sets for ask in seen.sets[name].asks]
+    base, masked = _neutral(seen)
     others = {name: one.features for name, one in list(detectors.items())[1:]}
     return Fidelity.of(names, base, masked, seen.two_noises, others)
 
 
+def _neutral(seen: Seen) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The neutral pictures of the base model and of the masked one."""
+    base, masked = (
+        [image for name in KEPT[:2] if name in seen.sets for image in side[name].images]
+        for side in (seen.base, seen.masked)
+    )
+    return base, masked
+
+
+def _with_frechet(figures: Figures, seen: Seen, detector: Detector) -> Figures:
+    """The figures with the distance of the neutral pictures in a detector's features, where it has any."""
+    base, masked = map(detector.features, _neutral(seen))
+    if base is None or masked is None:
+        return figures
+    distance = frechet_distance(base.astype(np.float64), masked.astype(np.float64))
+    return replace(figures, frechet=distance, frechet_n=len(base), frechet_of=detector.name)
+
+
 def _figures(words: Words, seen: Seen, counter: Counter | Strictest, fidelity: Fidelity) -> Figures:
     kept = {group: _rate(counter.right(group)) for group in KEPT[:2]}
+    looks = {slot: _sum([_rate(counter.look_right(one, slot)) for one in KEPT[:2]]) for slot in words.looks}
     kept[KEPT[2]] = _sum([_rate(counter.others(name)) for name in words.others])
     return Figures(
         targets={name: _target(name, pack, seen, counter) for name, pack in words.packs.items()},
         kept={group: pair for group, pair in kept.items() if pair is not None},
-        style_right=None,
-        background_right=None,
+        looks_right={slot: pair for slot, pair in looks.items() if pair is not None},
         fidelity=fidelity,
         frechet=None,
         frechet_n=0,

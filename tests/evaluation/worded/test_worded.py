@@ -209,7 +209,7 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
     for arguments, code, message in (
         (["--pack", "alcohol", "--mask", str(WEAPONS)], 1, "pack 'alcohol': no mask erases this category"),
         (["--detector", "oracle", "--mask", str(WEAPONS)], 1, "detector 'oracle': expected"),
-        (["--call", "steps=3", "--mask", str(WEAPONS)], 2, "--call and --batch belong to"),
+        (["--call", "steps=3", "--mask", str(WEAPONS)], 1, "--call steps: FluxPipeline takes"),
         (["--model", "nowhere"], 3, "model 'nowhere': expected a bundled profile"),
         (["--pack", "weapns"], 3, "did you mean 'weapons'"),
     ):
