@@ -4,7 +4,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -101,7 +101,7 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
                 return f"unknown key {show(key)}; a number has a decimal point, not a comma"
             return f"unknown key {show(key)}{suggest(key, _keys_at(schema, loc[:-1]))}{_strange_letters(key)}"
         case "missing":
-            return f"the key {loc[-1]!r} is missing"
+            return f"the key {loc[-1]!r} is missing{_only_value(schema, loc)}"
         case "enum" | "literal_error":
             expected = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
             word = str(problem["input"])
@@ -114,7 +114,8 @@ def _message(schema: type[BaseModel], loc: Loc, problem: Any) -> str:
         case "string_type":
             return f"{where}: expected text, got {got}; if this is meant as text, put it in quotes"
         case "model_type" | "dict_type":
-            return f"{where}: expected keys ({', '.join(_keys_at(schema, loc)) or 'name: value'}), got {got}"
+            keys = ", ".join(_keys_at(schema, loc)) or _example(schema, loc, problem["input"])
+            return f"{where}: expected keys ({keys}), got {got}"
         case "tuple_type":
             example = problem["input"] if isinstance(problem["input"], str) else "one, other"
             return f"{where}: expected a list such as [{show(example).strip(chr(39))}], got {got}"
@@ -149,11 +150,30 @@ def _number(text: str) -> float | None:
         return None
 
 
+def _only_value(schema: Any, loc: Loc) -> str:
+    """The line to add for a missing key that has only one value."""
+    kind = _fields(_type_at(schema, loc[:-1])).get(str(loc[-1]))
+    values = get_args(kind) if get_origin(kind) is Literal else ()
+    return f"; add `{loc[-1]}: {values[0]}`" if len(values) == 1 else ""
+
+
+def _example(schema: Any, loc: Loc, value: Any) -> str:
+    """What a mapping holds, by the word or the words that were given in its place."""
+    word = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(word, str) and not name_fault(word) and "masks" in _fields(_values(_type_at(schema, loc))):
+        return f"{word}: {{masks: [{word}]}}"
+    return "name: value"
+
+
 def _keys_at(schema: Any, loc: Loc) -> list[str]:
     """The keys that a schema knows at a location."""
+    return list(_fields(_type_at(schema, loc)))
+
+
+def _type_at(schema: Any, loc: Loc) -> Any:
     for part in loc:
         schema = _fields(schema).get(str(part)) or _values(schema)
-    return list(_fields(schema))
+    return schema
 
 
 def _fields(schema: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import yaml
 
 _CLOSING = {"[": "]", "{": "}"}
+_CONFLICT = re.compile(r"^(?:<{7}|>{7}|={7})(?= |$)", re.MULTILINE)
 
 
 class Fault(NamedTuple):
@@ -22,6 +23,12 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> Fault:
     if mark is None:
         return Fault(1, 1, f"not valid YAML: {_one_line(error)}")
     problem, lines = error.problem or "", text.split("\n")
+    if conflict := _CONFLICT.search(text):
+        line = text.count("\n", 0, conflict.start()) + 1
+        return Fault(line, 1, "a conflict marker of a merge; decide between the versions and remove the markers")
+    if context and (context_of := re.fullmatch("while scanning an (alias|anchor)", error.context or "")):
+        sign = "*" if context_of[1] == "alias" else "&"
+        return Fault(context.line + 1, context.column + 1, f"a value may not begin with {sign!r}; put it in quotes")
     if context and "could not find expected ':'" in problem:
         line = lines[context.line]
         return Fault(context.line + 1, context.column + 1, _no_colon(line[context.column :]))
@@ -47,6 +54,8 @@ def _message(error: yaml.MarkedYAMLError, problem: str, mark: yaml.Mark, lines: 
         return "a comma is missing before this"
     if "mapping values are not allowed" in problem:
         return _second_colon(line, mark, lines)
+    if "<document start>" in problem and "..." in map(str.rstrip, lines[: mark.line]):
+        return "text after the end of the document, which is the line `...`; remove one of them"
     if "<block end>" in problem or "<document start>" in problem:
         return _indentation(mark, lines) if not line[: mark.column].strip() else _after_value()
     return f"not valid YAML: {_one_line(error)}"

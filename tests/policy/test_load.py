@@ -93,7 +93,8 @@ def test_all_errors_of_a_file_are_told_at_once_with_the_nearest_word(write):
             "categories: {weapons: [weapons]}\n",
             "4:23: categories.weapons: expected keys (action, masks, erases), got a list",
         ),
-        ("categories: [weapons]\n", "4:13: categories: expected keys (name: value), got a list"),
+        ("categories: [weapons]\n", "4:13: categories: expected keys (weapons: {masks: [weapons]}), got a list"),
+        ("categories: drugs\n", "4:13: categories: expected keys (drugs: {masks: [drugs]}), got 'drugs'"),
         ("categories:\n", "4:12: categories: expected keys (name: value), got nothing"),
         ("adapters:\n" + WEAPONS, "4:10: adapters: nothing is not known; known: allow, allowlist, deny"),
         ("adapters: true\n" + WEAPONS, "4:11: adapters: true is not known"),
@@ -180,7 +181,7 @@ def test_one_bad_thing_gives_one_error(write, body, expected):
         "1:13: apiVersion: 'safeflux/v2' is not known; did you mean 'safeflux/v1'?",
     ),
     ("apiVersion: safeflux/v1\nkind: policy\nname: a\n", "2:7: kind: 'policy' is not known; did you mean 'Policy'?"),
-    ("kind: Policy\nname: a\n", "1:1: the key 'apiVersion' is missing"),
+    ("kind: Policy\nname: a\n", "1:1: the key 'apiVersion' is missing; add `apiVersion: safeflux/v1`"),
 ])  # fmt: skip
 def test_the_head_is_needed(write, head, expected):
     assert messages(write(WEAPONS, head=head)) == [expected]

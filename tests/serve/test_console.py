@@ -134,6 +134,33 @@ def test_the_next_policy_is_shown_before_and_after_and_put_in_force_by_keyboard_
     assert '"state": "GUARDED"' in download.value.path().read_text()
 
 
+def test_a_text_is_not_lost_unasked_and_a_service_that_is_away_is_not_called_guarded(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page(390, "dark")
+    sign_in(page)
+    text, edit = page.get_by_label("Policy (YAML)"), page.get_by_role("button", name="Edit live")
+    text.fill("my own work")
+    edit.click()
+    shot(page, "discard-390-dark")
+    page.keyboard.press("Enter")  # Cancel has the focus
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert text.input_value() == "my own work"
+    edit.click()
+    page.get_by_role("button", name="Discard").click()
+    expect(text).to_have_value(LIVE)
+    edit.click()  # nothing was changed, so nothing is asked
+    expect(text).to_be_focused()
+
+    page.route("**/policies", lambda route: route.abort())
+    page.get_by_text("the service cannot be reached").wait_for()
+    expect(page.locator("#state")).to_have_text("state unknown")
+    shot(page, "away-390-dark")
+    page.unroute("**/policies")
+    expect(page.locator("#state")).to_have_text("GUARDED", timeout=15_000)
+    expect(page.locator("#message")).to_be_hidden()
+
+
 def test_a_wrong_token_opens_nothing(open_page):
     page = open_page(390, "dark")
     page.get_by_label("Operator's token").fill("a-token-of-nobody")

@@ -7,6 +7,8 @@ const TOKEN = "safeflux-token";
 
 let seen = null; // the last answer of /policies
 let shown = null; // the name of the policy whose categories are shown
+let loaded = ""; // the text of the editor that is in force
+let isAway = false; // whether the last regular look failed
 let tried = null; // {name, text, revision} of the last preview: only this can be put in force
 
 async function ask(method, path, { body, json, headers = {} } = {}) {
@@ -67,11 +69,11 @@ function showState() {
   const { state, faults } = seen.health;
   $("state").textContent = state;
   $("state").className = `badge ${state === "GUARDED" ? "good" : "bad"}`;
-  $("state").title = faults.join("\n");
   $("model").textContent = seen.model;
   $("revision").textContent = `revision ${seen.revision}${seen.by === "start" ? "" : `, by ${seen.by}`}`;
-  $("fault").hidden = !seen.fault;
-  $("fault").textContent = seen.fault && `The folder of policies is not in force: ${seen.fault}`;
+  const reasons = [...(seen.fault ? [`The folder of policies is not in force: ${seen.fault}`] : []), ...faults];
+  $("fault").hidden = !reasons.length;
+  $("fault").textContent = reasons.join("\n");
 }
 
 function showPolicies() {
@@ -106,10 +108,13 @@ function showFigures(name) {
 }
 
 async function edit(name) {
+  const text = $("text").value;
+  const discard = () => confirmed("Discard your text?", "The editor holds a text that is not in force.", "Discard");
+  if (text.trim() && text !== loaded && !(await discard())) return;
   try {
     const found = await ask("GET", `/policies/${name}`);
     $("name").value = name;
-    $("text").value = found.text;
+    $("text").value = loaded = found.text;
     allow();
     $("text").focus();
   } catch (error) {
@@ -148,6 +153,7 @@ async function put() {
   if (!sure) return;
   await ask("PUT", `/policies/${name}`, { body: text, headers: { "if-match": String(revision) } });
   tried = null;
+  loaded = text;
   await look();
   showFigures(name);
   $("outcome").replaceChildren(make("p", `${name} is in force.`));
@@ -185,6 +191,21 @@ async function lookAtLog() {
   }
 }
 
+async function lookRegularly() {
+  if (!seen || document.hidden) return;
+  try {
+    await look();
+    allow();
+    if (isAway) complain(null);
+    isAway = false;
+  } catch (error) {
+    if (!isAway) complain(error);
+    isAway = true;
+    $("state").textContent = "state unknown"; // what was seen last may no longer be so
+    $("state").className = "badge bad";
+  }
+}
+
 function signOut(isAsked = true) {
   sessionStorage.removeItem(TOKEN);
   seen = tried = null;
@@ -214,5 +235,5 @@ $("preview").addEventListener("click", busily(preview, "Drawing …"));
 $("put").addEventListener("click", busily(put, "Putting in force …"));
 $("roll-back").addEventListener("click", busily(rollBack, "Rolling back …"));
 $("receipt").addEventListener("click", busily(async () => save(await ask("GET", "/receipt"), "receipt.json"), "Reading …"));
-setInterval(() => seen && !document.hidden && look().then(allow, complain), LOOK_EVERY);
+setInterval(lookRegularly, LOOK_EVERY);
 start();

@@ -61,7 +61,7 @@ export function figureRows(plan) {
 
 export function showAudit(log) {
   const isWhole = log.faults.length === 0;
-  $("chain").textContent = isWhole ? `${log.lines} lines, unbroken` : "broken";
+  $("chain").textContent = isWhole ? `${log.lines} ${log.lines === 1 ? "line" : "lines"}, unbroken` : "broken";
   $("chain").className = `badge ${isWhole ? "good" : "bad"}`;
   $("head").textContent = isWhole ? `head ${log.head}` : log.faults.join("\n");
   const rows = log.last.map((line) => {
