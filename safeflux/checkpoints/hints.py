@@ -1,11 +1,13 @@
 """Error messages about paths that cannot be opened as a model: what was found, and what to do."""
 
+import difflib
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from safeflux.disk.canonical import read_json
 from safeflux.errors import ModelError
+from safeflux.reference import NAME
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 """Suffixes of files from torch.save."""
@@ -55,6 +57,8 @@ def missing(path: Path) -> ModelError:
     hint = "check the path"
     if path.is_symlink():
         hint = f"it is a link to {path.readlink()}, which does not exist; download or copy the model again"
+    elif difflib.get_close_matches(str(path), [NAME], cutoff=0.8):
+        hint = f"did you mean {NAME!r}?"
     elif _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
         hint = (
             f"if it is a model of the Hugging Face Hub, download it first: hf download {path} --local-dir {path.name}, "

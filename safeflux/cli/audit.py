@@ -18,6 +18,7 @@ def audit() -> None:
     """Verify audit logs, and print statements from them."""
 
 
+_MOST_FAULTS = 20
 _EXAMPLES = """\b
 Examples:
   safeflux audit verify audit.jsonl
@@ -43,7 +44,7 @@ def _digest(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
 @as_json
 @click.pass_context
 def verify(ctx: click.Context, file: Path, head: str | None, as_json: bool) -> None:
-    """Check the chain of hashes in FILE, and print each broken place; exit 1 if there is one.
+    """Check the chain of hashes in FILE, and print the first 20 broken places; exit 1 if there is one.
 
     Detects edited, inserted, deleted and moved lines; with --head also a truncated end.
     """
@@ -51,7 +52,10 @@ def verify(ctx: click.Context, file: Path, head: str | None, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps({"ok": not found.faults, **vars(found)}))
     elif found.faults:
-        click.echo("\n".join(f"{file}: {fault}" for fault in found.faults), err=True)
+        shown, others = found.faults[:_MOST_FAULTS], len(found.faults) - _MOST_FAULTS
+        click.echo("\n".join(f"{file}: {fault}" for fault in shown), err=True)
+        if others > 0:
+            click.echo(f"{file}: and {others:,} more (--json lists them)", err=True)
     else:
         click.echo(f"{file}: {found.lines} lines, unbroken; head {found.head}")
     if found.faults:

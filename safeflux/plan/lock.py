@@ -73,9 +73,10 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        got = "" if first["type"] == "missing" else f", got {show(first['input'])}"
+        is_missing = first["type"] == "missing"
+        fault = f"it lacks {where!r}" if is_missing else f"{where}: {first['msg']}, got {show(first['input'])}"
         raise PolicyError(
-            f"{os.fspath(path)}: is not a lock file of this format: {where}: {first['msg']}{got}. Write it again with "
+            f"{os.fspath(path)}: is not a lock file of this format: {fault}. Write it again with "
             "`safeflux policy lock`."
         ) from error
     except ValueError as error:

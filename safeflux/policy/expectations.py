@@ -19,7 +19,8 @@ from safeflux.policy.load import load_policy
 from safeflux.policy.report import Case, Finding
 from safeflux.policy.schema import Adapters, Name, Origin, Policy, Strict, Versioned, is_looser
 from safeflux.policy.sources import is_path
-from safeflux.policy.validate import read_policy_file, suggest
+from safeflux.policy.starter import known_categories
+from safeflux.policy.validate import nearest, read_policy_file, suggest
 from safeflux.policy.yaml_reader import Document, PolicyFileError
 
 EXAMPLE = """\
@@ -94,7 +95,11 @@ def run_policy_test(path: str | os.PathLike[str], masks: Claims) -> list[Outcome
     named = Origin(document.file, document.line(("policy",)))
     wrong = [finding for finding in mask_findings(policy, masks) if finding.level == "error"]
     own = Outcome(named, "masks erase what the policy says", "; ".join(map(str, wrong)) or None)
-    return [*_outcomes(policy, file.expect, path, document), *_of_erased(policy, file.expect, document, masks), own]
+    return [
+        *_outcomes(policy, file.expect, path, document, masks),
+        *_of_erased(policy, file.expect, document, masks),
+        own,
+    ]
 
 
 def read_policy_test(path: Path) -> tuple[PolicyTestFile, Document]:
@@ -112,12 +117,11 @@ def read_policy_test(path: Path) -> tuple[PolicyTestFile, Document]:
     return file, document
 
 
-def _outcomes(policy: Policy, expect: Expect, path: Path, document: Document) -> Iterator[Outcome]:
+def _outcomes(policy: Policy, expect: Expect, path: Path, document: Document, masks: Claims) -> Iterator[Outcome]:
     for k, name in enumerate(expect.enforced):
         yield Outcome(_origin(document, "enforced", k), f"enforced {name}", _unenforced(policy, name))
     for k, name in enumerate(expect.not_enforced):
-        fault = f"it is{_place(policy, f'categories.{name}.action')}" if name in policy.enforced else None
-        yield Outcome(_origin(document, "not_enforced", k), f"not enforced {name}", fault)
+        yield Outcome(_origin(document, "not_enforced", k), f"not enforced {name}", _enforced(policy, name, masks))
     if expect.adapters:
         is_broken = is_looser(policy.adapters, expect.adapters)
         fault = f"it says {policy.adapters}{_place(policy, 'adapters')}" if is_broken else None
@@ -147,6 +151,16 @@ def _of_erased(policy: Policy, expect: Expect, document: Document, masks: Claims
 
 def _origin(document: Document, *keys: str | int) -> Origin:
     return Origin(document.file, document.line(("expect", *keys)))
+
+
+def _enforced(policy: Policy, name: str, masks: Claims) -> str | None:
+    """The fault of a category that is enforced; or of a slip, which would never be."""
+    if name in policy.enforced:
+        return f"it is{_place(policy, f'categories.{name}.action')}"
+    known = policy.categories | known_categories()
+    if name in known or masks.claims(name) or not (near := nearest(name, known)):
+        return None
+    return f"no category has this name; did you mean {near!r}?"
 
 
 def _unenforced(policy: Policy, name: str) -> str | None:

@@ -23,6 +23,15 @@ _PATTERNS = {
     r'^"?\d{1,9}"?$': "the number of a revision, such as 3",
 }
 
+_READERS = {
+    "Policy": "`safeflux policy check`",
+    "PolicyTest": "`safeflux policy test`",
+    "Pack": "`safeflux pack check`",
+    "Profile": "`--model`",
+    "Tokens": "`safeflux serve --tokens`",
+}
+"""What reads the files of each kind."""
+
 
 def pattern_words(pattern: str) -> str:
     """What a regular expression of a schema stands for, in words.
@@ -61,6 +70,9 @@ def validate(document: Document, schema: type[_Model]) -> _Model | None:
     """Validate a document; return None after adding all problems to its issues."""
     if document.is_broken(()):
         return None
+    if other := _other_kind(document, schema):
+        document.issues.append(document.issue(("kind",), other))
+        return None
     try:
         file = schema.model_validate(document.value)
     except ValidationError as error:
@@ -70,6 +82,15 @@ def validate(document: Document, schema: type[_Model]) -> _Model | None:
                 document.issues.append(document.issue(loc, _message(schema, loc, problem), key=at_key))
         return None
     return None if document.issues else file
+
+
+def _other_kind(document: Document, schema: type[BaseModel]) -> str:
+    """A message about a file that is for another command; one error, where each of its keys would be another."""
+    kind = document.value.get("kind") if isinstance(document.value, dict) else None
+    field = schema.model_fields.get("kind")
+    if field is None or not isinstance(kind, str) or kind not in _READERS or kind in get_args(field.annotation):
+        return ""
+    return f"kind: expected a {get_args(field.annotation)[0]}, got a {kind}; {_READERS[kind]} reads it"
 
 
 def _problems(document: Document, error: ValidationError) -> Iterator[tuple[Loc, Any]]:

@@ -161,6 +161,8 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"hf download black-forest-labs/FLUX\.1-dev --local-dir FLUX\.1-dev"):
         open_source("black-forest-labs/FLUX.1-dev")
     (tmp_path / "models").mkdir()
+    with pytest.raises(ModelError, match=r"emoji-flx: does not exist; did you mean 'emoji-flux'\?"):
+        open_source("emoji-flx")
     with pytest.raises(ModelError, match=r"models/flux: does not exist; check the path"):
         open_source("models/flux")
     (tmp_path / "link").symlink_to("gone")

@@ -1,5 +1,10 @@
 """What a shell completes: commands without importing them, policies, categories and files."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 from click.testing import CliRunner
 
@@ -48,6 +53,32 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("folder")
 def test_the_shell_is_told_what_fits(words, expected):
     assert completed(words) == expected
+
+
+COMPLETE = {
+    "bash": """
+eval "$(_SAFEFLUX_COMPLETE=bash_source safeflux)"
+COMP_WORDS=($LINE) COMP_CWORD=$(($(wc -w <<< "$LINE") - 1))
+_safeflux_completion safeflux
+echo "${COMPREPLY[@]}"
+""",
+    "fish": """
+_SAFEFLUX_COMPLETE=fish_source safeflux | source
+complete -C "$LINE" | string replace -r '\\t.*' ''
+""",
+}
+"""What a shell does for a user who presses Tab, by its own completion."""
+
+
+@pytest.mark.parametrize("shell", [shell for shell in COMPLETE if shutil.which(shell)])
+def test_the_shell_itself_completes(shell, folder):
+    command = folder / "safeflux"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m safeflux "$@"\n')
+    command.chmod(0o755)
+    for line, expected in (("safeflux po", "policy"), ("safeflux policy explain shop", "shop.yaml")):
+        environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "LINE": line, "HOME": str(folder)}
+        done = subprocess.run([shell, "-c", COMPLETE[shell]], env=environment, capture_output=True, text=True)
+        assert (done.stdout.split(), done.stderr) == ([expected], ""), shell
 
 
 def test_completing_a_command_imports_none():

@@ -212,3 +212,13 @@ def test_what_is_no_log_is_not_appended_to(tmp_path):
         assert path.read_text() == text
     with pytest.raises(AuditError, match="cannot be written to"):
         AuditLog(tmp_path / "missing" / "audit.jsonl").append("guard", {})
+
+
+def test_a_file_that_is_no_log_prints_some_of_its_lines_and_how_many_more(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x\n" * 3000)
+    run = CliRunner().invoke(main, ["audit", "verify", str(tmp_path / "model.bin")])
+    lines = run.stderr.splitlines()
+    assert (run.exit_code, len(lines)) == (1, 21)
+    assert lines[-1].endswith("model.bin: and 2,980 more (--json lists them)")
+    told = CliRunner().invoke(main, ["audit", "verify", str(tmp_path / "model.bin"), "--json"])
+    assert len(json.loads(told.stdout)["faults"]) == 3000

@@ -147,7 +147,7 @@ def test_the_same_lock_gives_the_same_bytes_and_one_that_cannot_be_written_is_on
     ("text", "message"),
     [
         ("", "is not a lock file"),
-        ("{}", "is not a lock file of this format: policy"),
+        ("{}", "is not a lock file of this format: it lacks 'policy'"),
         ('{"format": "safeflux-lock/9"}', "is not a lock file of this format: format"),
     ],
 )

@@ -142,3 +142,19 @@ def test_a_mask_that_erases_something_else_fails_the_test(tmp_path):
     assert "mine.yaml:5: category 'alcohol': mask set 'tobacco' erases tobacco (cigarette), not alcohol" in own.fault
     result = CliRunner().invoke(main, ["policy", "test", str(tmp_path / "mine.test.yaml")])
     assert result.exit_code == 1
+
+
+def test_a_slip_in_what_must_not_be_enforced_fails_and_a_name_of_ones_own_does_not(folder):
+    test = folder / "not.test.yaml"
+    test.write_text(f"{HEAD}policy: shop.yaml\nexpect:\n  not_enforced: [gambing, horror, our-brand]\n")
+    faults = [outcome.fault for outcome in run_policy_test(test)]
+    assert faults == ["no category has this name; did you mean 'gambling'?", None, None, None]
+
+
+def test_a_file_for_another_command_is_one_error(folder):
+    for command, name, expected in (
+        ("test", "shop.yaml", "shop.yaml:2:7: kind: expected a PolicyTest, got a Policy; `safeflux policy check`"),
+        ("check", "shop.test.yaml", "test.yaml:2:7: kind: expected a Policy, got a PolicyTest; `safeflux policy test`"),
+    ):
+        run = CliRunner().invoke(main, ["policy", command, str(folder / name)])
+        assert (run.exit_code, expected in run.stderr, run.stderr.count("\n")) == (1, True, 3), run.stderr
