@@ -123,6 +123,15 @@ def test_what_cannot_be_in_force_leaves_the_old_policies(served, home):
     assert "was given at the start" in client.delete("/policies/moderate", headers=AS_OPERATOR).json()["detail"]
     needed = client.delete("/policies/live", headers=AS_OPERATOR)
     assert (needed.status_code, "a token names the policy 'live'" in needed.json()["detail"]) == (409, True)
+    once = "the query: expected nothing but dry_run, once; nothing was changed"
+    for query, words in (
+        ("dryrun=1", once),
+        ("dry_run=1&dry_run=0", once),
+        ("dry_run=maybe", "dry_run: expected true or false"),
+    ):
+        slip = client.put(f"/policies/live?{query}", content=TIGHT, headers=AS_OPERATOR)
+        assert (slip.status_code, slip.json()["detail"]) == (422, words)
+    assert client.post("/rollback?dry_run=1", headers=AS_OPERATOR).status_code == 422
     dry = client.put("/policies/live?dry_run=1", content=TIGHT, headers=AS_OPERATOR)
     assert dry.json()["changes"]["verdict"] in ("mixed", "relaxed", "tightened")
     assert offered(client) == now

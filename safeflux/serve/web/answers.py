@@ -20,6 +20,7 @@ _EXPECTED = {
     "int_type": "expected a whole number",
     "string_type": "expected text",
     "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
     "list_type": "expected a list",
     "literal_error": "expected {expected}",
     "greater_than": "expected a number greater than {gt}",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from safeflux.errors import AuditError, SafeFluxError
@@ -48,7 +48,7 @@ class PreviewRequest(BaseModel):
 
 def operator_routes(service: Service) -> APIRouter:
     """The routes of a service's operator."""
-    routes = APIRouter()
+    routes = APIRouter(dependencies=[Depends(_check_query)])
     desk, access, engine = service.desk, service.access, service.engine
     looking = anyio.CapacityLimiter(2)
 
@@ -160,6 +160,17 @@ def operator_routes(service: Service) -> APIRouter:
         return await run(lambda: {**vars(verify_log(path)), "last": read_last(path, _LINES)})
 
     return routes
+
+
+def _check_query(request: Request) -> None:
+    """Refuse a parameter that a change would not heed: with `?dryrun=1` it would be put in force."""
+    if request.method == "GET":
+        return
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    given = [name for name, _ in request.query_params.multi_items()]
+    if len(set(given)) < len(given) or not set(given) <= set(known):
+        wanted = f"nothing but {', '.join(known)}, once" if known else "none"
+        raise ProblemError(422, f"the query: expected {wanted}; nothing was changed", code="invalid")
 
 
 @contextmanager
