@@ -45,23 +45,27 @@ class Wrapped:
         return tuple(name for name in self.adapters if name not in self.fused)
 
 
-def wrapped_layers(transformer: torch.nn.Module) -> dict[str, Wrapped]:
-    """Return every layer that carries adapters, under the name that it had before. Any library's wrapper is one."""
+def wrapped_layers(parts: Mapping[str, torch.nn.Module]) -> dict[str, Wrapped]:
+    """Return every layer that carries adapters, under the name that it had before. Any library's wrapper is one.
+
+    Args:
+        parts: All modules of the model, by name.
+    """
     found = {}
-    for name, module in named_parts(transformer).items():
+    for name, module in parts.items():
         if "base_layer" in module._modules or "base_layer" in vars(module):
             kinds = getattr(module, "adapter_layer_names", ())
-            parts = [part for kind in kinds if hasattr(part := getattr(module, kind), "keys")]
-            names = tuple(dict.fromkeys(key for part in parts for key in part))
+            held = [part for kind in kinds if hasattr(part := getattr(module, kind), "keys")]
+            names = tuple(dict.fromkeys(key for part in held for key in part))
             fused = tuple(getattr(module, "merged_adapters", ()))
             scales = {key: float(scale) for key, scale in getattr(module, "scaling", {}).items()}
             found[name.replace(".base_layer", "")] = Wrapped(names or ("unnamed",), fused, scales)
     return found
 
 
-def unfused_on(transformer: torch.nn.Module, tensors: Iterable[str]) -> dict[str, str]:
+def unfused_on(parts: Mapping[str, torch.nn.Module], tensors: Iterable[str]) -> dict[str, str]:
     """Return which of these tensors have adapters on top of them: tensor name to adapter names."""
-    unfused = {layer: ", ".join(w.unfused) for layer, w in wrapped_layers(transformer).items() if w.unfused}
+    unfused = {layer: ", ".join(w.unfused) for layer, w in wrapped_layers(parts).items() if w.unfused}
     layers = {name: name.rpartition(".")[0] for name in tensors}
     return {name: unfused[layer] for name, layer in layers.items() if layer in unfused}
 
@@ -72,7 +76,7 @@ def check_unfused(transformer: torch.nn.Module, tensors: Iterable[str]) -> None:
     Raises:
         ModelError: One does.
     """
-    for name, adapter in unfused_on(transformer, tensors).items():
+    for name, adapter in unfused_on(named_parts(transformer), tensors).items():
         raise ModelError(
             f"tensor {name!r}: adapter {adapter} adds to masked elements of it on every call. The order that works: "
             "unload it, guard, load it, `pipe.fuse_lora()`, then the handle's `refresh()`."
@@ -116,7 +120,12 @@ def _digests_of(path: str | os.PathLike[str], policy: Policy) -> set[tuple[str, 
 
 
 def check_adapters(
-    policy: Policy, transformer: torch.nn.Module, admitted: Admitted = frozenset(), *, part: str = "transformer"
+    policy: Policy,
+    transformer: torch.nn.Module,
+    admitted: Admitted = frozenset(),
+    *,
+    part: str = "transformer",
+    parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Make sure that the model carries no adapter that the policy forbids, nor one at a scale beyond its bound.
 
@@ -127,6 +136,7 @@ def check_adapters(
         transformer: The model, or another part of a pipeline.
         admitted: What `admit` returned for all files that were let in; of use are those that this policy lists.
         part: What the pipeline calls it.
+        parameters: All that it has by name, if that is known already.
 
     Raises:
         ModelError: It does.
@@ -134,7 +144,7 @@ def check_adapters(
     _check_scales(policy, transformer)
     if policy.adapters is Adapters.ALLOW:
         return
-    parameters = named_parameters(transformer)
+    parameters = named_parameters(transformer) if parameters is None else parameters
     found = adapter_names(parameters)
     if policy.adapters is Adapters.ALLOWLIST and found:
         known = {digest for sha256, digest in admitted if sha256 in policy.adapter_allowlist}
@@ -156,7 +166,7 @@ def check_adapters(
 def _check_scales(policy: Policy, transformer: torch.nn.Module) -> None:
     if not policy.bounds_scale:
         return
-    for layer, wrapped in wrapped_layers(transformer).items():
+    for layer, wrapped in wrapped_layers(named_parts(transformer)).items():
         for name, scale in wrapped.scales.items():
             if not abs(scale) <= policy.adapter_max_scale:
                 raise ModelError(

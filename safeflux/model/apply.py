@@ -103,7 +103,7 @@ class Undo:
         """
         now = now or Values(self._transformer)
         faults = [fault for write in self._writes if (fault := _fault(write, now)) is not None]
-        unfused = unfused_on(self._transformer, dict.fromkeys(write.name for write in self._writes))
+        unfused = unfused_on(now.modules, dict.fromkeys(write.name for write in self._writes))
         return faults + [
             Fault(name, f"has adapter {adapter} on top, which adds to masked elements. {HOW_TO_KEEP}", is_open=True)
             for name, adapter in unfused.items()

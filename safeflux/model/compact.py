@@ -129,7 +129,7 @@ def _check_replaceable(transformer: torch.nn.Module, sites: Mapping[str, Site], 
             f"policy {entry.plan.policy.name!r} is in force on this model, and could be neither undone nor verified "
             "any more. Undo it, then compact by its masks."
         )
-    for layer, wrapped in wrapped_layers(transformer).items():
+    for layer, wrapped in wrapped_layers(named_parts(transformer)).items():
         raise ModelError(
             f"layer {layer!r}: expected no adapters, got {', '.join(wrapped.adapters)}, whose layers would not fit any "
             f"more. Unload them. {_ORDER}"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from safeflux.families.sites import base_names
 from safeflux.model.watch.parts import named_parameters, named_parts, note_children
-from safeflux.model.weights import PLAIN, fused_rows, is_frozen, offload_copies, offload_files
+from safeflux.model.weights import PLAIN, fused_rows, is_frozen, offload_copies, offload_files, offload_groups
 
 
 class UnreadableError(Exception):
@@ -31,19 +31,23 @@ class Values:
             ModelError: cache-dit draws with the model, and has done so since its parts were first looked at.
         """
         note_children(transformer)
-        modules = named_parts(transformer)
-        self.are_sharded = any(_is_of(module, "torch.distributed.fsdp") for module in modules.values())
+        self.modules = named_parts(transformer)
+        """The transformer and all its parts, by name."""
+        self.are_sharded = any(_is_of(kind, "torch.distributed.fsdp") for kind in set(map(type, self.modules.values())))
         """Whether FSDP puts a shard or the gathered whole in a parameter's place, now this and now that."""
-        parameters = base_names(named_parameters(transformer))
-        self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(transformer).items()}
+        self.parameters = named_parameters(transformer)
+        """Those of adapters too."""
+        parameters = base_names(self.parameters)
+        self._fused = {name: (rows, parameters[rows.tensor]) for name, rows in fused_rows(self.modules).items()}
         copies = {rows.tensor for rows, _ in self._fused.values()}
         self.tensors = {name: tensor for name, tensor in parameters.items() if name not in copies}
         """Every weight by name, as `named_weights` returns them."""
-        self.buffers = dict(_buffers(modules))
+        self.buffers = dict(_buffers(self.modules))
         """Every buffer by name, such as the statistics of a norm; complex ones as pairs of numbers."""
-        self._files = offload_files(transformer)
-        self._copies = offload_copies(transformer)
-        self._maps = _offload_maps(transformer)
+        groups = list(offload_groups(self.modules))
+        self._files = offload_files(groups)
+        self._copies = offload_copies(groups)
+        self._maps = _offload_maps(self.modules)
 
     @property
     def files(self) -> set[str]:
@@ -127,20 +131,20 @@ def _buffers(modules: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, torc
                 yield name, torch.view_as_real(buffer) if buffer.is_complex() else buffer
 
 
-def _is_of(value: object, package: str) -> bool:
-    """Whether one of its classes is from a package, without importing it: not every build of torch has these."""
-    return any(base.__module__.startswith(package) for base in type(value).__mro__)
+def _is_of(kind: type, package: str) -> bool:
+    """Whether a class or one above it is from a package, without importing it: not every build of torch has these."""
+    return any(base.__module__.startswith(package) for base in kind.__mro__)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a packed or sharded tensor; an ordinary one as it is."""
     if type(tensor) in PLAIN and tensor.is_floating_point():
-        return tensor
+        return tensor.resolve_neg()
     library = type(tensor).__module__.partition(".")[0]
     holder: Any = tensor
-    if _is_of(tensor, "torch.distributed.tensor"):
+    if _is_of(type(tensor), "torch.distributed.tensor"):
         values = holder.full_tensor()
-    elif library == "torchao" or _is_of(tensor, "optimum.quanto"):
+    elif library == "torchao" or _is_of(type(tensor), "optimum.quanto"):
         values = holder.dequantize()
     elif library == "bitsandbytes" and getattr(holder, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
@@ -159,10 +163,10 @@ def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [inner for part in parts if isinstance(part, torch.Tensor) for inner in _inside(part)]
 
 
-def _offload_maps(transformer: torch.nn.Module) -> dict[str, Mapping[str, torch.Tensor]]:
+def _offload_maps(parts: Mapping[str, torch.nn.Module]) -> dict[str, Mapping[str, torch.Tensor]]:
     """For each parameter that accelerate keeps elsewhere: what its hook takes the values from."""
     found = {}
-    for path, module in named_parts(transformer).items():
+    for path, module in parts.items():
         weights = getattr(vars(module).get("_hf_hook"), "weights_map", None)
         if weights is not None:
             for leaf in (*module._parameters, *module._buffers):

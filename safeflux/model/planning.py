@@ -11,6 +11,7 @@ import torch
 from safeflux.errors import ModelError
 from safeflux.masks.store import Store
 from safeflux.model.adapters import Admitted, check_adapters, wrapped_layers
+from safeflux.model.watch.parts import named_parts
 from safeflux.model.watch.pipeline import check_parts
 from safeflux.model.weights import check_writable, find_transformer, fingerprint, sites_of
 from safeflux.plan.resolve import Plan, plan_for
@@ -50,7 +51,7 @@ def make_plan(
 
 
 def _base(transformer: torch.nn.Module) -> str:
-    fused = sorted({name for wrapped in wrapped_layers(transformer).values() for name in wrapped.fused})
+    fused = sorted({name for wrapped in wrapped_layers(named_parts(transformer)).values() for name in wrapped.fused})
     if fused:
         raise ModelError(
             f"adapter {fused[0]!r} is fused into the weights, so their base model is not known. The order that "

@@ -16,7 +16,7 @@ from safeflux.doctor.checks import installed
 from safeflux.masks.encoding import digest
 from safeflux.model.adapters import wrapped_layers
 from safeflux.model.forward_values import Values
-from safeflux.model.watch.parts import named_parameters
+from safeflux.model.watch.parts import named_parameters, named_parts
 from safeflux.plan.receipts import RECEIPT
 from safeflux.plan.resolve import CategoryPlan, Plan
 from safeflux.plan.status import Amount, CategoryStatus, Status
@@ -45,7 +45,7 @@ def make_receipt(
                 "fused": list(wrapped.fused),
                 "scales": dict(wrapped.scales),
             }
-            for layer, wrapped in wrapped_layers(transformer).items()
+            for layer, wrapped in wrapped_layers(named_parts(transformer)).items()
         },
         watched=watched,
         held=Values(transformer).holders(),

@@ -131,7 +131,7 @@ def _reasons(subject: Subject, entry: Entry, record: Record, now: Values, makers
     if not subject.is_in_pipeline:
         yield True, "the pipeline holds another transformer now, which this guard never saw"
     try:
-        check_adapters(policy, transformer, entry.admitted)
+        check_adapters(policy, transformer, entry.admitted, parameters=now.parameters)
     except ModelError as error:
         yield True, str(error)
     if added := sorted(now.tensors.keys() - entry.sample.names):
@@ -165,7 +165,7 @@ def _changes(entry: Entry, record: Record, transformer: torch.nn.Module, now: Va
     policy = entry.plan.policy
     is_listed = policy.adapters is Adapters.ALLOWLIST
     found = record.compare(transformer, now, rounded=is_listed)
-    fused = {layer for layer, wrapped in wrapped_layers(transformer).items() if wrapped.fused} if is_listed else set()
+    fused = {layer for layer, wrapped in wrapped_layers(now.modules).items() if wrapped.fused} if is_listed else set()
     for what, names in (
         ("have changed since the guard", found.changed),
         ("are not those of the base model's files", entry.sample.found_elsewhere),

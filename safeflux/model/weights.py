@@ -13,6 +13,7 @@ from safeflux.families.fingerprint import TOLERANCE, fingerprint_of
 from safeflux.families.sites import Site, Sites, base_names, find_sites, spans
 from safeflux.model.watch.parts import check_whole, named_parameters, named_parts
 
+Parts = Mapping[str, torch.nn.Module]
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The types of tensors that are what they seem: not packed, not a shard."""
 _FUSED = {
@@ -63,7 +64,7 @@ def named_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
     Nor are matrices among them that diffusers fused from others (`fused_rows`).
     """
     weights = base_names(named_parameters(transformer))
-    fused = {rows.tensor for rows in fused_rows(transformer).values()}
+    fused = {rows.tensor for rows in fused_rows(named_parts(transformer)).values()}
     return {name: tensor for name, tensor in weights.items() if name not in fused}
 
 
@@ -84,10 +85,14 @@ class Rows(NamedTuple):
     stop: int
 
 
-def fused_rows(transformer: torch.nn.Module) -> dict[str, Rows]:
-    """For each parameter that `fuse_qkv_projections` copied: the rows of another that forward reads in its place."""
+def fused_rows(parts: Parts) -> dict[str, Rows]:
+    """For each parameter that `fuse_qkv_projections` copied: the rows of another that forward reads in its place.
+
+    Args:
+        parts: All modules of the transformer, by name.
+    """
     found = {}
-    for path, module in named_parts(transformer).items():
+    for path, module in parts.items():
         if not vars(module).get("fused_projections"):
             continue
         for fused, layers in _FUSED.items():
@@ -108,7 +113,7 @@ def check_not_fused(transformer: torch.nn.Module) -> None:
     Raises:
         ModelError: `fuse_qkv_projections` made copies.
     """
-    for name, rows in fused_rows(transformer).items():
+    for name, rows in fused_rows(named_parts(transformer)).items():
         raise ModelError(
             f"tensor {name!r}: forward reads a copy of it, {rows.tensor!r} (fuse_qkv_projections), which no write "
             "reaches. The order that works: `unfuse_qkv_projections()`, guard, swap, refresh or undo, then "
@@ -168,31 +173,35 @@ def take(tensor: torch.Tensor, places: npt.NDArray[np.int64]) -> npt.NDArray[np.
     return picked.to(device="cpu", dtype=torch.float64).numpy()
 
 
-def _offload_groups(transformer: torch.nn.Module) -> Iterator[Any]:
-    """The groups of diffusers' group offload."""
-    for module in named_parts(transformer).values():
+def offload_groups(parts: Parts) -> Iterator[Any]:
+    """Yield the groups of diffusers' group offload.
+
+    Args:
+        parts: All modules of the transformer, by name.
+    """
+    for module in parts.values():
         hook = getattr(vars(module).get("_diffusers_hook"), "hooks", {}).get("group_offloading")
         if (group := getattr(hook, "group", None)) is not None:
             yield group
 
 
-def offload_files(transformer: torch.nn.Module) -> dict[int, tuple[str, str]]:
+def offload_files(groups: Iterable[Any]) -> dict[int, tuple[str, str]]:
     """For each parameter (by object) that diffusers' group offload keeps on disk now: the file, and its key there."""
     return {
         id(tensor): (group.safetensors_file_path, key)
-        for group in _offload_groups(transformer)
+        for group in groups
         if group.offload_to_disk_path and group._is_offloaded_to_disk
         for tensor, key in group.tensor_to_key.items()
     }
 
 
-def offload_copies(transformer: torch.nn.Module) -> dict[int, torch.Tensor]:
+def offload_copies(groups: Iterable[Any]) -> dict[int, torch.Tensor]:
     """For each parameter (by object) under group offload with streams: the tensor on the CPU that forward loads.
 
     Where the group is off its device, the parameter is in the same memory. Where it is on it, what is written to the
     parameter is lost with it.
     """
-    return {id(tensor): copy for group in _offload_groups(transformer) for tensor, copy in group.cpu_param_dict.items()}
+    return {id(tensor): copy for group in groups for tensor, copy in group.cpu_param_dict.items()}
 
 
 def check_in_memory(transformer: torch.nn.Module) -> None:
@@ -201,7 +210,7 @@ def check_in_memory(transformer: torch.nn.Module) -> None:
     Raises:
         ModelError: They are offloaded to disk.
     """
-    for path, _ in offload_files(transformer).values():
+    for path, _ in offload_files(offload_groups(named_parts(transformer))).values():
         raise ModelError(
             f"the weights are offloaded to {path} and its like. The order that works: load, guard, then enable group "
             "offload, with a folder that is empty: diffusers takes weights of an earlier run for these."
@@ -243,7 +252,7 @@ def check_reached(transformer: torch.nn.Module) -> None:
     check_not_frozen(transformer)
     check_not_fused(transformer)
     check_in_memory(transformer)
-    copies = offload_copies(transformer)
+    copies = offload_copies(offload_groups(named_parts(transformer)))
     for name, tensor in named_weights(transformer).items():
         copy = copies.get(id(tensor))
         if copy is not None and type(tensor) in PLAIN and copy.data_ptr() != tensor.data_ptr():
@@ -284,5 +293,7 @@ def check_plain(name: str, tensor: torch.Tensor) -> None:
             f"tensor {name!r}: expected a plain floating-point parameter, got {type(tensor).__name__} of "
             f"{tensor.dtype}. The order that works: load, guard, then quantise or shard."
         )
+    if tensor.is_neg():
+        raise ModelError(f"tensor {name!r}: is a negated view of its memory; use its `.clone()` instead")
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ModelError(f"tensor {name!r}: elements share memory (an expanded tensor); use its `.clone()` instead")

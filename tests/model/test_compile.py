@@ -204,6 +204,11 @@ def as_an_option_of_inductor(model, patch):
     in_place(model, patch, "inductor", options={"post_grad_custom_post_pass": foreign})
 
 
+def with_a_filter_of_guards(model, patch):
+    """What says which guards of a graph are dropped, so that one may stay in use that no longer fits."""
+    in_place(model, patch, "eager", options={"guard_filter_fn": lambda entries: [False] * len(entries)})
+
+
 def forced_on_all(model, patch):
     in_place(model, patch, "eager")
     patch.setattr(eval_frame, "_stance", eval_frame.DynamoStance(backend=foreign))
@@ -222,7 +227,13 @@ def of_a_function_that_forwards_call(model, patch):
     "change",
     [
         *(in_place, of_a_part, of_a_forward, by_name, in_the_place_of_a_known_one, around_a_known_one, in_a_mode),
-        *(as_an_option_of_inductor, forced_on_all, of_a_class, of_a_function_that_forwards_call),
+        *(
+            as_an_option_of_inductor,
+            with_a_filter_of_guards,
+            forced_on_all,
+            of_a_class,
+            of_a_function_that_forwards_call,
+        ),
     ],
 )
 def test_a_backend_that_is_not_torchs_own_is_never_guarded(transformer, store, monkeypatch, change):

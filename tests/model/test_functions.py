@@ -1,5 +1,6 @@
 """Functions that forwards call: another one in their place, or other code in them, is found by the looks."""
 
+import builtins
 import inspect
 import types
 
@@ -32,10 +33,15 @@ def patched(space, name):
         patched(torch, "cat"),
         patched(transformer_flux, "dispatch_attention_fn"),
         patched(transformer_flux, "apply_rotary_emb"),
+        patched(builtins, "enumerate"),
     ],
 )
 def test_a_function_that_forwards_call_by_name_is_watched(transformer, store, monkeypatch, change):
     check_both_looks(transformer, store, monkeypatch, change, "which is now tests.model.test_functions.patched")
+
+
+def test_a_method_that_is_patched_into_the_class_of_tensors_is_watched(transformer, store, monkeypatch):
+    check_both_looks(transformer, store, monkeypatch, patched(torch.Tensor, "chunk"), "torch.Tensor.chunk is not known")
 
 
 def check_both_looks(transformer, store, monkeypatch, change, fault):

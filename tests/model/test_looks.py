@@ -1,12 +1,16 @@
 """What each look finds, as docs/serving.md says it: the cheap one, the deep one, and what neither can see."""
 
 import copy
+import importlib
 
 import pytest
 import torch
+from torch._C._dynamo import guards as _guards
 from torch.overrides import TorchFunctionMode
 
 from safeflux.model.guard import guard
+from safeflux.model.record import record_of
+from safeflux.model.watch import attributes
 from safeflux.plan.status import State
 from tests.helpers.looks import check_both_find
 from tests.helpers.policies import BOTH
@@ -81,6 +85,34 @@ def test_what_both_looks_see(transformer, other_transformer, store, change):
     assert handle.verify(deep=True).state is State.DEGRADED
 
 
+@pytest.fixture
+def _without_versions(monkeypatch):
+    """A Python or torch whose dictionaries have no versions: the module is imported anew there."""
+    monkeypatch.delattr(_guards, "dict_version")
+    importlib.reload(attributes)
+    assert attributes._version({}) != attributes._version({})
+    yield
+    monkeypatch.undo()
+    importlib.reload(attributes)
+
+
+@pytest.mark.usefixtures("_without_versions")
+@pytest.mark.parametrize(
+    "change", [replaced_layer, replaced_parameter, replaced_dict, alike_parameters, alike_attributes, exchanged_names]
+)
+def test_without_versions_of_dictionaries_every_item_is_compared(transformer, other_transformer, store, change):
+    handle = guard(transformer, BOTH, store=store)
+    assert handle.verify().ok
+    seen = record_of(transformer).entries[0].seen
+    assert seen.is_unchanged()
+    transformer.norm_out.extra = 1
+    assert not seen.is_unchanged()
+    del transformer.norm_out.extra
+    assert seen.is_unchanged()
+    change(transformer, other_transformer)
+    assert handle.verify().state is State.DEGRADED
+
+
 def through_data(model, other):
     model.get_submodule(LAYER).weight.data += 1
 
@@ -89,13 +121,24 @@ def through_numpy(model, other):
     model.get_submodule(LAYER).weight.detach().numpy()[:] = 1
 
 
+def transposed(model, other):
+    """Another view of the same memory."""
+    weight = model.get_submodule("transformer_blocks.1.ff_context.net.0.proj").weight
+    weight.data = weight.data.flatten().view(weight.shape[::-1]).T
+
+
+def negated(model, other):
+    weight = model.get_submodule(LAYER).weight
+    weight.data = torch._neg_view(weight.data)
+
+
 def through_shared_memory(model, other):
     """As another process does that got the tensor."""
     rebuild, arguments = torch.multiprocessing.reductions.reduce_tensor(model.get_submodule(LAYER).weight.detach())
     rebuild(*arguments).fill_(1)
 
 
-@pytest.mark.parametrize("change", [through_data, through_numpy, through_shared_memory])
+@pytest.mark.parametrize("change", [through_data, through_numpy, through_shared_memory, transposed, negated])
 def test_what_the_deep_look_alone_sees(transformer, other_transformer, store, change):
     if change is through_shared_memory:
         transformer.share_memory()

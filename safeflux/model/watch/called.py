@@ -4,6 +4,7 @@ A forward looks `F.linear`, `apply_rotary_emb` or its attention backend up by na
 Whoever puts another function or namespace there draws with other weights, and no module changes.
 """
 
+import builtins
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
@@ -144,10 +145,10 @@ def _is_known(held: Any) -> bool:
 
 
 def called_classes() -> list[type]:
-    """Classes whose methods choose the functions that forwards call."""
+    """Classes whose methods forwards call, or that choose the functions that they call."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    return [_AttentionBackendRegistry]
+    return [_AttentionBackendRegistry, torch.Tensor, torch.nn.Parameter]
 
 
 def _starts(modules: Collection[torch.nn.Module]) -> Iterator[Any]:
@@ -187,18 +188,18 @@ def _called_of(function: types.FunctionType) -> Iterator[Called]:
             yield from _tables(held)
             is_space = isinstance(held, types.ModuleType | types.SimpleNamespace)
             is_called = callable(held) and not isinstance(held, type | torch.nn.Module)
-            if is_space or is_called or (isinstance(held, type) and _is_of_torch(space)):
+            if is_space or is_called or (isinstance(held, type) and _has_known_types(space)):
                 yield Called(space, name, held)
 
 
-def _is_of_torch(space: Space) -> bool:
-    """Whether names in it stand for classes of torch alone; diffusers uses those of many packages."""
-    return str(space.get("__name__")).partition(".")[0] == "torch"
+def _has_known_types(space: Space) -> bool:
+    """Whether names in it stand for classes of torch or Python alone; diffusers uses those of many packages."""
+    return str(space.get("__name__")).partition(".")[0] in ("torch", "builtins")
 
 
 def _spaces(own: Space, names: frozenset[str]) -> Iterator[Space]:
-    """A function's globals, and those of the known modules that it reaches by name: `torch`, `torch.nn`."""
-    left, seen = [own], set[int]()
+    """A function's globals, those of the known modules that it reaches by name (`torch`, `torch.nn`), and `max`."""
+    left, seen = [own, vars(builtins)], set[int]()
     while left:
         space = left.pop()
         if id(space) in seen:

@@ -45,14 +45,20 @@ _OPERATIONS = ("torch.nn.functional", "torch.functional", "torch._C", "torch._VF
 class Makers:
     """What makes a module's output at the moment when this is made: modules, functions, classes."""
 
-    def __init__(self, root: torch.nn.Module, drawn: torch.nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        root: torch.nn.Module,
+        drawn: torch.nn.Module | None = None,
+        parts: Mapping[str, torch.nn.Module] | None = None,
+    ) -> None:
         """Find it.
 
         Args:
             root: A transformer, or another module of a pipeline.
             drawn: What a pipeline draws with: the wrapper of `torch.compile` around the transformer, or itself.
+            parts: All modules of the root by name, if these are known already.
         """
-        self.modules = makers_of(root)
+        self.modules = makers_of(root, parts)
         """By name."""
         if drawn is not None and drawn is not root:
             self.modules["torch.compile"] = drawn
@@ -79,12 +85,12 @@ def strangers(makers: Makers) -> list[str]:
     return [f"{what} is not known here, and may draw with other weights" for what in found]
 
 
-def makers_of(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def makers_of(root: torch.nn.Module, parts: Mapping[str, torch.nn.Module] | None = None) -> dict[str, torch.nn.Module]:
     """Return the modules that make a module's output, by name: its parts, and what its forwards put around these.
 
     cache-dit keeps its blocks, which draw with the model's own, where only the forward that it sets can see them.
     """
-    makers = named_parts(root)
+    makers = named_parts(root) if parts is None else dict(parts)
     within = set(makers.values())
     calls = [
         (f"{name}.{leaf}".lstrip("."), vars(module)[leaf])
@@ -96,9 +102,9 @@ def makers_of(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
         held = [each for each in reached_by(call) if isinstance(each, torch.nn.Module) and each not in within]
         for number, around in enumerate(held):
             if own.issuperset(map(id, _tensors(around))):
-                parts = named_parts(around, f"{name}:{number}")
-                makers |= {part: module for part, module in parts.items() if module not in within}
-                within |= set(parts.values())
+                inside = named_parts(around, f"{name}:{number}")
+                makers |= {part: module for part, module in inside.items() if module not in within}
+                within |= set(inside.values())
     return makers
 
 
@@ -127,25 +133,26 @@ def _strange(module: torch.nn.Module, within: Within) -> Iterator[str]:
     for kind, held in (("parameter", module._parameters), ("part", module._modules), ("buffer", module._buffers)):
         if type(held) is not dict:
             yield f"the dictionary of its {kind}s, {name_of(type(held))},"
-        for leaf in own.keys() & held.keys():
+        for leaf in own.keys() & held.keys() if held else ():
             yield f"an attribute {leaf!r} that hides the {kind} of that name"
     for leaf in module._parameters:
         if leaf not in own and hasattr(type(module), leaf):
             yield f"{type(module).__name__}.{leaf}, which hides the parameter of that name,"
     if not is_from_known(home_of(type(module))):
         yield f"the class {name_of(type(module))}"
-    for name in own.keys() & _CALLED:
+    for name in () if own.keys().isdisjoint(_CALLED) else own.keys() & _CALLED:
         if own[name] is not None and not _draws_itself(own[name], module, within):
             yield f"its {name}, {name_of(own[name])},"
-    for name, held in own.items():
-        if callable(held) and name not in _CALLED and name not in _HELPERS and not isinstance(held, type):
+    for name, held in [(name, held) for name, held in own.items() if callable(held)]:
+        if name not in _CALLED and name not in _HELPERS and not isinstance(held, type):
             hides = callable(getattr(type(module), name, None))
             if not is_known(held, {module} if hides else within):
                 yield f"its {name}, {name_of(held)}," + (" which hides the method of that name," if hides else "")
     for hook in (hook for kind in HOOKS for hook in own[kind].values()):
         if not _is_known_hook(hook, within):
             yield f"a forward hook, {name_of(hook)},"
-    yield from strange_hooks(own)
+    if "_hf_hook" in own or "_diffusers_hook" in own:
+        yield from strange_hooks(own)
     processor = own.get("processor")
     if processor is not None and (not is_from_known(home_of(type(processor))) or holds_weights(processor)):
         yield f"the attention processor {name_of(type(processor))}"

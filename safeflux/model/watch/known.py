@@ -28,6 +28,7 @@ Within = Collection[torch.nn.Module]
 """The modules that known code may be bound to."""
 
 
+@functools.cache
 def is_from_known(home: str) -> bool:
     """Whether a module of Python belongs to known packages."""
     return any(home == package or home.startswith(f"{package}.") for package in KNOWN)

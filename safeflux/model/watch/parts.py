@@ -25,9 +25,11 @@ def named_parts(root: torch.nn.Module, prefix: str = "") -> dict[str, torch.nn.M
     found, seen, left = {}, set(), [(prefix, root)]
     while left:
         name, module = left.pop()
-        if module not in seen:
-            seen.add(module)
-            found[name] = module
+        if module in seen:
+            continue
+        seen.add(module)
+        found[name] = module
+        if module._modules:  # most have none
             left += reversed(list(_inside(name, module)))
     return found
 
@@ -46,7 +48,8 @@ def named_parameters(root: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
             raise part_of_itself()
         held = list(module._parameters.items())
         found |= {_joined(path, leaf): parameter for leaf, parameter in held if parameter is not None}
-        left += reversed([(name, part, (*around, module)) for name, part in _inside(path, module)])
+        if module._modules:
+            left += reversed([(name, part, (*around, module)) for name, part in _inside(path, module)])
     return found
 
 
@@ -119,8 +122,6 @@ def part_of_itself() -> ModelError:
 
 
 def _inside(path: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    if not module._modules:  # most have none
-        return iter(())
     return ((_joined(path, leaf), part) for leaf, part in children(module).items() if part is not None)
 
 

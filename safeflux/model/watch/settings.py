@@ -6,10 +6,12 @@ nothing shows whether they are right. So they are noted at the guard, and compar
 
 import types
 from collections.abc import Iterator
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 
+from safeflux.model.watch.attributes import are_same
 from safeflux.model.watch.called import Called, Reached, inside
 from safeflux.model.watch.dispatch import kernels
 from safeflux.model.watch.forward import Makers
@@ -54,7 +56,7 @@ class Settings:
 
     def __init__(self, makers: Makers) -> None:
         """Note them."""
-        self._parts = {name: (type(part), dict(_attributes(part))) for name, part in _named(makers)}
+        self._parts = {name: _Noted.of(part) for name, part in _named(makers)}
         self._code = Code()
         self.add(makers)
 
@@ -71,17 +73,38 @@ class Settings:
         now: dict[str, list[torch.nn.Module]] = {}
         for name, part in _named(makers):
             now.setdefault(name, []).append(part)
-        for name, (kind, settings) in self._parts.items():
-            parts = now.get(name, [])
+        for name, noted in self._parts.items():
+            parts, kind = now.get(name, []), noted.kind
             if parts and not any(isinstance(part, kind) for part in parts):  # quantisers take classes below it
                 yield f"module {name!r} was {name_of(kind)} at the guard, and is {name_of(type(parts[0]))}"
             for part in parts:
-                if type(part) is kind:
-                    yield from differences(f"module {name!r}", settings, dict(_attributes(part)))
+                if type(part) is kind and not noted.is_plainly(part):
+                    yield from differences(f"module {name!r}", noted.settings, dict(_attributes(part)))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model may be read where the functions are others."""
         return {**vars(self), "_code": Code()}
+
+
+class _Noted(NamedTuple):
+    """The class and settings of a part."""
+
+    kind: type
+    settings: dict[str, object]
+    types: list[type]
+    """Of the values of these settings."""
+
+    @classmethod
+    def of(cls, part: torch.nn.Module) -> "_Noted":
+        settings = dict(_attributes(part))
+        return cls(type(part), settings, list(map(type, settings.values())))
+
+    def is_plainly(self, part: torch.nn.Module) -> bool:
+        """Whether a part has these settings as attributes: true of nearly all parts, and fast. If not, look closely."""
+        own = vars(part)
+        now = list(map(own.get, self.settings, repeat(own)))  # what is gone is of another type than any setting
+        types = list(map(type, now))
+        return tuple not in types and are_same(types, self.types) and now == list(self.settings.values())
 
 
 def _named(makers: Makers) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -44,7 +44,8 @@ class Snapshot:
         """
         self.drawn = root if drawn is None else drawn
         # What is compared is held, or another object could come to lie where it lay.
-        self.makers = Makers(root, drawn)
+        now = now or Values(root)
+        self.makers = Makers(root, drawn, now.modules)
         modules = list(self.makers.modules.values())
         owns = list(map(vars, modules))
         processors = [processor for own in owns if (processor := own.get("processor")) is not None]
@@ -72,15 +73,14 @@ class Snapshot:
         self._called, self._insides = Places(self.makers.calls), Insides(self.makers.functions)
         self._global = [*global_hooks(), stance()]
         self._num_registered = num_registered()
-        values = now or Values(root)
-        tensors = values.sources()
+        tensors = now.sources()
         has_versions = not any(map(torch.Tensor.is_inference, tensors))
         self._can_tell = are_dicts and has_versions
         self._tensors = tensors
         self._tensor_types = list(map(type, tensors))
         self._pointers = list(map(_POINTER, tensors)) if has_versions else []
         self._versions = sum(map(_VERSION, tensors)) if has_versions else 0
-        self._files = {path: _stamp(path) for path in values.files}
+        self._files = {path: _stamp(path) for path in now.files}
 
     def is_unchanged(self) -> bool:
         """Whether all of it is the same, and nothing was written to."""
