@@ -42,6 +42,7 @@ from safeflux.reference.model import load_pipeline
 CATEGORY = "weapons"
 TRAINING = (
     "minimise=false",
+    "confirm=false",
     "kinds=[weight, image]",
     "target_found=0",
     "validate_every=40",

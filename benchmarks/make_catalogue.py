@@ -28,7 +28,7 @@ STYLE = "fluent-style"
 ALONE = "alone"
 """Folder of the masks that were learned alone."""
 EVERY = (*THINGS, STYLE)
-_WHOLE = "minimise=false "
+_WHOLE = "minimise=false confirm=false "
 _ALIKE = _WHOLE + "spoilt_share=0 "
 _OF_A_STYLE = (
     "saliency.beta=1.5 saliency.erase_batches=3 saliency.preserve_batches=3 validation_prompts=128 "

@@ -45,6 +45,7 @@ METHODS: dict[str, Sequence[str]] = {
         "gates.lambda=0",
         "batch=4",
         "minimise=false",
+        "confirm=false",
         "erase_loss=absolute",
         "hard_share=0",
         "spoilt_share=0",

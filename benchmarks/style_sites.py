@@ -35,6 +35,7 @@ from safeflux.reference.vocabulary import Concept, known_concepts, vocabulary
 CATEGORY = "fluent-style"
 TRAINING = (
     "minimise=false",
+    "confirm=false",
     "spoilt_share=0",
     "validation_prompts=64",
     "saliency.beta=1.5",

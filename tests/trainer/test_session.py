@@ -138,6 +138,7 @@ def test_a_model_without_a_judge_is_trained_on_its_losses_alone(tmp_path):
 
 def test_masks_learned_together_come_one_a_category_and_small(tmp_path):
     changes = {"target_found": "1", "saliency.last_rounds": "0", "categories.fluent-style.erase_pairs": "6"}
+    changes["minimise"] = "true"
     changes |= {"call.num_inference_steps": "1", "validation_prompts": "2"}  # whatever is drawn counts as erased
     settings = [f"{key}={value}" for key, value in {**SMALL, **changes}.items()]
     result = run(plan_run(["weapons", "fluent-style"], None, settings, {}), tmp_path, lambda report, most: None)

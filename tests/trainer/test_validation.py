@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safeflux.trainer.asked.config import CategoryConfig, make_config
+from safeflux.trainer.asked.judged import erased_things
 from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.run.looking import DetectorValidator
-from safeflux.trainer.run.validation import JudgeValidator, erased_things, found, validate
+from safeflux.trainer.run.validation import JudgeValidator, Validation, confirm, found, larger_share, validate
 
 from safeflux.detectors.judge import JudgeDetector
 from safeflux.errors import ConfigError
@@ -44,6 +46,26 @@ def wrecking(pipe):
 @pytest.fixture(scope="module")
 def weapons():
     return load_masks(MASKS / "weapons.safetensors")[0]
+
+
+def test_a_second_look_is_at_other_pictures_and_the_larger_share_counts(validator, pipe):
+    """Whatever the first look says, what the second one finds counts; both are of the model as it is."""
+    shares = [validator.found("weapons", MaskSet({}), look) for look in (0, 1)]
+    assert min(shares) > 0.8
+    again = confirm(validator, {"weapons": MaskSet({})}, Validation((0.0,), 1.0), ["weapons"])
+    assert (again.found, again.right) == ((shares[1],), 1.0)
+    config = make_config({**embedded_options(("weapons",)), "validation_prompts": 16, **FEW_STEPS}, "test")
+    other = DetectorValidator(pipe, JudgeDetector(Judge(), ()), config)
+    assert other.found("weapons", MaskSet({}), 1) > 0.8  # the same two looks by any detector
+    for looks in (validator._looks, other._looks):
+        first, second = ([one.prompt for one in look["weapons"]] for look in looks)
+        assert not set(first) & set(second)
+
+
+def test_what_is_hardly_found_beside_another_thing_does_not_hide_what_is_found_alone():
+    is_there = np.array([True, True, False, False, False, False])
+    assert larger_share(is_there, [True, True, True, False, False, False]) == pytest.approx(2 / 3)
+    assert larger_share(is_there, [True] * 6) == pytest.approx(1 / 3)  # of a style, all are alone
 
 
 def test_the_worst_of_each_mask_alone_and_of_all_counts(validator, weapons, wrecking):

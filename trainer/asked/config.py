@@ -162,18 +162,23 @@ class Options(Part):
     """Activations that the backward pass recomputes instead of keeping them in memory: none, each sampling step, or
     within a step each transformer block too."""
     target_found: Share = 0.01
-    """A mask erases enough if the judge finds the concepts in no more than this share of validation pictures, under
-    this mask alone and under all masks of the run."""
+    """A mask erases enough if the detector finds the concepts in no more than this share of validation pictures, of
+    those that ask for them alone and of those that ask for another thing too, under this mask alone and under all
+    masks of the run."""
     validate_every: Count = 8
     """Rounds between validations."""
     validation_prompts: Count = 192
     """Pictures of a validation a category, and half as many for each of two questions on preserved things: alone, and
     beside a concept."""
+    confirm: bool = True
+    """Whether a category counts as gone only where a second look, at pictures of other prompts and noises, finds it
+    gone too. One set of pictures that is looked at after so many rounds passes by chance."""
     tensorboard: bool = False
     """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
-    minimise: bool = True
-    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. Masks
-    that take the thing are not: validation asks for it by its words."""
+    minimise: bool = False
+    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. A
+    tenth fewer bits are off then, and more is left to see of what was erased. Masks that take the thing are never made
+    smaller: validation asks for it by its words."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
 

@@ -39,6 +39,8 @@ class Pair:
     with masks of all of them on."""
     image: Path | None = None
     """The image that both prompts edit; None where they draw from text alone."""
+    is_alone: bool = True
+    """Whether the prompt asks for nothing beside it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class PromptSource:
             if value.category in within:
                 anchors[other] = self._every[value.category].anchor_of(value.concept)
         prompt, anchor = _format(template, values), _anchor(template, values, anchors)
-        return Pair(prompt, anchor, name, others - within, within, self._image(rng))
+        is_alone = "second" not in values
+        return Pair(prompt, anchor, name, others - within, within, self._image(rng), is_alone)
 
     def _preserve(self, rng: np.random.Generator) -> Pair:
         values = self._fill(rng)

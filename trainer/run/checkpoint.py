@@ -38,6 +38,8 @@ def config_digest(config: TrainConfig) -> str:
     options = config.model_dump(mode="json", exclude={"precision"})
     if config.detector in (None, "judge"):  # as before these were options
         del options["detector"], options["call"]
+    if not config.confirm:  # as before this was an option
+        del options["confirm"]
     for group, default in ADDED.items():
         if getattr(config, group) == default:
             del options[group]

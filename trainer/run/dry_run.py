@@ -49,7 +49,9 @@ class Minutes:
             gradients = rounds * gates.steps_per_round * (len(categories) + 1)
         looks = -(-rounds // config.validate_every) + 2 + (STEPS * len(categories) if config.minimise else 0)
         states = 1 if len(categories) == 1 else 2
-        pictures = looks * states * config.validation_prompts * (len(categories) + 1) if detector_of(config) else 0
+        again = (1 + (STEPS if config.minimise else 0)) * len(categories) if config.confirm else 0
+        sets = looks * (len(categories) + 1) + again
+        pictures = sets * states * config.validation_prompts if detector_of(config) else 0
         per_picture = int(call_of(config).get("num_inference_steps", config.steps)) * step.forward / batch
         return cls(
             step,

@@ -5,7 +5,8 @@ there cannot be shown to be gone, so what it finds and misses there is part of e
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from safeflux.trainer.asked.config import TrainConfig
 from safeflux.trainer.asked.prompts import PromptSource
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.run.pictures import Pictures
-from safeflux.trainer.run.validation import AGAIN, COLUMNS, VALIDATION_SEED, Validator
+from safeflux.trainer.run.validation import AGAIN, COLUMNS, SECOND_LOOK, VALIDATION_SEED, Validator, larger_share
 
 from safeflux.cached import cached_property
 from safeflux.detectors.base import Detector, Scores
@@ -28,6 +29,15 @@ from safeflux.evaluation.worded.bench import SMALL, small
 from safeflux.masks.mask_set import MaskSet
 
 _SMALL = 32  # pixels a side, where pictures are compared as a whole
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt of a category, the label that its picture is looked at for, and whether it asks for nothing else."""
+
+    prompt: str
+    label: str
+    is_alone: bool
 
 
 class DetectorValidator:
@@ -47,11 +57,16 @@ class DetectorValidator:
         self._pictures = Pictures(pipe, config)
         labels = labels_of(detector, _words_of(config))
         source, count = PromptSource(config), config.validation_prompts
-        rng = np.random.default_rng((config.seed, VALIDATION_SEED))
-        pairs = {name: source.erase(name, rng, count) for name in config.categories}
-        self._erased = {
-            name: [(pair.prompt, labels[name, pair.concept or ""]) for pair in of_one] for name, of_one in pairs.items()
-        }
+        rng, other = (np.random.default_rng((config.seed, VALIDATION_SEED, *more)) for more in ((), (1,)))
+        pairs, again = ({name: source.erase(name, one, count) for name in config.categories} for one in (rng, other))
+        self._looks = tuple(
+            {
+                name: [_Asked(pair.prompt, labels[name, pair.concept or ""], pair.is_alone) for pair in of_one]
+                for name, of_one in asked.items()
+            }
+            for asked in (pairs, again)
+        )
+        self._erased = self._looks[0]
         self._anchors = {name: [pair.anchor for pair in of_one] for name, of_one in pairs.items()}
         self._alone = source.alone(rng, -(-count // 2))
         self._kept = [*self._alone, *source.beside(rng, -(-count // 2))]
@@ -77,11 +92,14 @@ class DetectorValidator:
         lines = [f"{own}, {name}: {one}" for name, one in self.calibrations.items()]
         return lines + [text for name, one in self.calibrations.items() if (text := one.warning(own, name))]
 
-    def found(self, category: str, masks: MaskSet) -> float:
+    def found(self, category: str, masks: MaskSet, look: int = 0) -> float:
         """See `Validator`."""
-        scores = self._looked[category] = self._detector(self._draw(category, masks))
-        columns = self._columns(category)
-        return float((scores[np.arange(len(columns)), columns] > self._detector.thresholds[columns]).mean())
+        asked = self._looks[look][category]
+        scores, columns = self._detector(self._draw(category, masks, look)), self._columns(asked)
+        if look == 0:
+            self._looked[category] = scores
+        is_there = scores[np.arange(len(columns)), columns] > self._detector.thresholds[columns]
+        return larger_share(is_there, [one.is_alone for one in asked])
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`. By a detector with labels of its own: how alike the pictures are to the base model's."""
@@ -97,7 +115,7 @@ class DetectorValidator:
         if not places:
             return {}
         levels = trace_levels(self._base_kept_scores[places], self._detector.thresholds)
-        rows, columns = np.arange(len(self._erased[category])), self._columns(category)
+        rows, columns = np.arange(len(self._erased[category])), self._columns(self._erased[category])
         base, masked = (one[category][rows, columns] > levels[columns] for one in (self._base, self._looked))
         things = [self._alone[k][1] for k in places]
         sides = self._base_alone, self._looked_kept, self._again
@@ -112,7 +130,7 @@ class DetectorValidator:
 
     def picture(self, masks: MaskSet) -> Image.Image:
         """See `Validator`; the categories in turn, then as many things to preserve."""
-        in_turn = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
+        in_turn = [one.prompt for row in zip(*self._erased.values(), strict=True) for one in row]
         prompts = in_turn[:COLUMNS] + [prompt for prompt, _ in self._kept[-COLUMNS:]]
         return self._pictures.compare(prompts, masks)
 
@@ -122,7 +140,7 @@ class DetectorValidator:
         self._base_alone = [small(image, SMALL) for image in kept[: len(self._alone)]]
         self._base_kept_scores, calibrations = detector(kept), {}
         for name, asked in self._erased.items():
-            scores, labels = detector(self._draw(name, MaskSet({}))), np.array([label for _, label in asked])
+            scores, labels = detector(self._draw(name, MaskSet({}))), np.array([one.label for one in asked])
             self._base[name] = scores
             by_label = {label: scores[labels == label] for label in dict.fromkeys(labels.tolist())}
             chosen, calibrations[name] = calibrate_by_scores(detector, by_label, self._quiet(name, detector))
@@ -146,14 +164,14 @@ class DetectorValidator:
         words = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in self._words[category]))
         return [k for k, (prompt, _) in enumerate(self._kept) if not words.search(prompt)]
 
-    def _draw(self, category: str, masks: MaskSet) -> list[Image.Image]:
+    def _draw(self, category: str, masks: MaskSet, look: int = 0) -> list[Image.Image]:
         """The pictures that ask for a category."""
-        shift = 200_000 * (list(self._erased).index(category) + 1)
-        return self._pictures.draw([prompt for prompt, _ in self._erased[category]], masks, shift)
+        shift = 200_000 * (list(self._erased).index(category) + 1) + SECOND_LOOK * look
+        return self._pictures.draw([one.prompt for one in self._looks[look][category]], masks, shift)
 
-    def _columns(self, category: str) -> list[int]:
-        """What each of these is looked at for."""
-        return [self._detector.place_of(label) for _, label in self._erased[category]]
+    def _columns(self, asked: Sequence[_Asked]) -> list[int]:
+        """What each of some pictures is looked at for."""
+        return [self._detector.place_of(one.label) for one in asked]
 
 
 def open_for(config: TrainConfig, spec: str, device: str = "cpu") -> Detector:
@@ -194,9 +212,9 @@ class CommonValidator:
         self._own, self._processes = own, processes
         self.about, self.notes = own.about, own.notes
 
-    def found(self, category: str, masks: MaskSet) -> float:
+    def found(self, category: str, masks: MaskSet, look: int = 0) -> float:
         """See `Validator`."""
-        return float(self._processes.from_first(self._own.found(category, masks)))
+        return float(self._processes.from_first(self._own.found(category, masks, look)))
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`."""

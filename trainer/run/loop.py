@@ -26,7 +26,7 @@ from safeflux.trainer.run.blind import Eyes, Plateau
 from safeflux.trainer.run.checkpoint import REFERENCES, read_checkpoint, write_checkpoint
 from safeflux.trainer.run.given import GivenMasks
 from safeflux.trainer.run.logs import Logs, RoundReport
-from safeflux.trainer.run.validation import Validation, Validator, validate
+from safeflux.trainer.run.validation import Validation, Validator, confirm, validate
 from safeflux.trainer.sampling.precision import compute_dtype
 
 from safeflux.errors import TrainError
@@ -201,6 +201,8 @@ class Run:
         if self.config.erase_terms.takes_things:
             seen = replace(seen, known=tuple(self.objective.known(k) for k in range(len(self.names))))
         targets = self.config.target_found, self.config.noised.target
+        if self.config.confirm and all(seen.is_erased(*targets)):
+            seen = confirm(self.validator, self.sets(self.method.masks), seen, self.names)
         self.is_erased = seen.is_erased(*targets)
         score, trained = seen.score(*targets), self.method.masks[: len(self.names)]
         if score > self._score and not trained.all(dim=1).any():  # a mask that keeps every bit is no result

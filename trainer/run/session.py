@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.judged import erased_things, judged_targets
 from safeflux.trainer.asked.options import detector_of
 from safeflux.trainer.objective.references import read_image
 from safeflux.trainer.objective.vectors import share_masked
@@ -28,9 +29,7 @@ from safeflux.trainer.run.validation import (
     VALIDATION_SEED,
     JudgeValidator,
     Validator,
-    erased_things,
     found,
-    judged_targets,
     right,
     validate,
 )
@@ -234,14 +233,15 @@ def _minimise(training: Run, masks: torch.Tensor, phase: Progress) -> tuple[torc
     validator, target, curves = training.validator, training.config.target_found, {}
     assert validator is not None
     sets = training.sets(masks)
-    gone = [name for name in training.names if found(validator, name, sets) <= target]
+    looks = (0, 1) if training.config.confirm else (0,)
+    gone = [name for name in training.names if found(validator, name, sets, looks) <= target]
     masks = training.vectors.copy_of(masks)
     for k, name in enumerate(training.names):
         phase("making the masks smaller", k, len(training.names))
 
         def look(row: torch.Tensor, name: str = name) -> tuple[float, float]:
             sets = {**training.sets(masks), name: training.bits.masks_of(row)}
-            left = found(validator, name, sets)
+            left = found(validator, name, sets, looks)
             if left <= target:  # else there is no need to look at the others
                 every = compose(*sets.values())
                 left = max([left, *(validator.found(other, every) for other in gone if other != name)])

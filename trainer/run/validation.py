@@ -5,29 +5,34 @@ and things are left to the evaluation.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig
+from safeflux.trainer.asked.judged import erased_things, judged_targets, things_to_preserve
 from safeflux.trainer.asked.options import call_of
-from safeflux.trainer.asked.prompts import PromptSource
+from safeflux.trainer.asked.prompts import Pair, PromptSource
 from safeflux.trainer.run.base import masked
 
 from safeflux.cached import cached_property
-from safeflux.errors import ConfigError
-from safeflux.evaluation.answers import Answer, Pair
+from safeflux.evaluation.answers import Answer
+from safeflux.evaluation.answers import Pair as Answers
 from safeflux.evaluation.fidelity import beside_base
 from safeflux.evaluation.tally import traces
 from safeflux.masks.mask_set import MaskSet, compose
 from safeflux.reference.judge import Judge, Verdicts
 from safeflux.reference.measure import concept_right, draw, in_turn, other_found, pair_asks, single_asks
-from safeflux.reference.vocabulary import Concept, Target, find_target, known_concepts, vocabulary
+from safeflux.reference.vocabulary import Target, vocabulary
 
 VALIDATION_SEED = 50_000_000
 """First seed of the noises; a training noise has a 62-bit random seed, so that meeting one is out of the question."""
+
+SECOND_LOOK = 50_000
+"""What the noises of a second look at a category are shifted by."""
 
 AGAIN = 150_000
 """What the noises are shifted by from which the base model draws things to preserve a second time, for the scale."""
@@ -89,8 +94,16 @@ class Validator(Protocol):
     def notes(self) -> Sequence[str]:
         """What is printed of it before the first round, a line each."""
 
-    def found(self, category: str, masks: MaskSet) -> float:
-        """How often a category is found under a mask set, in prompts that ask for it."""
+    def found(self, category: str, masks: MaskSet, look: int = 0) -> float:
+        """How often a category is found under a mask set, in prompts that ask for it.
+
+        The larger of the shares of prompts for it alone, and beside another thing.
+
+        Args:
+            category: The category.
+            masks: True = keep.
+            look: 1 for a second look, at pictures of other prompts and noises.
+        """
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """How often the things that a mask set for some categories should preserve are found."""
@@ -127,9 +140,36 @@ def validate(
     return Validation(tuple(shares.values()), kept)
 
 
-def found(validator: Validator, category: str, masks: Masks) -> float:
-    """How often a category is found: the larger of the shares under its own mask and under all masks."""
-    return max(validator.found(category, state) for _, state in _alone_and_all([category], masks))
+def confirm(validator: Validator, masks: Masks, seen: Validation, trained: Sequence[str]) -> Validation:
+    """The figures with those of a second look, where they are larger.
+
+    Args:
+        validator: Looks.
+        masks: All masks.
+        seen: What the first look gave.
+        trained: The categories of the run, in the order of `seen`.
+    """
+    again = (found(validator, name, masks, looks=(1,)) for name in trained)
+    return replace(seen, found=tuple(map(max, seen.found, again)))
+
+
+def found(validator: Validator, category: str, masks: Masks, looks: Sequence[int] = (0,)) -> float:
+    """How often a category is found: the largest of the shares under its own mask and under all masks, in each look."""
+    states = [state for _, state in _alone_and_all([category], masks)]
+    return max(validator.found(category, state, look) for look in looks for state in states)
+
+
+def larger_share(is_there: npt.NDArray[np.bool_], is_alone: Sequence[bool]) -> float:
+    """The larger share of pictures in which a thing is found: of those that ask for it alone, or for another one too.
+
+    Beside another one it is the first to go, and the mean of both would hide how often it is found alone.
+
+    Examples:
+        >>> larger_share(np.array([True, False, False, False]), [True, True, False, False])
+        0.5
+    """
+    alone = np.array(is_alone)
+    return max(float(is_there[part].mean()) for part in (alone, ~alone) if part.any())
 
 
 def right(validator: Validator, asked: Collection[str], masks: Masks) -> float:
@@ -159,18 +199,20 @@ class JudgeValidator:
         """
         self._pipe, self._judge, self._call = pipe, judge, call_of(config)
         words, count, source = vocabulary(), config.validation_prompts, PromptSource(config)
-        rng = np.random.default_rng((config.seed, VALIDATION_SEED))
+        rng, other = (np.random.default_rng((config.seed, VALIDATION_SEED, *more)) for more in ((), (1,)))
         self._targets, self._gone = judged_targets(config), erased_things(config, beside)
         targets = list(self._targets.values())
-        things = _shuffled(_things_to_preserve(self._gone), rng)
-        self._erased = {  # a style on neutral things: under all masks, no other thing is left to have one
-            target.name: [
-                (ask.prompt, "") for ask in single_asks(words, in_turn(things, count), 1, rng, style=target.style)
-            ]
-            if target.style
-            else [(pair.prompt, pair.concept or "") for pair in source.erase(target.name, rng, count)]
-            for target in targets
-        }
+        known = things_to_preserve(self._gone)
+        things = [known[k] for k in rng.permutation(len(known))]
+
+        def erased(target: Target, rng: np.random.Generator) -> list[Pair]:
+            if not target.style:
+                return source.erase(target.name, rng, count)
+            asks = single_asks(words, in_turn(things, count), 1, rng, style=target.style)
+            return [Pair(ask.prompt, "") for ask in asks]  # under all masks, no other thing is left to have a style
+
+        self._looks = tuple({target.name: erased(target, one) for target in targets} for one in (rng, other))
+        self._erased = self._looks[0]
         concepts = [concept for target in targets for concept in target.concepts] or things
         self._alone = single_asks(words, in_turn(things, -(-count // 2)), 1, rng)
         self._beside = pair_asks(words, in_turn(concepts, -(-count // 2)), things, 1, rng)
@@ -180,12 +222,15 @@ class JudgeValidator:
         self._looked: dict[str, Verdicts] = {}
         self._kept: list[Image.Image] = []
 
-    def found(self, category: str, masks: MaskSet) -> float:
+    def found(self, category: str, masks: MaskSet, look: int = 0) -> float:
         """See `Validator`."""
-        asked, style = self._erased[category], self._targets[category].style
-        verdicts = self._looked[category] = self._look(category, masks)
-        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found([name for _, name in asked])
-        return float(is_there.mean())
+        asked, style = self._looks[look][category], self._targets[category].style
+        verdicts = self._look(category, masks, look)
+        if look == 0:
+            self._looked[category] = verdicts
+        things = [pair.concept or "" for pair in asked]
+        is_there = verdicts.in_style([style] * len(asked)) if style else verdicts.found(things)
+        return larger_share(is_there, [pair.is_alone for pair in asked])
 
     def right(self, erased: Collection[str], masks: MaskSet) -> float:
         """See `Validator`."""
@@ -206,8 +251,8 @@ class JudgeValidator:
         if not places:
             return {}
         base, again = ([images[k] for k in places] for images in self._plain)
-        names = [style or name for _, name in self._erased[category]]
-        pair = Pair((), Answer(self._look(category, MaskSet({}))), Answer(self._looked[category]))
+        names = [style or pair.concept or "" for pair in self._erased[category]]
+        pair = Answers((), Answer(self._look(category, MaskSet({}))), Answer(self._looked[category]))
         seen = traces(names, pair, self._judge(base))
         things = [self._alone[k].concept for k in places]
         return beside_base(things, base, [self._kept[k] for k in places], again, seen)
@@ -218,14 +263,14 @@ class JudgeValidator:
         prompts = [ask.prompt for ask in self._alone]
         return self._draw(prompts, MaskSet({}), 100_000), self._draw(prompts, MaskSet({}), AGAIN)
 
-    def _look(self, category: str, masks: MaskSet) -> Verdicts:
+    def _look(self, category: str, masks: MaskSet, look: int = 0) -> Verdicts:
         """The judge's verdicts on pictures that ask for a category."""
-        shift = 200_000 * (list(self._erased).index(category) + 1)
-        return self._judge(self._draw([prompt for prompt, _ in self._erased[category]], masks, shift))
+        shift = 200_000 * (list(self._erased).index(category) + 1) + SECOND_LOOK * look
+        return self._judge(self._draw([pair.prompt for pair in self._looks[look][category]], masks, shift))
 
     def picture(self, masks: MaskSet) -> Image.Image:
         """See `Validator`; one column a pair, the categories in turn, then as many things to preserve."""
-        in_turn_of_all = [prompt for row in zip(*self._erased.values(), strict=True) for prompt, _ in row]
+        in_turn_of_all = [pair.prompt for row in zip(*self._erased.values(), strict=True) for pair in row]
         prompts = in_turn_of_all[:COLUMNS] + [ask.prompt for ask in self._beside[:COLUMNS]]
         if not self._base:  # the same in every round
             self._base = self._draw(prompts, MaskSet({}), 300_000)
@@ -244,44 +289,6 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         for x, image in enumerate(row):
             whole.paste(image, (x * width, y * height))
     return whole
-
-
-def judged_targets(config: TrainConfig) -> dict[str, Target]:
-    """Category of the run -> the things or the style that the judge looks for.
-
-    Raises:
-        ConfigError: The judge does not know a concept.
-    """
-    return {name: find_target(name, category.concepts) for name, category in config.categories.items()}
-
-
-def erased_things(config: TrainConfig, beside: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
-    """Category -> names of the things that its mask erases, as far as the judge knows them.
-
-    Raises:
-        ConfigError: Fewer than two neutral things are left to preserve.
-    """
-    known = vocabulary().targets
-    things = {name: frozenset(category.concepts) for name, category in config.categories.items()}
-    for name, concepts in beside.items():
-        is_whole = name in known and set(concepts) <= {name}  # a mask that names nothing but its category
-        things[name] = frozenset(concept.name for concept in known[name].concepts) if is_whole else frozenset(concepts)
-    if len(_things_to_preserve(things)) < 2:
-        raise ConfigError(
-            "categories: expected at least two neutral concepts that no category erases, for validation to look at; "
-            "got fewer. Leave some out of the categories."
-        )
-    return things
-
-
-def _things_to_preserve(erased: Mapping[str, frozenset[str]]) -> list[Concept]:
-    """The neutral concepts that mask training knows, without the erased ones."""
-    gone = frozenset[str]().union(*erased.values())
-    return [concept for concept in known_concepts() if concept.name not in gone]
-
-
-def _shuffled(concepts: Sequence[Concept], rng: np.random.Generator) -> list[Concept]:
-    return [concepts[k] for k in rng.permutation(len(concepts))]
 
 
 def _alone_and_all(asked: Collection[str], masks: Masks) -> list[tuple[Collection[str], MaskSet]]:
