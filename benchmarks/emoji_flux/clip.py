@@ -189,7 +189,7 @@ def export(model: SigmoidClip, tokenizer: CLIPTokenizer, folder: Path) -> None:
 @click.command(help=__doc__)
 @out_option
 @vocabulary_option
-@click.option("--steps", default=4000, show_default=True)
+@click.option("--steps", default=8000, show_default=True)
 @click.option("--batch", default=96, show_default=True)
 @click.option("--lr", default=1e-3, show_default=True)
 def main(out: Path, vocabulary_path: Path | None, steps: int, batch: int, lr: float) -> None:
