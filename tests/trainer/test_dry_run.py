@@ -70,9 +70,7 @@ def test_minutes_count_every_batch_of_a_run_by_the_measured_step():
     minutes = Minutes.of(planned, step)
     assert minutes.references == (2 * 3 + 2) * 4  # batches of pairs twice, of prompts to preserve once; 4 steps
     assert minutes.rounds == 8 * (3 + 2 * 2) * 4 * 10
-    assert minutes.validation == pytest.approx(
-        ((2 + 2) * 60 + 30) * 8 / 10
-    )  # looks, a second one, 8 steps, 10 a batch
+    assert minutes.validation == pytest.approx(((2 + 2) * 60 + 30) * 8 / 10)  # looks, a second one, 8 steps, 10 a batch
     blind = Minutes.of(planned.model_copy(update={"detector": None, "model": "folder"}), step)
     assert (blind.validation, blind.rounds) == (0, minutes.rounds)
     gates = plan_run(["weapons"], None, [*settings, "method=gates", "gates.rounds=2", "gates.steps_per_round=5"], {})
