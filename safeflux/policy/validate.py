@@ -93,6 +93,14 @@ def _other_kind(document: Document, schema: type[BaseModel]) -> str:
     return f"kind: expected a {get_args(field.annotation)[0]}, got a {kind}; {_READERS[kind]} reads it"
 
 
+def messages(schema: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    """The message about each problem of values that come from no file, with its place in front."""
+    for problem in error.errors(include_url=False):
+        loc: Loc = (*problem["loc"], *getattr(problem.get("ctx", {}).get("error"), "loc", ()))
+        message, is_key = _message(schema, loc, problem), problem["type"] in ("extra_forbidden", "missing")
+        yield ": ".join((*([".".join(map(str, loc[:-1]))] if is_key and loc[1:] else []), message))
+
+
 def _problems(document: Document, error: ValidationError) -> Iterator[tuple[Loc, Any]]:
     """Each problem with its place in the file. Of a value that may be of several types, only one."""
     of_unions: dict[Loc, list[Any]] = {}

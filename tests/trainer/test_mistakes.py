@@ -47,6 +47,11 @@ def test_a_bad_setting_is_an_error(setting):
         plan_run(["weapons"], None, [setting], {})
 
 
+def test_rounds_that_only_gather_estimates_are_refused():
+    with pytest.raises(ConfigError, match=r"saliency\.rounds.*more than the 4 of `warm_up`.*got 4: no bit"):
+        plan_run(["weapons"], None, ["saliency.warm_up=4", "saliency.rounds=4"], {})
+
+
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [

@@ -12,7 +12,7 @@ from safeflux.trainer.asked.part import Count, Part, Share, Weight
 
 from safeflux.errors import ConfigError
 from safeflux.packs.templates import BY_KIND, Templates, faults
-from safeflux.policy.validate import PlacedError, suggest
+from safeflux.policy.validate import PlacedError, messages, suggest
 from safeflux.policy.yaml_reader import Loc
 from safeflux.profiles.call import call_faults
 from safeflux.reference import NAME
@@ -246,5 +246,4 @@ def make_config(data: dict[str, Any], where: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
-        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(f"{where}: {text}" for text in messages(TrainConfig, error))) from error

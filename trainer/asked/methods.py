@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from safeflux.trainer.asked.part import Count, Part, Share, Weight
+
+from safeflux.policy.validate import PlacedError
 
 
 class SaliencyConfig(Part):
@@ -35,6 +37,16 @@ class SaliencyConfig(Part):
     price_floor: Annotated[float, Field(gt=0)] = 3.0
     """Added to every bit's price, in units of the mean price. The higher it is, the more the gain alone decides
     which bits go off: fewer bits erase as much, but each costs more preservation, so that rounds must be small."""
+
+    @model_validator(mode="after")
+    def _switches(self) -> "SaliencyConfig":
+        if self.rounds <= self.warm_up:
+            raise PlacedError(
+                ("rounds",),
+                f"expected more than the {self.warm_up} of `warm_up`, which only gather estimates, got {self.rounds}: "
+                "no bit would ever be switched",
+            )
+        return self
 
 
 class GateConfig(Part):
