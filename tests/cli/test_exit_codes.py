@@ -85,7 +85,7 @@ def test_the_code_says_whether_it_looked(run, line, code):
     [
         ("train --category weapons --set batch=[1", 1, "--set batch: expected a value as in YAML"),
         ("train --category weapons --set seed=-1", 1, "seed: expected a number greater than or equal to 0, got -1"),
-        ("train --category weapons --set gates.lr=inf", 1, "gates.lr: expected a finite number, got inf"),
+        ("train --category weapons --set gates.lr=inf", 1, "gates.lr: expected a finite number"),
         ("train --category weapons --set call.height=-8", 1, "height: expected a whole number from 1, got -8"),
         ("train --category weapons --detector=", 2, "--detector: expected a value, got an empty text"),
         ("policy plan strict --lock=", 2, "--lock: expected a value, got an empty text"),
