@@ -78,7 +78,7 @@ def test_a_pack_of_ones_own(write):
         ("[a bicycle]", "[a car]", "7:21", "'a car' is a word for car already"),
         ("[a shopping cart]", "[a sedan]", "8:14", "'a sedan' is a word for car, which is erased"),
         ("[a cat, a dog]", "[a cat, a bicycle]", "9:18", "'a bicycle' is a word for bicycle"),
-        ("kind: Pack", "kind: Policy", "2:7", "kind: 'Policy' is not known"),
+        ("kind: Pack", "kind: Policy", "2:7", "kind: expected a Pack, got a Policy"),
         ("[a cat, a dog]", "[a cat, a dog", "9:10", "never closed"),
         ("neutral:", "templates: {photographs: ['a photo']}\nneutral:", "9:12", "expected {thing} in it"),
         ("neutral:", "templates: {pairs: ['{first} and {second}']}\nneutral:", "9:20", "expected photographs or"),
