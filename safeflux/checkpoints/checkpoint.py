@@ -263,6 +263,8 @@ def _shards(index: Path) -> dict[Path, set[str]]:
             files[index.parent / name].add(tensor)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: cannot be read as an index of shards ({error!r})") from error
+    if not files:
+        raise ModelError(f"{index}: names no tensors; copy the model again")
     if outside := [path for path in files if path.parent != index.parent]:
         raise ModelError(f"{index}: {outside[0].name} is outside the folder; put all shards next to the index")
     if missing := sorted(path.name for path in files if not path.is_file()):

@@ -138,9 +138,16 @@ def index_of_no_map(root, base):
     return root / "model", "cannot be read as an index of shards"
 
 
+def index_of_nothing(root, base):
+    saved(root, base)
+    (root / "model" / f"{NAME}.safetensors.index.json").write_text('{"weight_map": {}}')
+    return root / "model", r"index\.json: names no tensors; copy the model again"
+
+
 CASES = [
     *(hub_cache, without_transformer, fp16_only, sharded_fp16_only, pickles, bfl_names, single_file_in_folder, pointer),
     *(pointer_to_gguf, pointer_to_onnx, pointer_in_folder, torch_file, pipe, nf4, nvfp4, deep_index, index_of_no_map),
+    index_of_nothing,
 ]
 
 

@@ -44,6 +44,13 @@ def test_a_method_that_is_patched_into_the_class_of_tensors_is_watched(transform
     check_both_looks(transformer, store, monkeypatch, patched(torch.Tensor, "chunk"), "torch.Tensor.chunk is not known")
 
 
+def test_a_property_that_is_patched_into_a_class_with_a_metaclass_is_watched(transformer, store, monkeypatch):
+    def change(patch):
+        patch.setattr(torch.nn.Parameter, "mT", property(lambda weight: weight.T), raising=False)
+
+    check_both_looks(transformer, store, monkeypatch, change, "torch.nn.parameter.Parameter.mT is not known")
+
+
 def check_both_looks(transformer, store, monkeypatch, change, fault):
     """Both looks find a change, say what it is, and are content when it is gone."""
     handle = guard(transformer, BOTH, store=store)

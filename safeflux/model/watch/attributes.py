@@ -73,8 +73,9 @@ class Classes:
         """Note them, which are held from now on."""
         self._kinds = kinds
         self._orders = list(map(_ORDER, kinds))
-        # The first thing that a class refers to. What is built into Python has none, and cannot be changed.
-        self.dicts: list[Dict] = [held for kind in kinds for held in gc.get_referents(kind)[:1] if type(held) is dict]
+        # The first dictionary that a class refers to. What is built into Python has none, and cannot be changed.
+        dicts = (next((held for held in gc.get_referents(kind) if type(held) is dict), None) for kind in kinds)
+        self.dicts: list[Dict] = [held for held in dicts if held is not None]
 
     def inherit_the_same(self) -> bool:
         """Whether each has the same bases."""
