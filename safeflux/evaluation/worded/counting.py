@@ -53,6 +53,7 @@ class Counter:
         self._labels = labels_of(detector, {name: pack.words for name, pack in words.packs.items()})
         self._things = labels_of_things(detector, words.things)
         self._of_others = _labels_if_known(detector, words)
+        self._looks_right: dict[tuple[str, str], Hits | None] = {}
         self._detector, self._calibration = self._calibrated(detector)
 
     @property
@@ -96,7 +97,15 @@ class Counter:
         return self._first(f"{name}/by name", {k: labels[ask.thing] for k, ask in enumerate(asks) if labels}, 1)
 
     def look_right(self, name: str, slot: str) -> Hits | None:
-        """Whether pictures have the look that a slot of their prompts asks for; None where the detector cannot tell."""
+        """Whether pictures have the look that a slot of their prompts asks for; None where the detector cannot tell.
+
+        The pictures are looked at once: the strictest verdicts ask again.
+        """
+        if (name, slot) not in self._looks_right:
+            self._looks_right[name, slot] = self._look_right(name, slot)
+        return self._looks_right[name, slot]
+
+    def _look_right(self, name: str, slot: str) -> Hits | None:
         asks = self._asks(name)
         looks = (
             [self._detector.likeliest(one[name].images, self._words.looks[slot]) for one in self._sides] if asks else []
