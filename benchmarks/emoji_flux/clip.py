@@ -6,9 +6,9 @@ A plain `transformers.CLIPModel` of at most 3 MB, which any zero-shot classifier
 every wording of what a picture can show (one wording of each concept, drawn anew each step, the styles, the
 backgrounds) and against the captions of some of the pictures. Each pair is a yes or a no of its own, by the sigmoid
 loss of Zhai et al. (SigLIP, arXiv 2303.15343, Algorithm 1): two things in one picture are two yeses. The loss's bias
-only shifts all answers, and CLIP has none; it stays behind. So does a table of one free vector a label, which the
-pictures are held against too: a text tower that is new gives all labels nearly the same vector, and with it alone
-hundreds of steps could not distinguish the concepts.
+goes into `config.json` as `logit_bias`, by which safeflux reads a picture of nothing as a no to every concept. A table
+of one free vector a label, which the pictures are held against too, stays behind: a text tower that is new gives all
+labels nearly the same vector, and with it alone hundreds of steps could not distinguish the concepts.
 
 Trained with the larger vocabulary of `grown/`, it serves a model of the smaller one too.
 """
@@ -179,6 +179,7 @@ def accuracy(model: SigmoidClip, tokenizer: CLIPTokenizer, renderer: Renderer, c
 
 def export(model: SigmoidClip, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write a folder as transformers' zero-shot classifiers read it: model in bf16, tokenizer, image processor."""
+    model.clip.config.logit_bias = model.bias.item()
     model.clip.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": SIZE, "width": SIZE}

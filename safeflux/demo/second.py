@@ -33,7 +33,8 @@ def second_look(
     things = {concept.name: (with_article(concept.words),) for concept in vocabulary().concepts}
     detector = open_for(spec, {"things": things}, {})
     names = [ask.other if measure is Measure.OTHER and ask.other else ask.concept for measure, ask in asked]
-    detector = calibrate_among(detector, before, names)
+    beside = [ask.concept if name == ask.other else ask.other for name, (_, ask) in zip(names, asked, strict=True)]
+    detector = calibrate_among(detector, before, names, beside)
     return _seen(detector, before, asked, names), _seen(detector, after, asked, names)
 
 

@@ -156,7 +156,12 @@ def trace_levels(neutral: Scores, thresholds: Scores, *, most: float = FALSE_ALA
 
 
 def calibrate_among(
-    detector: _D, images: Sequence[Image.Image], names: Sequence[str], *, most: float = FALSE_ALARMS
+    detector: _D,
+    images: Sequence[Image.Image],
+    names: Sequence[str],
+    beside: Sequence[str | None] = (),
+    *,
+    most: float = FALSE_ALARMS,
 ) -> _D:
     """Choose the threshold of each thing that the pictures show against the pictures of the others.
 
@@ -164,16 +169,18 @@ def calibrate_among(
         detector: Left as it is; one that is calibrated already is returned.
         images: The base model's pictures, B.
         names: What each of them asks for, B concepts of the detector.
+        beside: What else each of them shows, which it does not count against; nothing without.
         most: Share of the others' pictures that may be false alarms.
     """
     if detector.is_calibrated:
         return detector
     scores, chosen, asked = detector(images), copy(detector), np.array(names)
+    too = np.array(beside or [None] * len(names))
     chosen.thresholds = detector.thresholds.copy()
     for name in dict.fromkeys(names):
-        column, is_asked = detector.place_of(name), asked == name
-        if not is_asked.all():
-            mine, others = scores[is_asked, column], scores[~is_asked, column]
+        column, is_asked, is_other = detector.place_of(name), asked == name, (asked != name) & (too != name)
+        if is_other.any():
+            mine, others = scores[is_asked, column], scores[is_other, column]
             chosen.thresholds[column] = choose_threshold(mine, others, most)
     return chosen
 

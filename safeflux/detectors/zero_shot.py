@@ -24,7 +24,9 @@ class ZeroShotDetector(Detector):
 
     Scores are log-odds: of SigLIP's sigmoid for each concept by itself; of CLIP's softmax for a concept against the
     other concepts, the neutral things and the templates without a thing. 0 is one half. CLIP's softmax divides a
-    picture of two things between them, so the thresholds are to be calibrated.
+    picture of two things between them, and finds something in a picture of nothing, so the thresholds are to be
+    calibrated. A CLIP that was trained by a sigmoid has its bias as `logit_bias` in its configuration, and is read as
+    SigLIP is.
 
     Args:
         name: The spec.
@@ -43,7 +45,8 @@ class ZeroShotDetector(Detector):
         self.thresholds = same_threshold(self.concepts, 0.0)
         self._model, self._tokenizer, self._processor = model.eval().to(wanted.device), tokenizer, processor
         self._device = wanted.device
-        self._bias = model.logit_bias.item() if hasattr(model, "logit_bias") else None
+        own = model.logit_bias.item() if hasattr(model, "logit_bias") else None
+        self._bias: float | None = getattr(model.config, "logit_bias", own)
         self._scale = model.logit_scale.exp().item()
         self._texts = self._embed_texts(_sentences(wanted, with_others=self._bias is None))
 

@@ -10,7 +10,7 @@ from safeflux.detectors.specs import open_detector
 from safeflux.errors import ConfigError
 from safeflux.reference.measure import draw, single_asks
 from safeflux.reference.model import load_pipeline
-from safeflux.reference.vocabulary import vocabulary
+from safeflux.reference.vocabulary import vocabulary, with_article
 from tests.helpers.zero_shot import save_clip
 
 
@@ -69,6 +69,10 @@ def test_the_judge_keeps_its_threshold_and_is_counted_on_real_pictures(tmp_path)
     shipped, seen = calibrate(open_detector("zero-shot:emoji-clip", Wanted(words)), {"dagger": asked}, others)
     assert (seen.overall.value, seen.false_alarms["dagger"].hits) == (1, 0)  # a second opinion on the same pictures
     assert shipped.found(asked, ["dagger"]).all()
+    bare = [Image.new("RGB", (64, 64), color) for _, color in vocabulary().backgrounds]
+    every = {concept.name: (with_article(concept.words),) for concept in vocabulary().concepts}
+    assert not shipped.found(bare, ["dagger"]).any()
+    assert not open_detector("zero-shot:emoji-clip", Wanted(every)).found(bare, list(every)).any()
 
     clip = open_detector(f"zero-shot:{save_clip(tmp_path)}", Wanted({"dagger": ("a dagger",)}, neutral=("a cat",)))
     detector, seen = calibrate(clip, {"dagger": asked}, others)
