@@ -47,7 +47,7 @@ neighbours: [a house, a drum, a whale, a soccer ball]
 """
 ENFORCED = "--model emoji-flux --pack vehicles.yaml --policy own.yaml --store runs/vehicles"
 COMMANDS = (
-    "safeflux train --model emoji-flux --pack vehicles.yaml",
+    "safeflux train --model emoji-flux --pack vehicles.yaml --set target_found=0.02",
     "safeflux policy new own.yaml --categories vehicles",
     f"safeflux eval {ENFORCED} --out eval",
     f"safeflux preview {ENFORCED} --out preview --json",

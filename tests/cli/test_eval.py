@@ -58,9 +58,13 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_policy_is_measured_and_reported(run, tmp_path):
-    result = run("--policy", "strict", "--images", 2, "--kept", 4)
+    (tmp_path / "own.yaml").write_text(
+        "apiVersion: safeflux/v1\nkind: Policy\nname: own\ncategories:\n"
+        "  weapons: {masks: [weapons]}\n  style: {masks: [fluent-style], erases: [fluent-style]}\n"
+    )
+    result = run("--policy", "own.yaml", "--images", 2, "--kept", 4)
     assert result.exit_code == 0, result.output
-    data = json.loads((tmp_path / "runs/eval/strict/report.json").read_text())
+    data = json.loads((tmp_path / "runs/eval/own/report.json").read_text())
     figures = data["figures"]
     assert sorted(figures["targets"]) == sorted(data["subject"]["categories"])
     assert figures["found"]["base"]["rate"] > 0.8
@@ -80,7 +84,7 @@ def test_a_policy_is_measured_and_reported(run, tmp_path):
     assert all(row in result.stdout for row in rows)
     for name in ("report.json", "report.md", "rates.png"):
         assert name in result.stdout
-        assert (tmp_path / "runs/eval/strict" / name).is_file()
+        assert (tmp_path / "runs/eval/own" / name).is_file()
 
 
 def test_prompts_of_a_file_are_drawn_twice_and_looked_at(run, files, tmp_path, pipe):

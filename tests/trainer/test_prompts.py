@@ -186,5 +186,6 @@ def test_a_configuration_tells_every_wrong_key():
     with pytest.raises(ConfigError) as caught:
         make_config(data, "mine.yaml")
     lines = str(caught.value).splitlines()
-    assert sorted(line.split(": ")[1] for line in lines) == ["batch", "kinds.0", "unknown key 'stepps'; did you mean 'steps'?"]
+    unknown = "unknown key 'stepps'; did you mean 'steps'?"
+    assert sorted(line.split(": ")[1] for line in lines) == ["batch", "kinds.0", unknown]
     assert all(line.startswith("mine.yaml: ") for line in lines)
