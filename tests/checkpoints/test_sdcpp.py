@@ -8,10 +8,9 @@ import pytest
 import safeflux
 from tests.helpers.policies import BOTH
 
-pytestmark = pytest.mark.stacks
+pytestmark = pytest.mark.sdcpp
 
 
-@pytest.mark.skipif("SAFEFLUX_SDCPP" not in os.environ, reason="SAFEFLUX_SDCPP names no binary of stable-diffusion.cpp")
 @pytest.mark.parametrize("packed", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", ["guarded", "plain"])
 def test_a_file_of_the_converter_is_judged_by_what_it_was_made_of(bfl, store, tmp_path, kind, packed):
@@ -19,8 +18,9 @@ def test_a_file_of_the_converter_is_judged_by_what_it_was_made_of(bfl, store, tm
     if kind == "guarded":
         source = tmp_path / "guarded.safetensors"
         safeflux.bake(bfl, source, BOTH, store=store)
-    target = tmp_path / "converted.gguf"
-    command = [os.environ["SAFEFLUX_SDCPP"], "-M", "convert", "-m", source, "-o", target, "--type", packed]
+    target, converter = tmp_path / "converted.gguf", os.environ.get("SAFEFLUX_SDCPP")
+    assert converter, "SAFEFLUX_SDCPP names no binary of stable-diffusion.cpp"
+    command = [converter, "-M", "convert", "-m", source, "-o", target, "--type", packed]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     state = safeflux.verify_files(target, BOTH, store=store, base=bfl).status.state

@@ -176,9 +176,9 @@ class Options(Part):
     tensorboard: bool = False
     """Whether the rounds are also logged for TensorBoard; needs the extra `train`."""
     minimise: bool = False
-    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. A
-    tenth fewer bits are off then, and more is left to see of what was erased. Masks that take the thing are never made
-    smaller: validation asks for it by its words."""
+    """Whether the found masks are made smaller at the end, as far as validation finds the concepts no more often. They
+    then only just pass on its pictures, and may not on others. Masks that take the thing are never made smaller:
+    validation asks for it by its words."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of prompts and noises of the training; validation and evaluation derive others from it."""
 
