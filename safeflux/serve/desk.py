@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 from safeflux.errors import ApplyError, AuditError, PolicyError, SafeFluxError
 from safeflux.evidence.audit import AuditLog
 from safeflux.plan.resolve import Plan
-from safeflux.policy.load import Policy, load_policy_texts
+from safeflux.policy.load import Policy
 from safeflux.policy.validate import suggest
 from safeflux.serve.engine import Drawn, Engine, PictureRequest
-from safeflux.serve.folder import PolicyFolder, Texts, file_of, stem
+from safeflux.serve.folder import PolicyFolder, Texts, file_of, policies_of
 from safeflux.serve.revisions import KEPT, PastRevision, Revision, RevisionFolder, resume
 
 CHANGE = "safeflux-change/1"
@@ -195,8 +195,7 @@ class Desk:
             raise PolicyError(f"{name!r} was given at the start and is fixed; choose another name")
 
     def _policies(self, texts: Texts) -> dict[str, Policy]:
-        found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}
-        policies = join(self.fixed, found, self.default)
+        policies = join(self.fixed, policies_of(texts), self.default)
         if gone := sorted(set(self._named) - policies.keys()):
             raise PolicyError(f"a token names the policy {gone[0]!r}, so it cannot be removed; change the tokens first")
         return policies

@@ -7,6 +7,8 @@ from pathlib import Path
 from safeflux.disk.atomic import write_atomically
 from safeflux.disk.reading import read_regular
 from safeflux.errors import PolicyError
+from safeflux.policy.load import Policy, load_policy_texts
+from safeflux.policy.yaml_reader import Issue, PolicyFileError
 
 _ENDING = ".yaml"
 _MOST = 1 << 20
@@ -70,6 +72,19 @@ class PolicyFolder:
             self._write(before, after)
         except OSError:  # what stopped the first write stops this one too: then nothing was changed
             return
+
+
+def policies_of(texts: Texts) -> dict[str, Policy]:
+    """The effective policies of a folder's files, by name.
+
+    Raises:
+        PolicyFileError: One is not valid, or not named as its file, so that its receipts would name another policy.
+    """
+    found = load_policy_texts(texts)
+    if renamed := [(file, policy.name) for file, policy in found.items() if policy.name != stem(file)]:
+        problem = "name: expected {!r}, the name of the file, got {!r}; change one of them"
+        raise PolicyFileError([Issue(file, 0, 0, problem.format(stem(file), name)) for file, name in renamed])
+    return {policy.name: policy for policy in found.values()}
 
 
 def stem(file: str) -> str:

@@ -14,7 +14,7 @@ from fastapi import Request
 from safeflux.errors import ConfigError, SafeFluxError
 from safeflux.evidence.audit import AuditLog
 from safeflux.masks.store import open_store
-from safeflux.policy.load import Policy, load_policy, load_policy_texts
+from safeflux.policy.load import Policy, load_policy
 from safeflux.policy.sources import is_path
 from safeflux.policy.validate import suggest
 from safeflux.profiles.load import load_profile
@@ -23,7 +23,7 @@ from safeflux.reference.model import load_pipeline
 from safeflux.serve.access import Access, Caller, read_tokens
 from safeflux.serve.desk import Desk, join
 from safeflux.serve.engine import Drawn, Engine, GoneError, PictureRequest, UnguardedError
-from safeflux.serve.folder import PolicyFolder, Watcher, stem
+from safeflux.serve.folder import PolicyFolder, Watcher, policies_of
 from safeflux.serve.gate import Gate
 from safeflux.serve.health import Health
 from safeflux.serve.metrics import Metrics
@@ -62,7 +62,7 @@ class Service:
         fixed = {_name_of(policy): load_policy(policy) for policy in settings.policies}
         folder = PolicyFolder(settings.folder) if settings.folder else None
         texts = folder.read() if folder else {}
-        found = {stem(file): policy for file, policy in load_policy_texts(texts).items()}
+        found = policies_of(texts)
         default = settings.default or next(iter(fixed), None) or next(iter(found), None)
         policies = join(fixed, found, default)
         token = os.environ.get("SAFEFLUX_TOKEN", "") if operator is None else operator

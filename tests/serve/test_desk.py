@@ -20,7 +20,7 @@ from safeflux.serve.revisions import KEPT, Revision, RevisionFolder
 from safeflux.serve.service import Service
 from safeflux.serve.settings import ServiceSettings
 from safeflux.serve.trial import trial_prompts
-from tests.serve.conftest import LIVE, TIGHT
+from tests.serve.conftest import LIVE, MORE, TIGHT
 
 TOKEN = "a-token-of-the-operator"
 
@@ -87,7 +87,7 @@ def test_a_change_that_the_folder_does_not_take_is_taken_back(service, settings)
     before = in_force(service)
     (settings.folder / "more.yaml").mkdir()
     with pytest.raises(PolicyError, match=r"cannot be written to .* taken back"):
-        service.desk.put("more", TIGHT.encode(), "operator")
+        service.desk.put("more", MORE.encode(), "operator")
     (settings.folder / "more.yaml").rmdir()
     assert in_force(service) == before
     assert actions(service, 2) == ["refused", "asked"]
@@ -98,7 +98,7 @@ def test_changes_are_numbered_and_gone_back_from_one_by_one(service):
     desk, first = service.desk, in_force(service)
     desk.put("live", TIGHT.encode(), "operator", revision=1)
     second = in_force(service)
-    desk.put("more", LIVE.encode(), "operator", revision=2)
+    desk.put("more", MORE.encode(), "operator", revision=2)
     with pytest.raises(StaleError, match="based on revision 2, but 3 is in force"):
         desk.delete("more", "operator", revision=2)
     assert desk.roll_back("operator").number == 4
@@ -136,7 +136,7 @@ def test_revisions_survive_a_stop_and_so_does_what_an_edit_meanwhile_replaced(se
         first.desk.put("live", LIVE.encode() + b"# %d" % number, "operator")
     since, made = first.desk.current.since, in_force(first)
     first.close()
-    (settings.folder / "more.yaml").write_text(TIGHT)
+    (settings.folder / "more.yaml").write_text(MORE)
     second = Service.open(settings, live_pipe, operator=TOKEN)
     try:
         assert second.desk.current.number == KEPT + 5

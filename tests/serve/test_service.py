@@ -16,7 +16,7 @@ import pytest
 from safeflux.evidence.audit import read_last, verify_log
 from safeflux.policy.load import load_policy
 from tests.helpers.services import distance, service
-from tests.serve.conftest import AS_OPERATOR, KIDS, LIVE, PROMPT, SEED, TIGHT, digest, offered
+from tests.serve.conftest import AS_OPERATOR, KIDS, LIVE, MORE, PROMPT, SEED, TIGHT, digest, offered
 
 pytestmark = pytest.mark.slow
 AS_KIDS = {"authorization": f"Bearer {KIDS}"}
@@ -119,6 +119,11 @@ def test_what_cannot_be_in_force_leaves_the_old_policies(served, home):
     assert put(client, TIGHT, **{"if-match": '"99"'}).status_code == 412
     fixed = client.put("/policies/moderate", content=TIGHT, headers=AS_OPERATOR)
     assert "is fixed" in fixed.json()["detail"]
+    renamed = client.put("/policies/shop", content=TIGHT, headers=AS_OPERATOR)
+    assert (renamed.status_code, renamed.json()["detail"]) == (
+        422,
+        "shop.yaml: name: expected 'shop', the name of the file, got 'live'; change one of them",
+    )
     assert client.put("/policies/..%2Fx", content=TIGHT, headers=AS_OPERATOR).status_code in (404, 405, 422)
     assert "was given at the start" in client.delete("/policies/moderate", headers=AS_OPERATOR).json()["detail"]
     needed = client.delete("/policies/live", headers=AS_OPERATOR)
@@ -215,7 +220,7 @@ def test_the_folder_is_watched_and_what_is_wrong_in_it_changes_nothing(served, h
     client, _ = served
     file = home / "policies" / "live.yaml"
     file.write_text(LIVE + "adpaters: deny\n")
-    (home / "policies" / "more.yaml").write_text(TIGHT)
+    (home / "policies" / "more.yaml").write_text(MORE)
 
     def fault():
         return client.get("/policies", headers=AS_OPERATOR).json()["fault"]
