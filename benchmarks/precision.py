@@ -34,7 +34,6 @@ from safeflux.reference.model import load_pipeline
 
 CHOICES = ("bfloat16", "float32", "auto")
 WITHOUT_UNITS = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
 
 
 def rounds_of(precision: str, sizes: dict[str, int], folder: Path, processes: Processes) -> Iterator[RoundReport]:
@@ -77,15 +76,6 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def processor_facts() -> dict[str, Any]:
-    """The processor's name and which of the units that matter here it has; empty where the system does not say."""
-    info = Path("/proc/cpuinfo")
-    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.is_file() else []
-    facts = {key.strip(): value.strip() for key, _, value in lines}
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    return {"name": facts.get("model name", ""), "flags": [name for name in UNITS if name in flags]}
-
-
 def measure_apart(sizes: dict[str, int], limits: dict[str, str]) -> dict[str, Any]:
     """The same in a process of its own, which reads the limits when torch starts."""
     command = [sys.executable, "-m", "benchmarks.precision", "--sizes", json.dumps(sizes)]
@@ -115,7 +105,7 @@ def main(rounds: int, slow_rounds: int, batch: int, report: Path | None, sizes: 
     }
     for name, found in figures.items():
         click.echo(f"{name}: {found['median_processor_s']}, auto takes {found['chosen']['auto']}")
-    write_report(report, processor=processor_facts(), cores=os.cpu_count(), figures=figures)
+    write_report(report, cores=os.cpu_count(), figures=figures)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import torch
 import safeflux
 from safeflux.disk.atomic import write_atomically
 
+UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
+"""Units of processors that times depend on, as Linux calls them."""
 _T = TypeVar("_T")
 
 
@@ -35,6 +37,20 @@ def write_report(path: Path | None, **facts: Any) -> None:
         write_atomically(path, (json.dumps({**facts, **ran_on()}, indent=1) + "\n").encode())
 
 
-def ran_on() -> dict[str, str]:
+def ran_on() -> dict[str, Any]:
     """The versions and the machine."""
-    return {"safeflux": safeflux.__version__, "torch": torch.__version__, "machine": platform.machine()}
+    return {
+        "safeflux": safeflux.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> dict[str, Any]:
+    """The processor's name and which of the units that matter here it has; empty where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.is_file() else []
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    return {"name": facts.get("model name", ""), "flags": [name for name in UNITS if name in flags]}
