@@ -15,6 +15,7 @@ About 6 minutes a way on one core; an interrupted run resumes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -85,10 +86,12 @@ class Examination:
         update = {"seed": SEED, "prompts": prompts, "noised": noised, "erase_terms": terms}
         sites = Bits(find_sites(self._pipe.transformer))
         self._objective = prepare(config.model_copy(update=update), self._pipe, sites, [CATEGORY], torch.float32)
+        self._fresh = copy.deepcopy(self._objective.knowledge.state_dict())
 
     def known(self, masks: MaskSet) -> dict[str, Any]:
         """How much is known by each term under a mask set."""
         knowledge, found = self._objective.knowledge, {}
+        knowledge.load_state_dict(copy.deepcopy(self._fresh))  # or embeddings go on from the masks before these
         for term in TERMS[1:]:
             rng, values = np.random.default_rng(SEED), []
             for start in range(0, PICTURES, 32):
