@@ -16,8 +16,8 @@ KIDS = "a-token-of-the-kids-app"
 AS_OPERATOR = {"authorization": f"Bearer {OPERATOR}"}
 LIVE = "apiVersion: safeflux/v1\nkind: Policy\nname: live\nextends: brand\n"
 TIGHT = LIVE.replace("extends: brand\n", "categories: {weapons: {action: enforce, masks: [weapons]}}\n")
-MORE = TIGHT.replace("name: live", "name: more")
 """What `live` says: one policy that erases a dagger, and one that does not."""
+MORE = TIGHT.replace("name: live", "name: more")
 
 
 def digest(text):

@@ -16,6 +16,7 @@ from safeflux.profiles.load import load_profile
 from safeflux.serve.access import Access, new_token, read_tokens
 from safeflux.serve.desk import StaleError
 from safeflux.serve.engine import GoneError, PictureRequest, UnguardedError
+from safeflux.serve.folder import policies_of
 from safeflux.serve.revisions import KEPT, Revision, RevisionFolder
 from safeflux.serve.service import Service
 from safeflux.serve.settings import ServiceSettings
@@ -92,6 +93,11 @@ def test_a_change_that_the_folder_does_not_take_is_taken_back(service, settings)
     assert in_force(service) == before
     assert actions(service, 2) == ["refused", "asked"]
     assert "not a regular file" in read_last(service.desk.audit.path, 1)[0]["receipt"]["reason"]
+
+
+def test_a_policy_in_the_folder_has_the_name_of_its_file():
+    with pytest.raises(PolicyError, match=r"^more.yaml: name: expected 'more', the name of the file, got 'live'"):
+        policies_of({"more.yaml": TIGHT.encode(), "live.yaml": LIVE.encode()})
 
 
 def test_changes_are_numbered_and_gone_back_from_one_by_one(service):
