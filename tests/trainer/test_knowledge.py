@@ -136,6 +136,20 @@ def test_bits_that_are_opened_again_count_as_kept(objective_of, gates):
     assert losses[0] != losses[1] != losses[2]
 
 
+def test_a_step_of_fine_tuning_on_other_pictures_brings_the_thing_back(objective_of, gates):
+    masks = torch.rand(gates.shape, generator=torch.Generator().manual_seed(0)) < 0.97
+    losses = [
+        objective_of(erase_terms={**ONLY, "own": 1}, noised={"tuned": 1, "tuned_rate": rate}).erase(0, 0, 0, masks).loss
+        for rate in (1e-6, 0.003, 0.01)
+    ]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_a_run_that_keeps_no_pictures_has_nothing_to_tune_on():
+    with pytest.raises(ConfigError, match=r"noised.tuned: expected 0 without a term besides `named`"):
+        config_of(noised={"tuned": 0.5})
+
+
 def test_the_bank_brings_more_back_with_each_attack_and_moves_only_what_it_used(made):
     config, pool = config_of().noised.model_copy(update={"bank_reset": 0}), made._erase[1]
     bank, rng, indices = Bank(made._erase, made._preserve, config, 7), np.random.default_rng(0), list(range(6))

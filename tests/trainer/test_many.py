@@ -49,6 +49,16 @@ def test_what_does_not_go_with_parts_is_an_error(options, fault):
         make_config({**embedded_options(NAMES), **options}, "test")
 
 
+def test_masks_made_before_a_step_of_fine_tuning_was_an_option_keep_their_digest():
+    def digest(**noised):
+        return config_digest(
+            make_config({**embedded_options(NAMES), "erase_terms": {"own": 1}, "noised": noised}, "test")
+        )
+
+    assert digest(reopened=0.15) == "66bd72ae015ba824cec5891f79ed5949b1c12376073de63c096066277e47c9fb"
+    assert digest(reopened=0.15, tuned_rate=0.1) == digest(reopened=0.15) != digest(reopened=0.15, tuned=0.5)
+
+
 def test_masks_made_before_there_were_parts_keep_their_digest():
     plain = make_config(embedded_options(NAMES), "test")
     named = make_config({**embedded_options(NAMES), "many": {"parts": 1}}, "test")

@@ -195,6 +195,15 @@ class Options(Part):
         return self
 
     @model_validator(mode="after")
+    def _has_pictures(self) -> "Options":
+        if self.noised.tuned and not self.erase_terms.takes_things:
+            raise PlacedError(
+                ("noised", "tuned"),
+                "expected 0 without a term besides `named` in erase_terms: only then a run keeps pictures to train on",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_many(self) -> "Options":
         is_plain = not (self.erase_terms.takes_things or self.preserve_terms.takes_things)
         for key, fault in self.many.conflicts(self.batch, is_plain and self.method == "saliency", bool(self.initial)):

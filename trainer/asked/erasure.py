@@ -65,3 +65,9 @@ class NoisedConfig(Part):
     """Share of the bits that are off which a batch switches on at random: erasure must hold without them."""
     reopened_batches: Share = 0.3
     """Share of the erase batches that do so."""
+    tuned: Share = 0.0
+    """Share of the erase batches that meet the model after one step of fine-tuning on other pictures of the category:
+    erasure must hold after it. The step is part of the loss to first order, and takes four bytes a bit."""
+    tuned_rate: Annotated[float, Field(gt=0)] = 0.001
+    """How far that step moves the weights, zeros included, in units of their own size: the root mean square. Ten times
+    as far destroys what it should bring back."""

@@ -9,9 +9,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from safeflux.trainer.asked.erasure import TERMS, Term, TermConfig
+from safeflux.trainer.asked.erasure import TERMS, NoisedConfig, Term, TermConfig
 from safeflux.trainer.objective.losses import random_projection
 from safeflux.trainer.objective.references import References
+from safeflux.trainer.objective.vectors import PIECE
 
 Stream = Literal["erase", "preserve", "gates", "pairs"]
 _STREAMS: tuple[Stream, ...] = ("erase", "preserve", "gates", "pairs")
@@ -80,6 +81,36 @@ def product(gates: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     for row in rows[1:]:
         out.mul_(gates[row])
     return out
+
+
+def reopened(gates: torch.Tensor, config: NoisedConfig, rng: np.random.Generator) -> torch.Tensor:
+    """The gates with some closed bits open, in a part of the batches; relaxed gates as they are."""
+    if not config.reopened or gates.dtype != torch.bool or rng.random() >= config.reopened_batches:
+        return gates
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    out = gates.clone()
+    for part in out.split(PIECE):
+        part |= torch.rand(part.shape, generator=generator) < config.reopened
+    return out
+
+
+def descended(gates: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+    """The weights after one step down a gradient, as gates, float32 (bits,): dL/dz = dL/dW * W, and dW = W dz.
+
+    Zeros take part in it like any other weight.
+
+    Args:
+        gates: Bool (bits,).
+        gradient: dL/dz, (bits,).
+        rate: Root mean square of the step, in units of each weight's own size.
+
+    Examples:
+        >>> descended(torch.tensor([True, False]), torch.tensor([3.0, -4.0]), rate=0.1)
+        tensor([0.9151, 0.1131])
+    """
+    total = sum(float(part.float().square().sum()) for part in gradient.split(PIECE))
+    scale = rate / max((total / len(gradient)) ** 0.5, 1e-30)
+    return gates.float().sub_(gradient, alpha=scale)
 
 
 def in_parts(asked: Sequence[_T], parts: int) -> Iterator[Sequence[_T]]:

@@ -56,6 +56,12 @@ class Knowledge:
             condition = self._condition(term, pool, indices, rng)
         return lambda: known(error(condition), base, self._config.noised.ceiling).cpu()
 
+    def error(self, category: int, indices: list[int], rng: np.random.Generator) -> Losses:
+        """What whoever trains on pictures of some pairs lowers: the logarithm of the error, by their own prompts."""
+        pool = self._erase[category]
+        sample, own = noised(pool, indices, self._config.noised, rng, self._device), pool.condition(indices)
+        return lambda: sample.error(sample.velocity(self._transformer, self._sampler, own)).log().cpu()
+
     def preserve(
         self, term: Term, indices: list[int], rng: np.random.Generator
     ) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:

@@ -118,9 +118,11 @@ def estimated_parts(config: TrainConfig) -> int:
 
 
 def _masks(sites: Sequence[Site], config: TrainConfig, rows: int) -> int:
-    """In the main memory: the masks, the products of several for a batch, and these with some bits open again."""
+    """In the main memory: the masks, the products of several for a batch, and these with bits open again or tuned."""
     bits, parts = sum(site.num_bits for site in sites), config.many.parts
-    of_a_bit = rows + (parts if parts > 1 else rows > 1) + bool(config.noised.reopened)
+    of_a_bit = (
+        rows + (parts if parts > 1 else rows > 1) + bool(config.noised.reopened) + _FLOAT * bool(config.noised.tuned)
+    )
     if config.method == "gates":
         of_a_bit += rows * _GATES * _FLOAT
     return bits * of_a_bit + max((site.num_bits for site in sites), default=0) * _FLOAT * parts

@@ -21,11 +21,13 @@ from safeflux.trainer.objective.batches import (
     Drawn,
     Slope,
     Stream,
+    descended,
     draw_subset,
     draw_term,
     drawn_uniformly,
     in_parts,
     product,
+    reopened,
     rng_of,
 )
 from safeflux.trainer.objective.bits import Bits
@@ -34,7 +36,7 @@ from safeflux.trainer.objective.hardness import Hardness
 from safeflux.trainer.objective.knowledge import Knowledge
 from safeflux.trainer.objective.losses import distance, erase_loss
 from safeflux.trainer.objective.references import References
-from safeflux.trainer.objective.vectors import IN_MEMORY, PIECE, Vectors
+from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 from safeflux.trainer.processes import Processes
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import rollout
@@ -98,7 +100,8 @@ class Objective:
         batch as it was drawn; the reported loss is that of pairs drawn uniformly, so that rounds can be compared.
         """
         drawn = self._draw_erase(round_, batch, category, self._config.batch)
-        mask = self._reopened(product(gates, drawn.subset), drawn.rng)
+        mask = reopened(product(gates, drawn.subset), self._config.noised, drawn.rng)
+        mask = self._tuned(mask, category, drawn)
         measure = (
             partial(self._left_by_name, drawn)
             if drawn.term == "named"
@@ -266,16 +269,15 @@ class Objective:
         """The outputs for prompts to preserve, and the base model's."""
         return self._outputs([drawn]), self._preserve.target[drawn.indices]
 
-    def _reopened(self, gates: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """The gates with some closed bits open, in a part of the batches."""
+    def _tuned(self, gates: torch.Tensor, category: int, drawn: Drawn) -> torch.Tensor:
+        """The gates after a step of fine-tuning on other pictures of the category, in a part of the batches."""
         config = self._config.noised
-        if not config.reopened or gates.dtype != torch.bool or rng.random() >= config.reopened_batches:
+        if not config.tuned or gates.dtype != torch.bool or drawn.rng.random() >= config.tuned:
             return gates
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        out = gates.clone()
-        for part in out.split(PIECE):
-            part |= torch.rand(part.shape, generator=generator) < config.reopened
-        return out
+        indices = drawn.pool.draw(drawn.rng, len(drawn.indices), self._masked(drawn.subset))
+        error = self.knowledge.error(category, indices, drawn.rng)
+        with self._gated(gates) as gated:
+            return descended(gates, gated.gradient(error().mean()), config.tuned_rate)
 
     def _outputs(self, parts: Sequence[Drawn]) -> torch.Tensor:
         """The outputs for the prompts of some parts of a batch, on the CPU."""

@@ -28,6 +28,8 @@ these were options keep the digest that they were made with."""
 
 ADDED = {"erase_terms": TermConfig(), "preserve_terms": TermConfig(), "noised": NoisedConfig(), "many": ManyConfig()}
 """Groups of options that came later; masks made without them keep their digest."""
+ADDED_TO_NOISED = ("tuned", "tuned_rate")
+"""The same of single options."""
 
 
 def config_digest(config: TrainConfig) -> str:
@@ -43,6 +45,8 @@ def config_digest(config: TrainConfig) -> str:
     for group, default in ADDED.items():
         if getattr(config, group) == default:
             del options[group]
+    if "noised" in options and not config.noised.tuned:
+        options["noised"] = {key: value for key, value in options["noised"].items() if key not in ADDED_TO_NOISED}
     for group, constants in CONSTANTS.items():
         options[group] |= constants
     return sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
