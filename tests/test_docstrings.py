@@ -43,6 +43,7 @@ WITH_EXAMPLES = {
     "safeflux.masks.cuts",
     "safeflux.families.sites",
     "safeflux.trainer.methods.estimates",
+    "safeflux.trainer.objective.batches",
     "safeflux.trainer.objective.hardness",
     "safeflux.trainer.objective.noised",
     "safeflux.trainer.objective.vectors",

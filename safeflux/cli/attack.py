@@ -13,15 +13,14 @@ from safeflux.cli._shared import (
     DETECTOR_HELP,
     Bar,
     as_json,
-    masks,
     model,
     on_device,
     out_folder,
     packs,
-    policy,
     print_rows,
     seed,
 )
+from safeflux.cli._subject import Chosen, folder_name, subjects
 from safeflux.disk.folders import check_writable
 
 if TYPE_CHECKING:
@@ -34,13 +33,13 @@ _EXAMPLES = """\b
 Examples:
   safeflux attack --policy strict
   safeflux attack --policy strict --attack prompts --dry-run
+  safeflux attack --mask runs/weapons/weapons.safetensors --attack img2img
   safeflux attack --policy shop.yaml --store masks --attack paraphrase --attack split --budget full --json
 """  # \b tells click to keep the line breaks
 
 
 @click.command(epilog=_EXAMPLES)
-@policy
-@masks
+@subjects("attack")
 @model
 @packs
 @click.option(
@@ -63,12 +62,12 @@ Examples:
 @click.option("--things", type=click.IntRange(0), help="Erased things, and new ones; 0: all.  [default: by --budget]")
 @click.option("--images", type=click.IntRange(1, 4096), help="Pictures a thing and budget.  [default: by --budget]")
 @seed
-@out_folder("Folder for figures, pictures and report; a campaign in it is resumed.  [default: runs/attack/POLICY]")
+@out_folder("Folder for figures, pictures and report; a campaign in it is resumed.  [default: runs/attack/NAME]")
 @on_device
 @click.option("--dry-run", is_flag=True, help="Print the estimated cost, and attack nothing.")
 @as_json
 def attack(**options: Any) -> None:
-    """Attack the masks of a policy, and measure what comes back.
+    """Attack the masks of a policy, or mask files, and measure what comes back.
 
     Every attack runs on things that the masks erase and, with the same budget, on three controls: the unguarded model,
     a random mask with as many bits off, and things that the model never learned. What counts is the advantage over
@@ -81,21 +80,18 @@ def attack(**options: Any) -> None:
     _attack(**options)
 
 
-def _attack(
-    policy: str, store: Any, model: str, out: Path | None, seed: int, dry_run: bool, as_json: bool, **options: Any
-) -> None:
+def _attack(model: str, out: Path | None, seed: int, dry_run: bool, as_json: bool, **options: Any) -> None:
     from safeflux.evaluation.attacks.registry import find_attacks
-    from safeflux.evaluation.subject import check_early, policy_subject
     from safeflux.packs.load import load_packs
-    from safeflux.policy.load import load_policy
     from safeflux.profiles.load import choose_detectors, load_profile
 
-    loaded, packs, profile = load_policy(policy), load_packs(options["packs"]), load_profile(model)
+    chosen = Chosen.read(options["policy"], options["masks"], options["store"])
+    packs, profile = load_packs(options["packs"]), load_profile(model)
     detectors = choose_detectors(options["detectors"], profile)
     attacks = find_attacks(options["attacks"], options["level"])
-    folder = out or _REPORTS / loaded.name
+    folder = out or _REPORTS / folder_name(chosen.name)
     check_writable(folder)
-    check_early(loaded, profile.source, store)
+    chosen.check(profile.source)
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)
         import torch
@@ -108,7 +104,7 @@ def _attack(
 
         began, dtype = time.monotonic(), getattr(torch, options["dtype"])
         pipe = load_pipeline(profile.source, dtype=dtype).to(options["device"])
-        subject = policy_subject(loaded, pipe, store)
+        subject = chosen.of(pipe)
         size = Size.of(options["level"], seed, things=options["things"], pictures=options["images"])
         campaign = make_campaign(
             pipe,

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from safeflux.cli import main
+from tests.helpers.runs import MASKS
 
 
 @pytest.fixture
@@ -31,6 +32,27 @@ def test_a_policy_is_attacked_reported_and_not_attacked_again(run, tmp_path):
     data = json.loads(again.stdout)
     assert data["attacks"] == json.loads((tmp_path / "runs/attack/strict/report.json").read_text())["attacks"]
     assert data["attacks"][0]["budgets"][0]["arms"]["unguarded"]["judge"]["rate"] == 1
+
+
+@pytest.mark.slow
+def test_a_mask_file_is_attacked_before_any_policy_has_it(run, tmp_path):
+    file = MASKS / "weapons.safetensors"
+    result = run("--mask", file, *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "runs/attack/weapons/report.json").read_text())
+    subject = data["settings"]["subject"]
+    assert (subject["name"], list(subject["files"]), subject["policy"]) == ("weapons", [str(file)], None)
+    arms = data["attacks"][0]["budgets"][0]["arms"]
+    assert (arms["erased"]["judge"]["rate"], arms["unguarded"]["judge"]["rate"]) == (0, 1)
+    page = (tmp_path / "runs/attack/weapons/report.html").read_text()
+    assert "weapons" in page
+    assert "None" not in page
+
+
+def test_a_policy_or_mask_files_but_not_both(run):
+    result = run("--policy", "strict", "--mask", MASKS / "weapons.safetensors")
+    assert result.exit_code == 2
+    assert "give either --policy or --mask, not both" in result.stderr
 
 
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(run, tmp_path):

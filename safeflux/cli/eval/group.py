@@ -20,7 +20,7 @@ from safeflux.cli._shared import (
     refuse_options_before,
 )
 from safeflux.cli.eval.prompts import prompts
-from safeflux.cli.eval.shared import measured, show, subject_reader, write
+from safeflux.cli.eval.shared import choose, measured, show, write
 
 if TYPE_CHECKING:
     from safeflux.evaluation.questions import Sizes
@@ -113,7 +113,7 @@ def _measure(
     from safeflux.profiles.load import load_profile
 
     profile, packs = load_profile(options["model"]), load_packs(options["packs"])
-    subject_of = subject_reader(policy, masks, out, profile.source, store)
+    chosen = choose(policy, masks, store, out, profile.source)
     bar("importing torch and diffusers", 0, 1)
     import torch
 
@@ -124,7 +124,7 @@ def _measure(
     began = time.monotonic()
     call = profile.call | call_arguments(pipeline_class(profile.source), options["call"])
     pipe = load_pipeline(profile.source, dtype=getattr(torch, options["dtype"])).to(options["device"])
-    subject = subject_of(pipe)
+    subject = chosen.of(pipe)
     batch = options["batch"] = options["batch"] or profile.training.batch
     measuring = Measuring.of(
         profile, subject.concepts, packs, options["detectors"], _sizes(options), options["seed"], options["device"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeflux.cli._shared import DETECTOR_HELP, Bar, call_arguments, calls, model, on_device, pairs
-from safeflux.cli.eval.shared import measured, show, subject_reader, write
+from safeflux.cli.eval.shared import choose, measured, show, write
 from safeflux.errors import ConfigError
 from safeflux.policy.values import finite
 
@@ -93,7 +93,7 @@ def prompts(
         detector.place_of(label)
     options["model"] = profile.source if profile else options["model"]
     options["batch"] = options["batch"] or (profile.training.batch if profile else 1)
-    subject_of = subject_reader(policy, masks, out, options["model"], store)
+    masked = choose(policy, masks, store, out, options["model"])
     with Bar() as bar:
         bar("importing torch and diffusers", 0, 1)
         import torch
@@ -106,7 +106,7 @@ def prompts(
         call = call_arguments(pipeline_class(options["model"]), options["call"])
         call = (profile.call if profile else {}) | call
         pipe = load_pipeline(options["model"], dtype=getattr(torch, options["dtype"]))
-        subject = subject_of(pipe)
+        subject = masked.of(pipe)
         figures = measure_prompts(
             pipe.to(options["device"]),
             subject.masks,
