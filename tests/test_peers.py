@@ -8,7 +8,7 @@ from safeflux.trainer.sampling.rollout import step_inputs
 
 from benchmarks.peers.attacking import Attacks, OneStep
 from benchmarks.peers.chart import write_pictures, write_table
-from benchmarks.peers.figures import ROWS, attacked, is_first, measured
+from benchmarks.peers.figures import ROWS, Summary, attacked, is_first, made_in, measured
 from benchmarks.peers.material import Material
 from benchmarks.peers.measuring import BASE, Peers, Report, subsets_of
 from benchmarks.peers.methods import METHODS
@@ -332,6 +332,12 @@ def test_the_page_has_all_columns_and_what_each_method_is(report):
     assert str(row.found) in (folder / "peers.md").read_text()
     with Image.open(folder / "peers.png") as sheet:
         assert sheet.height == 2 * 64
+
+
+def test_files_that_are_only_read_name_the_command_that_made_them_in_the_place_of_a_time():
+    rate = Rate(1, 4)
+    times = [made_in(Summary(name, 1, rate, None, rate, 1.0, 8.0, 2.4)) for name in ("masks", "UCE")]
+    assert times == ["before, by benchmarks.make_catalogue", "2 s"]
 
 
 def test_a_figure_is_first_if_its_interval_reaches_the_best():

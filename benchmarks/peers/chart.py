@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from benchmarks.peers.figures import Summary, measured
+from benchmarks.peers.figures import Summary, made_in, measured
 from benchmarks.peers.measuring import BASE
 from benchmarks.peers.method import Settings
 from benchmarks.peers.methods import METHODS
@@ -53,7 +53,7 @@ def _row(found: Mapping[str, Any], one: Summary) -> list[str]:
         str(one.kept),
         str(one.harmonic),
         f"{one.ssim:.3f}",
-        f"{one.seconds:.0f} s" if one.seconds is not None else "",
+        made_in(one),
         f"{one.num_bytes / 1000:,.1f} kB",
         f"{ratio:.2f}" if ratio else "",
     ]

@@ -98,6 +98,13 @@ def _worst(units: Sequence[Mapping[str, Any]]) -> Rate | None:
     return max(points.values(), key=lambda rate: rate.value, default=None)
 
 
+def made_in(one: Summary) -> str:
+    """The time that it took, or the command that made it before."""
+    if command := METHODS[one.method].trained_by:
+        return f"before, by {command}"
+    return "" if one.seconds is None else f"{one.seconds:.0f} s"
+
+
 def is_first(value: Rate | Harmonic, every: Sequence[Rate | Harmonic], *, is_high_good: bool) -> bool:
     """Whether a figure is the best, or its interval reaches that of the best."""
     best = (max if is_high_good else min)(every, key=lambda one: one.value)

@@ -46,6 +46,7 @@ class Method:
             together again.
         undo: How it is undone, in a few words.
         is_outside: Whether it acts outside of the weights, which stay as they are.
+        trained_by: The command that made its files before, where `make` only reads them: its time is not measured here.
     """
 
     paper: str
@@ -55,3 +56,4 @@ class Method:
     combine: Callable[[Material, Sequence[Made], Settings], Made] | None = None
     undo: str = "no: the weights were changed"
     is_outside: bool = False
+    trained_by: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.figures import OF_WEIGHTS, ROWS, Summary, attacked, is_first, measured
+from benchmarks.peers.figures import OF_WEIGHTS, ROWS, Summary, attacked, is_first, made_in, measured
 from benchmarks.peers.measuring import BASE
 from benchmarks.peers.methods import METHODS
 from safeflux.disk.atomic import write_atomically
@@ -95,8 +95,8 @@ def _others(one: Summary, found: Mapping[str, Any]) -> list[str]:
     return [
         f"{one.ssim:.3f}",
         f"{ratio:.2f} times" if ratio else "",
-        f"{one.seconds:.0f} s" if one.seconds is not None else "",
-        f"{memory['making'] - memory['model']:.0f} MB" if memory else "",
+        made_in(one),
+        f"{memory['making'] - memory['model']:.0f} MB" if memory and not method.trained_by else "",
         f"{one.num_bytes / one.size / 1000:,.1f} kB a target",
         method.undo,
         "no: made anew" if method.combine is None else f"{1000 * composed['seconds']:.0f} ms" if composed else "yes",

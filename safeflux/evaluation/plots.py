@@ -101,7 +101,7 @@ def plot_growth(lines: Mapping[str, Sequence[tuple[float, float, float]]], path:
         ConfigError: matplotlib is not installed.
     """
     figure = _figure(7, 6, layout=None)  # every text is known to fit: to look for room takes longer than to draw
-    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.08, top=0.95, hspace=0.06)
+    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.08, top=0.95, hspace=0.06)
     found, kept = figure.subplots(2, sharex=True)
     for name, every in lines.items():
         points = [point for point in every if point[0] > 0]
