@@ -7,7 +7,7 @@ off single weights anywhere, and ask for the thing itself in most of their batch
 switches. Each is attacked by prompts, one new word, img2img, one gradient and a fine-tune, and compared with the base
 model on everything else. A mask of as many bits at each site, drawn at random, shows what damage alone does.
 
-About 9 minutes a depth on one core, half of them training, and 5 for each random mask; an interrupted run resumes.
+About 70 minutes on one core beside other work, half of them training; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import click
 from safeflux.trainer.run.planning import plan_run
 from safeflux.trainer.run.session import run
 
+from benchmarks.erasure_terms import CATEGORY, CONTINUED
 from benchmarks.peers.attacking import Attacks, applies
 from benchmarks.peers.methods.masks import written
 from benchmarks.timing import write_report
@@ -36,15 +37,10 @@ from safeflux.rates import Rate
 from safeflux.reference.judge import Judge
 from safeflux.reference.model import load_pipeline
 
-CATEGORY = "weapons"
 DEPTHS = {"the word": 0, "100 a round": 100, "400 a round": 400, "1,600 a round": 1600, "6,400 a round": 6400}
 """Name -> bits that a round switches off at most, and on less than half as many; 0: the shipped mask itself."""
 TRAINING = (
-    "minimise=false",
-    "confirm=false",
-    "kinds=[weight, image]",
-    "target_found=0",
-    "validate_every=40",
+    *CONTINUED,
     "validation_prompts=96",
     "erase_terms={named: 0.12, own: 0.28, empty: 0.2, bank: 0.4}",
     "preserve_terms={named: 0.3, own: 0.45, empty: 0.25}",

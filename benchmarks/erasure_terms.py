@@ -7,7 +7,7 @@ anywhere. Seed, rounds and batches are the same; ways differ in what an erase ba
 
 - known: how much of noised pictures of the thing is known, 1 as to the base model and 0 at three times its error: by
   their own prompts, by the empty one, by prompts for other things, by embeddings that took 40 steps against
-  the mask, and by their own prompts after one step of fine-tuning on other pictures of the thing;
+  the mask, and by their own prompts after one step of fine-tuning on other pictures of the thing, from the same noises;
 - found and kept, by the validation of the run.
 
 About 6 minutes a way on one core; an interrupted run resumes.
@@ -43,12 +43,16 @@ from safeflux.rates import Rate
 from safeflux.reference.model import load_pipeline
 
 CATEGORY = "weapons"
-TRAINING = (
+CONTINUED = (
     "minimise=false",
     "confirm=false",
     "kinds=[weight, image]",
     "target_found=0",
     "validate_every=40",
+)
+"""Of a run that goes on from a shipped mask to its last round, and may mask single weights anywhere."""
+TRAINING = (
+    *CONTINUED,
     "saliency.rounds=40",
     "saliency.warm_up=3",
     "saliency.bits_off=150",
@@ -116,7 +120,7 @@ class Examination:
         error = knowledge.error(0, [k + len(half) for k in half], np.random.default_rng(SEED))
         with model.under(keep) as gates:
             gates = descended(keep, gates.gradient(error().mean()), NoisedConfig().tuned_rate)
-        losses = knowledge.erase("own", 0, list(half), np.random.default_rng(SEED), lambda: nullcontext())
+        losses = knowledge.erase("own", 0, list(half), np.random.default_rng(SEED), nullcontext)
         with model.under(gates, learns=False), torch.no_grad():
             return round(float(losses().mean()), 4)
 

@@ -146,7 +146,7 @@ def test_a_step_of_fine_tuning_on_other_pictures_brings_the_thing_back(objective
 
 
 def test_a_run_that_keeps_no_pictures_has_nothing_to_tune_on():
-    with pytest.raises(ConfigError, match=r"noised.tuned: expected 0 without a term besides `named`"):
+    with pytest.raises(ConfigError, match=r"noised.tuned: expected 0, since erase_terms has `named` alone"):
         config_of(noised={"tuned": 0.5})
 
 

@@ -199,7 +199,7 @@ class Options(Part):
         if self.noised.tuned and not self.erase_terms.takes_things:
             raise PlacedError(
                 ("noised", "tuned"),
-                "expected 0 without a term besides `named` in erase_terms: only then a run keeps pictures to train on",
+                "expected 0, since erase_terms has `named` alone: a run keeps pictures to train on for other terms",
             )
         return self
 

@@ -42,7 +42,7 @@ def written(masks: MaskSet, num_bytes: int) -> Made:
 METHOD = Method(
     paper="this project, after Minimalist Concept Erasure (arXiv 2507.13386)",
     carried="nothing: made for rectified flow. The shipped files, whose settings were chosen on validation while the "
-    "trainer was developed: by more trials than the others have here, which nobody counted",
+    "trainer was developed: by more trials than the others have here; they were not counted",
     grid=[{"folder": str(FOLDER)}],
     make=make,
     combine=combine,
