@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,24 @@ The rates say how often a judge that was trained on real renderings finds the co
   the judge does not call by its name counts as erased."""
 
 
-def write_cards(folder: Path, results: Mapping[str, Any], names: Sequence[str], head: Mapping[str, Any]) -> None:
-    """Put each mask's figures into its file, and write `CATEGORY.md` beside it.
+def write_cards(
+    paths: Mapping[str, Path], alone: Mapping[str, Any], together: Mapping[str, Any], head: Mapping[str, Any]
+) -> None:
+    """Put each mask's figures into its file, and write a card of the same name beside it.
 
     Args:
-        folder: Where the masks are.
-        results: Figures by key: each category's name, and all names joined by ` + `.
-        names: The categories.
+        paths: Category -> its mask file.
+        alone: Category -> the figures of its mask alone.
+        together: Those of all masks combined.
         head: Seed, sizes, date and versions of the measurement.
     """
-    together = results[" + ".join(names)]
-    for name in names:
-        path = folder / f"{name}.safetensors"
+    for name, path in paths.items():
         masks, meta = load_masks(path)
-        views = {"alone": results[name], "with all masks": together}
+        views = {"alone": alone[name], "with all masks": together}
         evaluation = {**{view: _rates(figures, name) | _near(figures) for view, figures in views.items()}, **head}
         meta = replace(meta, evaluation=evaluation)
         save_masks(path, masks, meta)
-        write_atomically(folder / f"{name}.md", make_card(masks, meta, words_of(vocabulary().targets[name])).encode())
+        write_atomically(path.with_suffix(".md"), make_card(masks, meta, words_of(vocabulary().targets[name])).encode())
 
 
 def _rates(figures: Mapping[str, Any], name: str) -> dict[str, Any]:

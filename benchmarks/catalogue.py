@@ -6,7 +6,11 @@ The judge alone looks. Pictures are paired with the base model's, and prompts an
 `--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
 over the number of categories then show the gain of learning masks together. An interrupted run resumes: what has been
 measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures
-into its file and writes a card beside it.
+into its file and writes a card beside it. Masks from elsewhere that belong to the same policy are measured too, but not
+written:
+
+    python -m benchmarks.catalogue --masks policies/masks/emoji-flux-things --report benchmarks/reports/things \
+        --with policies/masks/emoji-flux/fluent-style.safetensors --subsets 3 --write
 """
 
 from __future__ import annotations
@@ -47,16 +51,20 @@ View = Callable[[Figures], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Family:
-    """Masks of several categories that were made in one way."""
+    """Masks of several categories that were made in one way, by category in the order of the vocabulary."""
 
     name: str
     masks: Mapping[str, MaskSet]
+    paths: Mapping[str, Path]
 
     @classmethod
-    def read(cls, name: str, folder: Path) -> Family:
-        """All mask files of a folder and those below it, in the order of the vocabulary."""
-        found = {meta.category: masks for masks, meta in (load_masks(path) for path in folder.rglob("*.safetensors"))}
-        return cls(name, {target: found[target] for target in vocabulary().targets if target in found})
+    def read(cls, name: str, folder: Path, others: Sequence[Path] = ()) -> Family:
+        """All mask files of a folder and those below it, and others."""
+        paths = [*folder.rglob("*.safetensors"), *others]
+        found = {meta.category: (masks, path) for path in paths for masks, meta in [load_masks(path)]}
+        ordered = {target: found[target] for target in vocabulary().targets if target in found}
+        masks, files = ({target: pair[k] for target, pair in ordered.items()} for k in (0, 1))
+        return cls(name, masks, files)
 
     def key(self, names: Sequence[str]) -> str:
         """The key of the figures of some masks."""
@@ -131,13 +139,22 @@ def worst(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) 
 @click.option("--report", type=click.Path(path_type=Path), default=Path("benchmarks/reports/catalogue"))
 @click.option("--subsets", default=20, show_default=True, help="Random subsets of each size.")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A mask file from elsewhere that is combined with them; repeatable.",
+)
 @click.option("--write", is_flag=True, help="Put the figures into the mask files, and write the cards.")
-def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: int, write: bool) -> None:
+def main(
+    masks: Path, against: Path | None, report: Path, subsets: int, seed: int, others: Sequence[Path], write: bool
+) -> None:
     """Measure the missing ones, draw the curve, write."""
     report.mkdir(parents=True, exist_ok=True)
     pipe, judge = load_pipeline(), Judge()
     everything, one, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (ALL, ALONE, SMALL))
-    results, shipped = Results(report / "catalogue.json"), Family.read("together", masks)
+    results, shipped = Results(report / "catalogue.json"), Family.read("together", masks, others)
     names = list(shipped.masks)
     for bench, chosen in ((everything, names), *((one, [name]) for name in names)):
         results.add(" + ".join(chosen), shipped, chosen, bench, Figures.to_json)
@@ -159,7 +176,8 @@ def main(masks: Path, against: Path | None, report: Path, subsets: int, seed: in
             "date": utc_now(),
             "versions": library_versions(),
         }
-        write_cards(masks, results.found, names, head)
+        written = {name: path for name, path in shipped.paths.items() if path not in others}
+        write_cards(written, results.found, results.found[" + ".join(names)], head)
 
 
 if __name__ == "__main__":

@@ -64,3 +64,11 @@ def test_masks_made_before_there_were_parts_keep_their_digest():
     named = make_config({**embedded_options(NAMES), "many": {"parts": 1}}, "test")
     parts = make_config({**embedded_options(NAMES), "many": {"parts": 2}}, "test")
     assert config_digest(plain) == config_digest(named) != config_digest(parts)
+
+
+def test_masks_made_before_the_loss_of_preservation_was_an_option_keep_their_digest():
+    plain, absolute, relative = (
+        config_digest(make_config({**embedded_options(NAMES), **options}, "test"))
+        for options in ({}, {"preserve_loss": "absolute"}, {"preserve_loss": "relative"})
+    )
+    assert plain == absolute != relative

@@ -9,7 +9,7 @@ from safeflux.trainer.asked.many import ManyConfig
 from safeflux.trainer.asked.options import embedded_options
 from safeflux.trainer.objective.batches import draw_subset
 from safeflux.trainer.objective.bits import Bits
-from safeflux.trainer.objective.losses import distance, erase_loss
+from safeflux.trainer.objective.losses import distance, erase_loss, standing_out
 from safeflux.trainer.objective.objective import Objective
 from safeflux.trainer.objective.prepare import prepare
 from safeflux.trainer.processes import Processes
@@ -48,8 +48,17 @@ def gates(objective) -> torch.Tensor:
     return torch.rand(len(NAMES), objective._bits.count, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("question", ["erase", "preserve"])
-def test_gradients_of_a_subset_are_those_of_plain_autograd(objective, gates, question):
+@pytest.fixture(scope="module")
+def relative(config, pipe, objective) -> Objective:
+    chosen = config.model_copy(update={"preserve_loss": "relative"})
+    return prepare(chosen, pipe, objective._bits, NAMES, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("asks", "question"), [("objective", "erase"), ("objective", "preserve"), ("relative", "preserve")]
+)
+def test_gradients_of_a_subset_are_those_of_plain_autograd(asks, gates, question, request):
+    objective = request.getfixturevalue(asks)
     for batch in range(4):
         slope = objective.erase(0, batch, 1, gates) if question == "erase" else objective.preserve(0, batch, gates)
         loss, gradient = _plain(objective, gates, question, batch, slope.subset)
@@ -82,16 +91,19 @@ def _plain(objective, gates, question, batch, subset):
         )
         target = pool.target[indices]
         losses = erase_loss(output, target, pool.change[indices]) if question == "erase" else distance(output, target)
+        if objective._config.preserve_loss == "relative":
+            losses = losses / standing_out(pool.target)[indices]
         loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, z)
     return loss.item(), gradient
 
 
-def test_parts_of_a_batch_are_batches_of_their_own(config, pipe, objective):
+@pytest.mark.parametrize("preserve_loss", ["absolute", "relative"])
+def test_parts_of_a_batch_are_batches_of_their_own(config, pipe, objective, preserve_loss):
     """The same pairs under the same masks, in one forward and one backward pass instead of five."""
     gates = torch.rand(len(NAMES), objective._bits.count, generator=torch.Generator().manual_seed(1)) > 0.2
-    small = config.model_copy(update={"batch": 2})
-    large = config.model_copy(update={"batch": 6, "many": ManyConfig(parts=3)})
+    small = config.model_copy(update={"batch": 2, "preserve_loss": preserve_loss})
+    large = small.model_copy(update={"batch": 6, "many": ManyConfig(parts=3)})
     asked = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     found = []
     for chosen in (small, large):
@@ -118,6 +130,22 @@ def _stand_ins(transformer, parameters):
     for name, (layer, leaf) in layers.items():
         delattr(layer, leaf)
         layer.register_parameter(leaf, own[name])
+
+
+def test_the_price_of_a_bit_is_relative_too(relative, objective, gates):
+    """Each picture's projection is scaled by the root of what its loss is scaled by, as the curvature is."""
+    drawn, scale = relative._draw_preserve(0, 0, 3), standing_out(relative._preserve.target)
+    assert scale.mean() == pytest.approx(1, abs=0.2)
+    assert scale.max() > 1.5 * scale.min()
+    output = relative._preserve.target[drawn.indices]
+    for k, index in enumerate(drawn.indices):
+        one = torch.zeros_like(output).index_copy_(0, torch.tensor([k]), output[k : k + 1])
+        signs = drawn.signs.get_state()
+        ours = relative._projected(drawn, one)
+        drawn.signs.set_state(signs)
+        theirs = objective._projected(drawn, one)
+        drawn.signs.set_state(signs)
+        assert (ours / theirs).square() == pytest.approx(1 / float(scale[index]), rel=1e-4)
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(objective, gates):

@@ -133,6 +133,9 @@ class Options(Part):
     erase_loss: Literal["relative", "absolute"] = "relative"
     """`relative`: each pair's distance counts relative to the base model's change between prompt and anchor, so
     that small things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
+    preserve_loss: Literal["relative", "absolute"] = "absolute"
+    """`relative`: what a picture lost counts relative to how much its content stands out from its ground, so that thin
+    and pale things count as much as big ones. `absolute`: plain mean squared distance, as in the paper."""
     erase_terms: TermConfig = TermConfig()
     """What erase batches ask."""
     preserve_terms: TermConfig = TermConfig()

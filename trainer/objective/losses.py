@@ -2,6 +2,10 @@
 
 import torch
 
+LEAST_CHANGE = 0.25
+"""Pairs whose prompt and anchor give nearly the same picture, or pictures with nearly nothing in them, would otherwise
+count without bounds."""
+
 
 def distance(output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of each sample's outputs; (B, N, C) each, to (B,)."""
@@ -19,6 +23,20 @@ def erase_loss(masked: torch.Tensor, anchor: torch.Tensor, change: torch.Tensor)
             give the plain loss of the paper.
     """
     return distance(masked, anchor) / change
+
+
+def standing_out(outputs: torch.Tensor) -> torch.Tensor:
+    """How much the content of each picture stands out from its ground: the variance over its places; (P, N, C) to (P,).
+
+    In units of the mean over all pictures, and no less than `LEAST_CHANGE` of it.
+
+    Examples:
+        >>> thing = torch.tensor([[0.0], [0.0], [0.0], [1.0]])
+        >>> standing_out(torch.stack([0 * thing, thing, 3 * thing]))
+        tensor([0.2500, 0.3000, 2.7000])
+    """
+    variance = outputs.float().var(dim=1).mean(dim=1)
+    return (variance / variance.mean()).clamp_min(LEAST_CHANGE)
 
 
 def random_projection(masked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

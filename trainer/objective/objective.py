@@ -34,7 +34,7 @@ from safeflux.trainer.objective.bits import Bits
 from safeflux.trainer.objective.gating import GatedModel, Gates
 from safeflux.trainer.objective.hardness import Hardness
 from safeflux.trainer.objective.knowledge import Knowledge
-from safeflux.trainer.objective.losses import distance, erase_loss
+from safeflux.trainer.objective.losses import distance, erase_loss, standing_out
 from safeflux.trainer.objective.references import References
 from safeflux.trainer.objective.vectors import IN_MEMORY, Vectors
 from safeflux.trainer.processes import Processes
@@ -86,6 +86,8 @@ class Objective:
         self._device = next(transformer.parameters()).device
         self._erase, self._preserve = list(erase), preserve
         self.variance = float(self._preserve.target.var(dim=0).mean())
+        is_relative = config.preserve_loss == "relative"
+        self._scale = standing_out(preserve.target) if is_relative else torch.ones(len(preserve.pairs))
         self.hard = [Hardness(len(TERMS), len(pool.pairs), start=1.0) for pool in self._erase]
         self.spoilt = Hardness(len(names) + 1, len(self._preserve.pairs))
         self.knowledge = Knowledge(config, transformer, sampler, self._erase, preserve)
@@ -144,9 +146,9 @@ class Objective:
         )
         with self._gated(product(gates, drawn.subset)) as gated:
             output, target = outputs()
-            losses = distance(output, target)
+            losses = distance(output, target) / self._scale[drawn.indices]
             gradient = gated.gradient(losses.mean(), keep_graph=True)
-            projection = gated.gradient(drawn.projected(output))
+            projection = gated.gradient(self._projected(drawn, output))
         return self._preserved(drawn, losses.detach(), gradient, projection)
 
     def preserve_each(self, round_: int, batches: Sequence[int], gates: torch.Tensor) -> Iterator[Slope]:
@@ -159,10 +161,10 @@ class Objective:
         for some in in_parts(batches, parts):
             drawn = [self._draw_preserve(round_, batch, size) for batch in some]
             with self._gated(torch.stack([product(gates, one.subset) for one in drawn])) as gated:
-                output = self._outputs(drawn)
-                losses = distance(output, torch.cat([one.pool.target[one.indices] for one in drawn])).split(size)
+                output, indices = self._outputs(drawn), [k for one in drawn for k in one.indices]
+                losses = (distance(output, self._preserve.target[indices]) / self._scale[indices]).split(size)
                 gradients = gated.gradient(torch.stack(losses).mean(dim=1).sum(), keep_graph=True)
-                signed = [one.projected(part) for one, part in zip(drawn, output.split(size), strict=True)]
+                signed = [self._projected(one, part) for one, part in zip(drawn, output.split(size), strict=True)]
                 projections = gated.gradient(torch.stack(signed).sum())
             for one, left, *both in zip(drawn, losses, gradients, projections, strict=True):
                 yield self._preserved(one, left.detach(), *both)
@@ -264,6 +266,10 @@ class Objective:
         """The same for pictures that are drawn already, (B, N, C)."""
         change = drawn.pool.change[drawn.indices] if self._is_relative else torch.ones(len(output))
         return erase_loss(output, drawn.pool.target[drawn.indices], change)
+
+    def _projected(self, drawn: Drawn, output: torch.Tensor) -> torch.Tensor:
+        """A random projection of a batch to preserve, whose square estimates the curvature of its loss."""
+        return drawn.projected(output / self._scale[drawn.indices].sqrt()[:, None, None])
 
     def _by_name(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs for prompts to preserve, and the base model's."""

@@ -14,7 +14,7 @@ from PIL import Image
 from safeflux.trainer.asked.config import TrainConfig, TrajectoryConfig
 from safeflux.trainer.asked.options import text_layers_of
 from safeflux.trainer.asked.prompts import Pair
-from safeflux.trainer.objective.losses import distance
+from safeflux.trainer.objective.losses import LEAST_CHANGE, distance
 from safeflux.trainer.sampling.precision import fast_math
 from safeflux.trainer.sampling.rollout import Condition, Sampler, encode, rollout
 from safeflux.trainer.sampling.sampler import Reference
@@ -23,8 +23,6 @@ from safeflux.trainer.sampling.trajectory import steered
 from safeflux.errors import ConfigError
 
 ENCODED_TOGETHER = 64
-LEAST_CHANGE = 0.25
-"""A pair whose prompt and anchor give nearly the same picture would otherwise count without bounds."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def config_digest(config: TrainConfig) -> str:
         del options["detector"], options["call"]
     if not config.confirm:  # as before this was an option
         del options["confirm"]
+    if config.preserve_loss == "absolute":
+        del options["preserve_loss"]
     for group, default in ADDED.items():
         if getattr(config, group) == default:
             del options[group]
