@@ -4,10 +4,10 @@
 
 The judge alone looks. Pictures are paired with the base model's, and prompts and noises held out from training. With
 `--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
-over the number of categories then show the gain of learning masks together. An interrupted run resumes: what has been
-measured stands in the report with the digests of the masks it was measured on. `--write` then puts each mask's figures
-into its file and writes a card beside it. Masks from elsewhere that belong to the same policy are measured too, but not
-written:
+over the number of categories then show the gain of learning masks together, and keep theirs when the command is run
+without it. An interrupted run resumes: what has been measured stands in the report with the digests of the masks it was
+measured on. `--write` then puts each mask's figures into its file and writes a card beside it. Masks of elsewhere that
+belong to the same policy are measured too, but not written:
 
     python -m benchmarks.catalogue --masks policies/masks/emoji-flux-things --report benchmarks/reports/things \
         --with policies/masks/emoji-flux/fluent-style.safetensors --subsets 3 --write
@@ -45,6 +45,8 @@ ALONE, ALL = Sizes(kept=1040), Sizes(kept=1400)
 SMALL = Sizes(found=24, details=0, neighbours=0, kept=100, others=0)
 """Pictures for each random subset."""
 NOTHING = Rate(0, 0)
+TOGETHER, APART = "together", "apart"
+"""The names of families: of the masks in question, and of those to compare with."""
 View = Callable[[Figures], dict[str, Any]]
 """Selects the figures that go into the report."""
 
@@ -65,10 +67,6 @@ class Family:
         ordered = {target: found[target] for target in vocabulary().targets if target in found}
         masks, files = ({target: pair[k] for target, pair in ordered.items()} for k in (0, 1))
         return cls(name, masks, files)
-
-    def key(self, names: Sequence[str]) -> str:
-        """The key of the figures of some masks."""
-        return f"{self.name}: {' + '.join(names)}"
 
     def joined(self, names: Sequence[str]) -> MaskSet:
         """The AND of some."""
@@ -92,6 +90,11 @@ class Results:
             write_atomically(self._path, (json.dumps(self.found, indent=1) + "\n").encode())
 
 
+def key_of(family: str, names: Sequence[str]) -> str:
+    """The key of the figures of some masks of a family."""
+    return f"{family}: {' + '.join(names)}"
+
+
 def subsets_of(names: Sequence[str], each: int, seed: int) -> list[tuple[str, ...]]:
     """Up to `each` different random subsets of every size from 2 to all but one."""
     rng, out = np.random.default_rng(seed), []
@@ -112,20 +115,20 @@ def brief(figures: Figures) -> dict[str, Any]:
     }
 
 
-def points(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) -> list[Point]:
+def points(results: Results, family: str, subsets: Sequence[tuple[str, ...]]) -> list[Point]:
     """One point for each number of categories: found and kept over all subsets of that size."""
     rates: dict[int, tuple[list[Rate], list[Rate]]] = {}
     for subset in subsets:
-        one = results.found[family.key(subset)]
+        one = results.found[key_of(family, subset)]
         found, kept = rates.setdefault(len(subset), ([], []))
         found += [Rate(rate["hits"], rate["n"]) for rate in one["found"].values()]
         kept.append(Rate(one["kept"]["hits"], one["kept"]["n"]))
     return [Point(str(size), sum(found, NOTHING), sum(kept, NOTHING)) for size, (found, kept) in sorted(rates.items())]
 
 
-def worst(results: Results, family: Family, subsets: Sequence[tuple[str, ...]]) -> str:
+def worst(results: Results, family: str, subsets: Sequence[tuple[str, ...]]) -> str:
     """The category that is found most often in any of the subsets."""
-    measured = {subset: results.found[family.key(subset)]["found"] for subset in subsets}
+    measured = {subset: results.found[key_of(family, subset)]["found"] for subset in subsets}
     rate, name, subset = max((found[n]["rate"], n, s) for s, found in measured.items() for n in found)
     rates = measured[subset][name]
     return f"{name} {Rate(rates['hits'], rates['n'])} under {' + '.join(subset)}" if rate else "nothing is found"
@@ -154,20 +157,21 @@ def main(
     report.mkdir(parents=True, exist_ok=True)
     pipe, judge = load_pipeline(), Judge()
     everything, one, small = (Bench(pipe, judge, sizes=sizes, seed=seed) for sizes in (ALL, ALONE, SMALL))
-    results, shipped = Results(report / "catalogue.json"), Family.read("together", masks, others)
+    results, shipped = Results(report / "catalogue.json"), Family.read(TOGETHER, masks, others)
     names = list(shipped.masks)
     for bench, chosen in ((everything, names), *((one, [name]) for name in names)):
         results.add(" + ".join(chosen), shipped, chosen, bench, Figures.to_json)
     drawn = [*((name,) for name in names), *subsets_of(names, subsets, seed), tuple(names)]
+    for family in (shipped, *([Family.read(APART, against)] if against else [])):
+        for subset in (subset for subset in drawn if set(subset) <= family.masks.keys()):
+            results.add(key_of(family.name, subset), family, subset, small, brief)
     curves = {}
-    for family in (shipped, *([Family.read("apart", against)] if against else [])):
-        fitting = [subset for subset in drawn if set(subset) <= family.masks.keys()]
-        for subset in fitting:
-            results.add(family.key(subset), family, subset, small, brief)
-        curves[family.name] = points(results, family, fitting)
-        for point in curves[family.name]:
-            click.echo(f"{family.name:9} {point.label}: found {point.found}, kept {point.kept}")
-        click.echo(f"{family.name:9} worst: {worst(results, family, fitting)}")
+    for name in (TOGETHER, APART):
+        if measured := [subset for subset in drawn if key_of(name, subset) in results.found]:
+            curves[name] = points(results, name, measured)
+            for point in curves[name]:
+                click.echo(f"{name:9} {point.label}: found {point.found}, kept {point.kept}")
+            click.echo(f"{name:9} worst: {worst(results, name, measured)}")
     plot_tradeoff(curves, report / "curve.png", title="masks combined, 1 to all of them; mean over random subsets")
     if write:
         head = {
