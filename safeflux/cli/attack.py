@@ -63,6 +63,11 @@ Examples:
 @click.option("--images", type=click.IntRange(1, 4096), help="Pictures a thing and budget.  [default: by --budget]")
 @seed
 @out_folder("Folder for figures, pictures and report; a campaign in it is resumed.  [default: runs/attack/NAME]")
+@click.option(
+    "--controls",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="OUT of a campaign against other masks of the same things: its unguarded model's figures serve again.",
+)
 @on_device
 @click.option("--dry-run", is_flag=True, help="Print the estimated cost, and attack nothing.")
 @as_json
@@ -115,6 +120,7 @@ def _attack(model: str, out: Path | None, seed: int, dry_run: bool, as_json: boo
             detectors=detectors,
             size=size,
             folder=folder,
+            controls=options["controls"],
         )
         bill = bill_of(campaign)
         bar.note(str(bill))

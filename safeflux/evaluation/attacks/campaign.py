@@ -9,7 +9,7 @@ A campaign that is started again goes on with the first unit that is missing.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,7 @@ from safeflux.evaluation.attacks.victim import Arm, Victim, in_arm
 from safeflux.evaluation.bench import Progress
 from safeflux.masks.mask_set import MaskSet
 
+_CAMPAIGN = "campaign.json"
 _COLUMNS = 6
 """Pictures of a budget that are kept."""
 _ROWS = 4
@@ -73,6 +74,7 @@ class Campaign:
         settings: Arguments of the pipeline's call.
         depends: Everything that the figures depend on, as plain values.
         folder: OUT.
+        controls: OUT of another campaign, of other masks on the same things: its unguarded model serves here too.
     """
 
     pipe: Any
@@ -86,22 +88,31 @@ class Campaign:
     depends: Mapping[str, Any]
     folder: Path
     batch: int = 16
+    controls: Path | None = None
     refused: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Leave out what this pipeline does not allow, and refuse a folder of another campaign."""
+        """Leave out what this pipeline does not allow, and refuse a folder, or controls, of another campaign."""
         reasons = {attack.name: attack.refusal(self.pipe) for attack in self.attacks}
         self.refused.update({name: reason for name, reason in reasons.items() if reason})
         if not self.things:
             raise ConfigError("the masks erase no things, only art styles; there is nothing that these attacks ask for")
-        path = self.folder / "campaign.json"
-        before = read_json(path) if path.exists() else dict(self.depends)
-        wanted = json.loads(json.dumps(self.depends))
-        for key in {*before, *wanted}:
+        if (self.folder / _CAMPAIGN).exists():
+            self._check(self.folder, "choose another --out, or remove that folder")
+        if self.controls:
+            self._check(self.controls, "choose another folder of controls", {"subject"})
+
+    def _check(self, folder: Path, way_out: str, may_differ: Set[str] = frozenset()) -> None:
+        """Make sure that the campaign of a folder depends on the same, or differs in these keys alone."""
+        path, wanted = folder / _CAMPAIGN, json.loads(json.dumps(self.depends))
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file; expected the --out of a campaign")
+        before = read_json(path)
+        for key in {*before, *wanted} - may_differ:
             if before.get(key) != wanted.get(key):
                 raise ConfigError(
                     f"{path}: expected a campaign with {key} {wanted.get(key)!r}, got one with {before.get(key)!r}; "
-                    "choose another --out, or remove that folder"
+                    f"{way_out}"
                 )
 
     @property
@@ -118,10 +129,17 @@ class Campaign:
 
     def missing(self) -> list[Unit]:
         """The units that are still to be done."""
-        return [unit for unit in self.units() if not self._path(unit).exists()]
+        return [unit for unit in self.units() if not self._path(unit).exists() and not self._lent(unit)]
+
+    def _lent(self, unit: Unit) -> Path | None:
+        """The file of a unit among the controls of another campaign; masks do not change the unguarded model."""
+        if not self.controls or unit.arm is not Arm.UNGUARDED:
+            return None
+        path = self.controls / "units" / f"{unit.name}.json"
+        return path if path.exists() else None
 
     def run(self, sight: Sight, progress: Progress = lambda what, done, total: None) -> None:
-        """Do what is missing.
+        """Copy what the controls have, and do what is missing.
 
         Args:
             sight: Looks at the pictures.
@@ -132,7 +150,8 @@ class Campaign:
         """
         with locked(self.folder):
             (self.folder / "units").mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "campaign.json", (json.dumps(self.depends, indent=1) + "\n").encode())
+            write_atomically(self.folder / _CAMPAIGN, (json.dumps(self.depends, indent=1) + "\n").encode())
+            self._take_controls()
             missing = self.missing()
             meter = _Meter(progress, sum(unit.attack.cost(self.size).total for unit in missing))
             unguarded = prepare(self, [unit.attack for unit in missing])
@@ -144,6 +163,13 @@ class Campaign:
                         for unit in units:
                             meter.begin(unit, self.size)
                             self._do(unit, victim, sight)
+
+    def _take_controls(self) -> None:
+        for unit in self.units():
+            path, lent = self._path(unit), self._lent(unit)
+            if lent and not path.exists():
+                for suffix in (".png", ".json"):  # the figures last: with them, a unit is done
+                    write_atomically(path.with_suffix(suffix), lent.with_suffix(suffix).read_bytes())
 
     def points(self, attack: Attack, arm: Arm) -> list[Point]:
         """What was seen over all units of an attack in an arm, by budget; empty where one is missing."""

@@ -44,6 +44,7 @@ def make_campaign(
     size: Size,
     folder: Path,
     packs: Mapping[str, Pack] = MappingProxyType({}),
+    controls: Path | None = None,
 ) -> Campaign:
     """The campaign against the masks of a subject.
 
@@ -56,9 +57,11 @@ def make_campaign(
         size: How much is done.
         folder: For figures and pictures.
         packs: Words of categories, before those that the profile names and the concepts of mask files.
+        controls: The folder of a campaign of other masks on the same things, whose unguarded model serves again.
 
     Raises:
-        ConfigError: The folder holds another campaign, the masks erase no things, or a pack is for none of them.
+        ConfigError: The folder holds another campaign, the controls are of other things or settings, the masks erase no
+            things, or a pack is for none of them.
     """
     rng = np.random.default_rng((size.seed, 0))
     things = spread(erased_things(packs_of(subject.concepts, profile, packs)), size.things, rng)
@@ -75,7 +78,8 @@ def make_campaign(
         "things": {thing.name: list(thing.words) for thing in things},
         "new": [thing.name for thing in new],
     }
-    return Campaign(pipe, subject.masks, attacks, things, new, phrases_of(profile), size, settings, depends, folder)
+    given = (pipe, subject.masks, attacks, things, new, phrases_of(profile), size, settings, depends, folder)
+    return Campaign(*given, controls=controls)
 
 
 def make_sight(campaign: Campaign) -> Sight:

@@ -47,10 +47,9 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def make(pipe):
-    subject = policy_subject("strict", pipe)
-
-    def build(folder, names=NAMES, size=SIZE):
-        options = {"detectors": ["judge"], "size": size, "folder": folder}
+    def build(folder, names=NAMES, size=SIZE, policy="strict", controls=None):
+        subject = policy_subject(policy, pipe)
+        options = {"detectors": ["judge"], "size": size, "folder": folder, "controls": controls}
         return make_campaign(pipe, load_profile("emoji-flux"), subject, attacks_of(names), **options)
 
     return build
@@ -117,6 +116,26 @@ def test_another_campaign_is_refused_in_the_same_folder(campaign, make):
     with pytest.raises(ConfigError, match="expected a campaign with size"):
         make(campaign.folder, size=Size("quick", 2, 3, 5))
     assert make(campaign.folder, ["split", "empty", "plain"]).missing()  # more attacks are welcome
+
+
+def test_the_unguarded_model_of_a_campaign_of_other_masks_serves_again(campaign, make, sight, tmp_path):
+    other = make(tmp_path / "other", ["split"], policy="strict-things", controls=campaign.folder)
+    assert bill_of(other).costs == {"split": Cost(3 * 2 * 4)}
+    assert {unit.arm for unit in other.missing()} == {Arm.ERASED, Arm.RANDOM, Arm.NEW}
+    assert not (tmp_path / "other").exists()  # until it runs
+    other.run(sight)
+    assert not make(tmp_path / "other", ["split"], policy="strict-things").missing()  # complete without the controls
+    attack = other.attacks[0]
+    assert other.points(attack, Arm.UNGUARDED) == campaign.points(attack, Arm.UNGUARDED)
+    for path in (campaign.folder / "units").glob("split--unguarded--*"):
+        assert (tmp_path / "other" / "units" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_controls_of_another_size_or_of_nothing_are_refused(campaign, make, tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a campaign with size .*choose another folder of controls"):
+        make(tmp_path / "other", size=Size("quick", 2, 3, 5), controls=campaign.folder)
+    with pytest.raises(ConfigError, match="there is no such file; expected the --out of a campaign"):
+        make(tmp_path / "other", controls=tmp_path)
 
 
 def test_two_processes_do_not_attack_in_the_same_folder(campaign, sight):
