@@ -45,6 +45,7 @@ WITH_EXAMPLES = {
     "safeflux.trainer.methods.estimates",
     "safeflux.trainer.objective.batches",
     "safeflux.trainer.objective.hardness",
+    "safeflux.trainer.objective.losses",
     "safeflux.trainer.objective.noised",
     "safeflux.trainer.objective.vectors",
     "safeflux.evaluation.metrics",
