@@ -199,11 +199,13 @@ def test_cards_are_renewed_from_a_report_with_what_it_has(tmp_path):
     pair = {side: {"hits": hits, "n": 9} for side, hits in (("base", 9), ("masked", 1))}
     figures = {"targets": {"drugs": {"kind": "object", "found": pair, "traces": pair}}, "kept_right": pair}
     near = {"two_noises_ssim": {"mean": 0.8, "interval_95": [0.7, 0.9], "n": 3}}
-    write_cards(tmp_path, {"drugs": figures | {"fidelity": near}}, ["drugs"], {"seed": 3})
+    file = {"drugs": tmp_path / "drugs.safetensors"}
+    measured = figures | {"fidelity": near}
+    write_cards(file, {"drugs": measured}, measured, {"seed": 3})
     card = (tmp_path / "drugs.md").read_text()
     assert f"| traces of it seen | {Rate(9, 9)} | {Rate(1, 9)} | {Rate(1, 9)} |" in card
     assert "| the same of two noises of the base model | 0.800" in card
-    write_cards(tmp_path, {"drugs": figures}, ["drugs"], {"seed": 3})
+    write_cards(file, {"drugs": figures}, figures, {"seed": 3})
     assert "two noises" not in (tmp_path / "drugs.md").read_text()
 
 
