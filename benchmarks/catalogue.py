@@ -4,10 +4,10 @@
 
 The judge alone looks. Pictures are paired with the base model's, and prompts and noises held out from training. With
 `--against FOLDER` the masks of the same categories that lie there, made alone, go through the same subsets; the curves
-over the number of categories then show the gain of learning masks together, and keep theirs when the command is run
-without it. An interrupted run resumes: what has been measured stands in the report with the digests of the masks it was
-measured on. `--write` then puts each mask's figures into its file and writes a card beside it. Masks of elsewhere that
-belong to the same policy are measured too, but not written:
+over the number of categories then show the gain of learning masks together. Later runs without it still draw that
+curve, from the report. An interrupted run resumes: what has been measured stands in the report with the digests of the
+masks it was measured on. `--write` then puts each mask's figures into its file and writes a card beside it. With
+`--with FILE` a mask from another folder is combined with them, and gets no figures or card:
 
     python -m benchmarks.catalogue --masks policies/masks/emoji-flux-things --report benchmarks/reports/things \
         --with policies/masks/emoji-flux/fluent-style.safetensors --subsets 3 --write

@@ -26,10 +26,16 @@ CONSTANTS: dict[str, dict[str, float]] = {
 """Part of the digest beside the options, since they decide the masks as well; no prompts are dropped. Masks made while
 these were options keep the digest that they were made with."""
 
-ADDED = {"erase_terms": TermConfig(), "preserve_terms": TermConfig(), "noised": NoisedConfig(), "many": ManyConfig()}
-"""Groups of options that came later; masks made without them keep their digest."""
+ADDED = {
+    "erase_terms": TermConfig(),
+    "preserve_terms": TermConfig(),
+    "noised": NoisedConfig(),
+    "many": ManyConfig(),
+    "preserve_loss": "absolute",
+}
+"""Options that came later, and groups of them; masks made without them keep their digest."""
 ADDED_TO_NOISED = ("tuned", "tuned_rate")
-"""The same of single options."""
+"""The same, inside a group."""
 
 
 def config_digest(config: TrainConfig) -> str:
@@ -42,11 +48,9 @@ def config_digest(config: TrainConfig) -> str:
         del options["detector"], options["call"]
     if not config.confirm:  # as before this was an option
         del options["confirm"]
-    if config.preserve_loss == "absolute":
-        del options["preserve_loss"]
-    for group, default in ADDED.items():
-        if getattr(config, group) == default:
-            del options[group]
+    for option, default in ADDED.items():
+        if getattr(config, option) == default:
+            del options[option]
     if "noised" in options and not config.noised.tuned:
         options["noised"] = {key: value for key, value in options["noised"].items() if key not in ADDED_TO_NOISED}
     for group, constants in CONSTANTS.items():

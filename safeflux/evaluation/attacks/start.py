@@ -78,8 +78,19 @@ def make_campaign(
         "things": {thing.name: list(thing.words) for thing in things},
         "new": [thing.name for thing in new],
     }
-    given = (pipe, subject.masks, attacks, things, new, phrases_of(profile), size, settings, depends, folder)
-    return Campaign(*given, controls=controls)
+    return Campaign(
+        pipe,
+        subject.masks,
+        attacks,
+        things,
+        new,
+        phrases_of(profile),
+        size,
+        settings,
+        depends,
+        folder,
+        controls=controls,
+    )
 
 
 def make_sight(campaign: Campaign) -> Sight:
